@@ -1,0 +1,1 @@
+"""Multi-modal neural recordings to WebDataset shards, and from shards to resumable PyTorch training."""

@@ -1,0 +1,182 @@
+"""Files and directories that appear whole or not at all: write aside, fsync, rename.
+
+Knows nothing of tars or samples.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import OutputError
+
+ASIDE_SUFFIX = ".part"
+
+
+def fsync_path(path: str | os.PathLike[str]) -> None:
+    """Ask the kernel to put a file's or directory's content on the disk before returning."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write `data` to `path` so that a reader sees the old content or the new, whatever happens in between.
+
+    Raises:
+        OSError: the directory cannot be written or the disk is full; the old content stays.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}{ASIDE_SUFFIX}")
+    try:
+        with open(aside, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise
+    fsync_path(path.parent)
+
+
+class StagedDirectory:
+    """A directory that is filled beside its final place and put there in one rename.
+
+    The staging directory is ``.<name>.partial`` beside `target` and holds a lock for as long as this object lives,
+    so two runs never write into one output. The lock is the kernel's: it goes with the process that held it.
+
+    Args:
+        target: where the finished directory shall stand.
+        overwrite: whether an existing, non-empty `target` may be replaced.
+
+    Raises:
+        OutputError: `target` is a file, is not empty and `overwrite` is false, is being written by another run, or
+            cannot be replaced because it is a mount point.
+    """
+
+    def __init__(self, target: str | os.PathLike[str], overwrite: bool = False) -> None:
+        self.target = Path(os.path.abspath(target))
+        self.overwrite = overwrite
+        self.path = self.target.with_name(f".{self.target.name}.partial")
+        self._check_target()
+        self._lock = self._create_and_lock()
+        try:
+            self._check_target()  # another run may have finished while this one waited for nothing
+        except OutputError:
+            self.discard()
+            raise
+
+    def _check_target(self) -> None:
+        if self.target.exists() and not self.target.is_dir():
+            raise OutputError("the output directory is a file", file=self.target, remedy="choose another name")
+        if os.path.ismount(self.target):
+            raise OutputError(
+                "the output directory is a mount point and cannot be replaced in one step",
+                file=self.target,
+                remedy="choose a directory inside it",
+            )
+        if not self.overwrite and self.target.is_dir() and any(self.target.iterdir()):
+            raise OutputError(
+                "the output directory is not empty",
+                file=self.target,
+                remedy="choose another directory, or overwrite=True (--overwrite) to replace it",
+            )
+
+    def _create_and_lock(self) -> int:
+        while True:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+            except FileNotFoundError:
+                continue  # the run that owned it finished in this very moment
+            except OSError as error:
+                raise OutputError(
+                    f"cannot create the output: {error.strerror}", file=self.path, remedy="choose a writable place"
+                ) from error
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                os.close(fd)
+                raise OutputError(
+                    "another run is writing this output", file=self.target, remedy="wait for it, or end it"
+                ) from error
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(fd), os.stat(self.path)):
+                    return fd
+            os.close(fd)  # locked what had just been renamed into place: start again
+
+    def clear(self) -> None:
+        """Remove whatever an earlier, unfinished run left in the staging directory."""
+        for entry in self.path.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+    def commit(self) -> None:
+        """Put the staged files in their place; everything in them must have been fsynced.
+
+        Raises:
+            OutputError: the place cannot be taken; the staged files stay, and the old directory too.
+        """
+        fsync_path(self.path)
+        try:
+            if not (self.target.is_dir() and any(self.target.iterdir())):
+                os.rename(self.path, self.target)
+            else:
+                _exchange(self.path, self.target)
+                shutil.rmtree(self.path)  # now the old dataset
+        except OSError as error:
+            raise OutputError(
+                f"cannot put the finished files in place: {error.strerror}", file=self.target, remedy="see the cause"
+            ) from error
+        fsync_path(self.target.parent)
+        self.release()
+
+    def discard(self) -> None:
+        """Remove the staged files and release the lock; the target stays as it is."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.release()
+
+    def release(self) -> None:
+        """Let go of the lock, leaving the staged files for a later run."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+def _exchange(a: Path, b: Path) -> None:
+    """Swap two directories in one step where the system can, else in two renames."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    at_fdcwd, rename_exchange = -100, 2
+    if hasattr(libc, "renameat2"):
+        if libc.renameat2(at_fdcwd, os.fsencode(a), at_fdcwd, os.fsencode(b), rename_exchange) == 0:
+            return
+        number = ctypes.get_errno()
+        if number not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise OSError(number, os.strerror(number), str(a))
+    old = b.with_name(f".{b.name}.old")
+    os.rename(b, old)
+    os.rename(a, b)
+    os.rename(old, a)
+
+
+@contextlib.contextmanager
+def locked_file(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Hold an exclusive lock named by the file `path` (created when missing), waiting for other holders."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)

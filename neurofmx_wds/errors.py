@@ -1,0 +1,94 @@
+"""What can go wrong, by name. Every message says which file and sample are at fault and what to do about it.
+
+Knows nothing of the rest of the package.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class NeurofmxError(Exception):
+    """Base of every error that the data or its use can cause.
+
+    Args:
+        problem: what is wrong, one sentence.
+        file: the file at fault.
+        sample: the key of the sample at fault.
+        member: the field or tar member at fault.
+        remedy: what the user can do about it.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        file: str | os.PathLike[str] | None = None,
+        sample: str | None = None,
+        member: str | None = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.problem = problem
+        self.file = None if file is None else os.fspath(file)
+        self.sample = sample
+        self.member = member
+        self.remedy = remedy
+        super().__init__(problem)
+
+    def __str__(self) -> str:
+        place = [
+            f"{what} {value!r}" if what else str(value)
+            for what, value in (("", self.file), ("sample", self.sample), ("field", self.member))
+            if value is not None
+        ]
+        text = f"{', '.join(place)}: {self.problem}" if place else self.problem
+        return f"{text} ({self.remedy})" if self.remedy else text
+
+    def __reduce__(self) -> tuple[object, ...]:  # keyword-only arguments do not survive the default pickling
+        return _rebuild, (type(self), self.problem, self.file, self.sample, self.member, self.remedy)
+
+
+def _rebuild(
+    kind: type[NeurofmxError],
+    problem: str,
+    file: str | None,
+    sample: str | None,
+    member: str | None,
+    remedy: str | None,
+) -> NeurofmxError:
+    return kind(problem, file=file, sample=sample, member=member, remedy=remedy)
+
+
+class FieldError(NeurofmxError, ValueError):
+    """A sample, key, field name or value that cannot be written."""
+
+
+class OutputError(NeurofmxError, OSError):
+    """An output directory that cannot be written: not empty, locked, or not on one file system."""
+
+    def __str__(self) -> str:
+        return NeurofmxError.__str__(self)
+
+
+class ShardError(NeurofmxError, ValueError):
+    """A shard whose bytes are not what they should be."""
+
+
+class ShardIndexError(ShardError):
+    """A sidecar index that is damaged, of another version, or of another shard."""
+
+
+class ManifestError(ShardError):
+    """A ``dataset_metadata.json`` that is damaged or does not match the shards beside it."""
+
+
+class UnsafeDataError(ShardError):
+    """Bytes that ask for more than plain arrays and containers: they are refused, never run."""
+
+
+class StateError(NeurofmxError, ValueError):
+    """A saved loader state that does not belong to this dataset, selection, seed or shuffle."""
+
+
+class SourceError(NeurofmxError, ValueError):
+    """A recording or array file that cannot be converted."""

@@ -1,0 +1,423 @@
+"""One value of a sample ↔ the bytes of one tar member: names, encoding, and decoding that can run nothing.
+
+Knows nothing of tars, shards or loading.
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import io
+import json
+import math
+import pickle
+import pickletools
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from webdataset import autodecode
+from webdataset import writer as wds_writer
+
+from .errors import FieldError, UnsafeDataError
+
+Buffer = bytes | bytearray | memoryview
+FieldFormat = Literal["npy", "pyd"]
+
+_NPY_MAX_HEADER = 10_000
+_PICKLE_EXTENSIONS = frozenset({"pyd", "pkl", "pickle"})
+# What webdataset's writer encodes or its readers decode by extension; images and the like are stored as given.
+_KNOWN_EXTENSIONS = (
+    frozenset(wds_writer.default_handlers) | frozenset(autodecode.decoders) | frozenset(autodecode.IMAGE_EXTENSIONS)
+    | frozenset({"bin", "gz", "mp4", "avi", "mov", "webm", "flac", "wav", "mp3", "nwb"})
+)
+
+
+@dataclass(frozen=True)
+class ArrayLayout:
+    """How an ``.npy`` payload holds its array: enough to copy it without parsing anything.
+
+    Attributes:
+        dtype: numpy's type string, such as ``"<f4"``.
+        shape: the array's shape.
+        header_size: bytes before the array's data.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    header_size: int
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the array's data in bytes."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+def check_field_name(name: object) -> None:
+    """Refuse a field name that webdataset would change, cut or drop.
+
+    Raises:
+        FieldError: the name is not a string, is empty, starts with ``_``, or holds a capital, a slash or a control
+            character.
+    """
+    if not isinstance(name, str) or not name:
+        raise FieldError(f"a field name must be a non-empty string, not {name!r}", remedy="rename the field")
+    reasons = [
+        ("starts with '_', which webdataset keeps for itself", name.startswith("_")),
+        ("starts or ends with a dot, or holds two in a row", "" in name.split(".")),
+        ("holds a '/', which would make it part of the key", "/" in name),
+        ("holds a capital, and webdataset lower-cases field names", name != name.lower()),
+        ("holds a character that cannot be printed", not name.isprintable()),
+    ]
+    for reason, found in reasons:
+        if found:
+            raise FieldError(f"the field name {reason}", member=name, remedy="rename the field")
+
+
+def check_key(key: object) -> None:
+    """Refuse a sample key that webdataset would cut, skip or mix up.
+
+    Raises:
+        FieldError: the key is not a string, is empty, or holds a dot, a control character or an odd slash.
+    """
+    if not isinstance(key, str) or not key:
+        raise FieldError(f"a sample's key must be a non-empty string, not {key!r}", remedy="name the sample")
+    reasons = [
+        ("holds a dot, and webdataset cuts a name at its first dot", "." in key),
+        ("starts with '__', which webdataset skips", key.startswith("__")),
+        ("has an empty part between slashes", "" in key.split("/")),
+        ("holds a character that cannot be printed", not key.isprintable()),
+    ]
+    for reason, found in reasons:
+        if found:
+            raise FieldError(f"the sample's key {reason}", sample=key, remedy="rename the sample")
+
+
+def field_of(suffix: str) -> str:
+    """The field that a member's suffix stands for: its last extension is stripped (``spikes.npy`` → ``spikes``)."""
+    if suffix.endswith(".gz"):
+        suffix = suffix[: -len(".gz")]
+    return suffix.rpartition(".")[0] or suffix
+
+
+def encode(name: str, value: Any, field_format: FieldFormat = "npy") -> tuple[str, list[Buffer], ArrayLayout | None]:
+    """Turn a value into a tar member.
+
+    Arrays and tensors become ``.npy`` (or ``.pyd``), numbers 0-d ``.npy``, dicts and lists ``.json``, strings
+    ``.txt``, bytes ``.bin``. A name that ends in an extension webdataset knows goes through webdataset's own encoder.
+
+    Args:
+        name: the field's name.
+        value: what to store.
+        field_format: how arrays are stored.
+
+    Returns:
+        The member's suffix, its payload as consecutive buffers, and the array's layout when it is a plain ``.npy``.
+
+    Raises:
+        FieldError: the name or the value cannot be stored.
+    """
+    check_field_name(name)
+    extension = name.rpartition(".")[2] if "." in name else ""
+    if extension in _KNOWN_EXTENSIONS and extension != "npy":
+        return name, [_encode_by_extension(name, value)], None
+    stem = name[: -len(".npy")] if extension == "npy" else name
+    if isinstance(value, str) and extension != "npy":
+        return f"{name}.txt", [value.encode("utf-8")], None
+    if isinstance(value, (bytes, bytearray, memoryview)) and extension != "npy":
+        return f"{name}.bin", [bytes(value)], None
+    if isinstance(value, (dict, list, tuple)) and extension != "npy":
+        return f"{name}.json", [encode_json(value, name)], None
+    array = _as_array(name, value)
+    if field_format == "pyd" and extension != "npy":
+        return f"{name}.pyd", [pickle.dumps(array, protocol=4)], None
+    header = npy_header(array.dtype, array.shape)
+    layout = None if array.dtype.fields else ArrayLayout(array.dtype.str, array.shape, len(header))
+    data = array.reshape(-1).view(np.uint8).data if array.size else b""
+    return f"{stem}.npy", [header, data], layout
+
+
+def encode_json(value: Any, name: str = "metadata") -> bytes:
+    """Compact UTF-8 JSON; numpy numbers, booleans and arrays become plain ones.
+
+    Raises:
+        FieldError: something in `value` has no JSON form.
+    """
+    try:
+        return json.dumps(value, default=_plain, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    except (TypeError, ValueError, RecursionError, UnicodeEncodeError) as error:
+        raise FieldError(f"cannot be stored as JSON: {error}", member=name, remedy="use plain values") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def _encode_by_extension(name: str, value: Any) -> Buffer:
+    if name.endswith(".gz"):  # webdataset's own gzip writes the time of day into the file
+        inner = value if isinstance(value, (bytes, bytearray, memoryview)) else b"".join(encode(name[:-3], value)[1])
+        return gzip.compress(inner, mtime=0)
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value)
+    try:
+        encoded = wds_writer.encode_based_on_extension1(value, name, wds_writer.default_handlers)
+        return memoryview(encoded).cast("B")
+    except Exception as error:  # webdataset asserts, raises ValueError, or whatever the encoder raises
+        raise FieldError(
+            f"webdataset's encoder for this extension refused a {type(value).__name__}: {error}",
+            member=name,
+            remedy="give it what the extension stands for, or bytes, or leave the extension out",
+        ) from error
+
+
+def _as_array(name: str, value: Any) -> np.ndarray:
+    if isinstance(value, torch.Tensor):
+        try:
+            value = value.detach().cpu().numpy()
+        except (TypeError, RuntimeError) as error:
+            raise FieldError(f"the tensor has no numpy form: {error}", member=name, remedy="convert it") from error
+    if not isinstance(value, (np.ndarray, np.generic, bool, int, float, complex)):
+        raise FieldError(
+            f"cannot store a {type(value).__name__}",
+            member=name,
+            remedy="use arrays, tensors, numbers, str, bytes, dict or list",
+        )
+    array = np.asarray(value)
+    if array.dtype.hasobject:
+        raise FieldError(
+            "an array of Python objects cannot be stored safely", member=name, remedy="use a numeric or string dtype"
+        )
+    return array if array.flags.c_contiguous else array.copy(order="C")
+
+
+@functools.lru_cache(maxsize=4096)
+def _npy_header(descr: str, shape: tuple[int, ...]) -> bytes:
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": descr, "fortran_order": False, "shape": shape})
+    return stream.getvalue()
+
+
+def npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """The header that numpy writes before a C-ordered array of this dtype and shape."""
+    if not dtype.fields:
+        return _npy_header(dtype.str, shape)
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_2_0(
+        stream, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    )
+    return stream.getvalue()
+
+
+@functools.lru_cache(maxsize=4096)
+def _parse_npy_header(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bool, int]:
+    stream = io.BytesIO(header)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(stream, max_header_size=_NPY_MAX_HEADER)
+    except Exception as error:  # numpy parses the header as a Python literal: many things can go wrong
+        raise UnsafeDataError(f"not a valid .npy header: {str(error)[:200]}") from error
+    if dtype.hasobject:
+        raise UnsafeDataError("the array holds pickled Python objects, which are never loaded")
+    if any(n < 0 for n in shape):
+        raise UnsafeDataError(f"the array's shape {shape} is negative")
+    return dtype, shape, fortran, stream.tell()
+
+
+def _npy_header_size(data: Buffer) -> int:
+    """Bytes of the .npy header, from its first 12."""
+    start = bytes(data[:12])
+    if len(start) < 10 or not start.startswith(b"\x93NUMPY"):
+        raise UnsafeDataError("not an .npy array: its magic bytes are missing")
+    width = 2 if start[6] == 1 else 4
+    size = 8 + width + int.from_bytes(start[8 : 8 + width], "little")
+    if size > len(data) or size > _NPY_MAX_HEADER:
+        raise UnsafeDataError(f"the .npy header claims {size} bytes, the member has {len(data)}")
+    return size
+
+
+def npy_layout(data: Buffer) -> ArrayLayout | None:
+    """The layout of an ``.npy`` payload, or None where it cannot be copied as it is (Fortran order, structured dtype).
+
+    Raises:
+        UnsafeDataError: the header is damaged, asks for Python objects, or for more bytes than there are.
+    """
+    dtype, shape, fortran, size = _parse_npy_header(bytes(data[: _npy_header_size(data)]))
+    n_bytes = math.prod(shape) * dtype.itemsize
+    if size + n_bytes > len(data):
+        raise UnsafeDataError(f"the array needs {n_bytes} bytes, the member has {len(data) - size}")
+    if dtype.fields or dtype.subdtype or (fortran and len(shape) > 1):
+        return None
+    return ArrayLayout(dtype.str, shape, size)
+
+
+def decode_npy(data: Buffer) -> np.ndarray:
+    """A writable array from an ``.npy`` payload; sizes are checked before anything is allocated.
+
+    Raises:
+        UnsafeDataError: as :func:`npy_layout`.
+    """
+    dtype, shape, fortran, size = _parse_npy_header(bytes(data[: _npy_header_size(data)]))
+    n_bytes = math.prod(shape) * dtype.itemsize
+    if size + n_bytes > len(data):
+        raise UnsafeDataError(f"the array needs {n_bytes} bytes, the member has {len(data) - size}")
+    raw = bytearray(memoryview(data)[size : size + n_bytes])
+    if not raw:
+        return np.empty(shape, dtype)
+    return np.ndarray(shape, dtype, buffer=raw, order="F" if fortran else "C")
+
+
+def decode_json(data: Buffer) -> Any:
+    """A JSON value.
+
+    Raises:
+        UnsafeDataError: not UTF-8, not JSON, or nested too deep.
+    """
+    try:
+        return json.loads(bytes(data))
+    except (ValueError, RecursionError) as error:
+        raise UnsafeDataError(f"not valid JSON: {error}") from error
+
+
+# --- pickles: an allow-list, and stand-ins that cannot allocate more than the bytes they are given -------------------
+
+
+class _NdarrayName:
+    """Stands for ``numpy.ndarray`` inside a pickle, where the class itself could be called with any shape."""
+
+
+def _reconstruct(kind: object, shape: object, _typecode: object) -> np.ndarray:
+    if kind is not _NdarrayName or shape != (0,):
+        raise UnsafeDataError("the pickle builds an array in an unusual way")
+    return np.empty((0,), "b")
+
+
+def _frombuffer(buffer: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], order: str, *_: object) -> np.ndarray:
+    return np.frombuffer(buffer, dtype).reshape(shape, order="F" if order == "F" else "C").copy(order="K")
+
+
+def _latin1(text: str, encoding: str = "latin1") -> bytes:
+    if encoding != "latin1":
+        raise UnsafeDataError(f"the pickle uses the codec {encoding!r}")
+    return text.encode("latin1")
+
+
+def _storage(data: bytes) -> Any:
+    return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+
+
+_rebuild_tensor = torch._utils._rebuild_tensor_v2  # checks sizes against the storage by itself
+
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): _NdarrayName,
+    ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): _latin1,
+    ("builtins", "complex"): complex,
+    ("builtins", "set"): set,
+    ("builtins", "frozenset"): frozenset,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch.storage", "_load_from_bytes"): _storage,
+}
+for _package in ("numpy.core", "numpy._core"):
+    _ALLOWED[_package + ".multiarray", "_reconstruct"] = _reconstruct
+    _ALLOWED[_package + ".multiarray", "scalar"] = np.float64(0).__reduce__()[0]
+    _ALLOWED[_package + ".numeric", "_frombuffer"] = _frombuffer
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _ALLOWED[module, name]
+        except KeyError:
+            raise UnsafeDataError(f"the pickle asks for {module}.{name}, not a plain array or container") from None
+
+
+def decode_pickle(data: Buffer) -> Any:
+    """Arrays, tensors and plain containers out of a pickle; anything else is refused before it is built.
+
+    Raises:
+        UnsafeDataError: the pickle names anything but numpy/torch array types, or is damaged.
+    """
+    raw = bytes(data)
+    try:
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(raw)):
+            if "PUT" in opcode.name and isinstance(argument, int) and argument > count:
+                raise UnsafeDataError("the pickle's memo is out of proportion")
+            if "EXT" in opcode.name or "PERSID" in opcode.name:
+                raise UnsafeDataError(f"the pickle uses {opcode.name}")
+        value = _ArrayUnpickler(io.BytesIO(raw)).load()
+        _refuse_objects(value)
+    except UnsafeDataError:
+        raise
+    except Exception as error:  # a damaged pickle can raise anything
+        raise UnsafeDataError(f"not a readable pickle: {type(error).__name__}: {error}") from error
+    return value
+
+
+def _refuse_objects(value: Any) -> None:
+    if isinstance(value, (np.ndarray, np.generic)):
+        if value.dtype.hasobject:
+            raise UnsafeDataError("the pickle holds an array of Python objects")
+    elif isinstance(value, dict):
+        for item in value.values():
+            _refuse_objects(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _refuse_objects(item)
+
+
+def _decode_npz(data: Buffer) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(bytes(data)), allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def _decode_pth(data: Buffer) -> Any:
+    return torch.load(io.BytesIO(bytes(data)), weights_only=True, map_location="cpu")
+
+
+def _decode_as_webdataset(extension: str, data: Buffer) -> Any:
+    return autodecode.decoders[extension](bytes(data))
+
+
+_DECODERS: dict[str, Callable[[Buffer], Any]] = {
+    **{extension: functools.partial(_decode_as_webdataset, extension) for extension in autodecode.decoders},
+    "npy": decode_npy,
+    "npz": _decode_npz,
+    "pth": _decode_pth,
+    "json": decode_json,
+    "jsn": decode_json,
+    **dict.fromkeys(_PICKLE_EXTENSIONS, decode_pickle),
+}
+
+
+def decode(suffix: str, data: Buffer) -> Any:
+    """The value that a member holds, by webdataset's rules for its extension, except that nothing can run.
+
+    Extensions that webdataset does not decode by itself (images, sound, video) stay bytes.
+
+    Args:
+        suffix: the member's name after the key, such as ``spikes.npy``.
+        data: the payload.
+
+    Raises:
+        UnsafeDataError: the payload is damaged or asks for more than plain data.
+    """
+    extension = suffix.rpartition(".")[2].lower()
+    try:
+        if extension == "gz":
+            return decode(suffix[:-3], gzip.decompress(data))
+        decoder = _DECODERS.get(extension)
+        return bytes(data) if decoder is None else decoder(data)
+    except UnsafeDataError:
+        raise
+    except Exception as error:
+        raise UnsafeDataError(f"cannot be decoded as {extension!r}: {type(error).__name__}: {error}") from error
+

@@ -1,0 +1,420 @@
+"""The sidecar index of a shard: where every sample's every payload lies, so that reading parses nothing.
+
+Knows tars and fields; knows nothing of datasets, order or loading.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import mmap
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from webdataset.tariterators import base_plus_ext
+
+from . import fields
+from .atomic import write_atomic
+from .errors import ShardError, ShardIndexError
+from .fields import ArrayLayout
+
+INDEX_SUFFIX = ".index"
+INDEX_VERSION = 1
+METADATA_SUFFIX = "metadata.json"
+_MAGIC = b"NFMXIDX\n"
+_META_NAME = re.compile(r"__[^/]*__($|/)")  # webdataset skips these members
+_SECTIONS = {  # name → dtype, in the order in which they are stored
+    "sample_start": "<i8",
+    "member_suffix": "<i4",
+    "member_layout": "<i4",
+    "member_offset": "<i8",
+    "member_size": "<i8",
+    "key_end": "<i8",
+    "keys": "|u1",
+    "metadata_end": "<i8",
+    "metadata": "|u1",
+}
+
+
+def index_path(shard: str | Path) -> Path:
+    """Where a shard's sidecar lies: ``shard_000000.tar.gz`` → ``shard_000000.index``."""
+    shard = Path(shard)
+    return shard.with_name(re.sub(r"\.(tar(\.(gz|bz2|xz))?|tgz|tbz2|txz)$", "", shard.name) + INDEX_SUFFIX)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One field of a shard: for each sample that has it, where its payload lies.
+
+    Attributes:
+        suffix: the members' suffix, such as ``spikes.npy``.
+        offset: payload offset in the (unpacked) tar, shape (n_samples,), int64; -1 where a sample lacks the field.
+        size: payload size in bytes, shape (n_samples,), int64.
+        layout: what all payloads hold, if every sample has this field as an array of one dtype and shape.
+        stride: distance in bytes between consecutive payloads where it is constant, else 0.
+    """
+
+    suffix: str
+    offset: np.ndarray
+    size: np.ndarray
+    layout: ArrayLayout | None
+    stride: int
+
+
+@dataclass(frozen=True, eq=False)
+class ShardIndex:
+    """Where every payload of one shard lies, with the samples' keys and metadata.
+
+    Attributes:
+        shard_name: file name of the shard.
+        tar_size: bytes of the tar, unpacked.
+        file_size: bytes of the shard file (differs where it is compressed).
+        sha256: checksum of the shard file, or None where it was never read whole.
+        suffixes: the member suffixes that occur.
+        layouts: the array layouts that occur.
+        sample_start: shape (n_samples + 1,): sample i owns members ``sample_start[i]`` to ``sample_start[i + 1]``.
+        member_suffix: shape (n_members,): index into `suffixes`.
+        member_layout: shape (n_members,): index into `layouts`, -1 for none.
+        member_offset: shape (n_members,): payload offset in bytes.
+        member_size: shape (n_members,): payload size in bytes.
+        key_end, keys: the samples' keys, UTF-8, one after the other; ``key_end`` is where each ends.
+        metadata_end, metadata: likewise the samples' metadata JSON (empty where there is none).
+    """
+
+    shard_name: str
+    tar_size: int
+    file_size: int
+    sha256: str | None
+    suffixes: tuple[str, ...]
+    layouts: tuple[ArrayLayout, ...]
+    sample_start: np.ndarray
+    member_suffix: np.ndarray
+    member_layout: np.ndarray
+    member_offset: np.ndarray
+    member_size: np.ndarray
+    key_end: np.ndarray
+    keys: np.ndarray
+    metadata_end: np.ndarray
+    metadata: np.ndarray
+
+    @property
+    def n_samples(self) -> int:
+        """Number of samples."""
+        return len(self.sample_start) - 1
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory that the index takes, in bytes."""
+        return sum(getattr(self, name).nbytes for name in _SECTIONS)
+
+    @functools.cached_property
+    def sample_keys(self) -> list[str]:
+        """The keys, in shard order."""
+        text, ends = self.keys.tobytes(), self.key_end.tolist()
+        return [text[a:b].decode("utf-8") for a, b in zip([0, *ends], ends, strict=False)]
+
+    @functools.cached_property
+    def _metadata_bytes(self) -> tuple[bytes, list[int]]:
+        return self.metadata.tobytes(), [0, *self.metadata_end.tolist()]
+
+    def metadata_json(self, sample: int) -> bytes:
+        """The metadata of a sample as stored; ``b"{}"`` where it has none."""
+        text, ends = self._metadata_bytes
+        return text[ends[sample] : ends[sample + 1]] or b"{}"
+
+    @functools.cached_property
+    def columns(self) -> dict[str, Column]:
+        """The fields, by name. Two suffixes that would get one name keep their extensions."""
+        names = [fields.field_of(suffix) for suffix in self.suffixes]
+        return {
+            (name if names.count(name) == 1 else suffix): self._column(i, suffix)
+            for i, (name, suffix) in enumerate(zip(names, self.suffixes, strict=True))
+        }
+
+    def _column(self, suffix_id: int, suffix: str) -> Column:
+        members = np.flatnonzero(self.member_suffix == suffix_id)
+        samples = np.searchsorted(self.sample_start, members, side="right") - 1
+        offset = np.full(self.n_samples, -1, np.int64)
+        size = np.zeros(self.n_samples, np.int64)
+        offset[samples] = self.member_offset[members]
+        size[samples] = self.member_size[members]
+        layout, stride = None, 0
+        if len(members) == self.n_samples > 0:
+            used = np.unique(self.member_layout[members])
+            if len(used) == 1 and used[0] >= 0:
+                layout = self.layouts[used[0]]
+            steps = np.diff(offset)
+            if len(steps) == 0 or (steps == steps[0]).all():
+                stride = int(steps[0]) if len(steps) else 512
+        return Column(suffix, offset, size, layout, stride)
+
+    def to_bytes(self) -> bytes:
+        """The sidecar file's content: a magic line, a JSON header, little-endian arrays and a CRC-32."""
+        header = {
+            "version": INDEX_VERSION,
+            "shard_name": self.shard_name,
+            "tar_size": self.tar_size,
+            "file_size": self.file_size,
+            "sha256": self.sha256,
+            "suffixes": self.suffixes,
+            "layouts": [[layout.dtype, layout.shape, layout.header_size] for layout in self.layouts],
+            "sections": {name: len(getattr(self, name)) for name in _SECTIONS},
+        }
+        text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+        text += b" " * (-(len(_MAGIC) + 4 + len(text)) % 8)
+        body = b"".join(
+            [_MAGIC, len(text).to_bytes(4, "little"), text]
+            + [np.ascontiguousarray(getattr(self, name), dtype).tobytes() for name, dtype in _SECTIONS.items()]
+        )
+        return body + zlib.crc32(body).to_bytes(4, "little")
+
+    def save(self, path: str | Path) -> None:
+        """Write the sidecar, whole or not at all."""
+        write_atomic(path, self.to_bytes())
+
+    @classmethod
+    def from_bytes(cls, data: bytes, path: str | Path) -> ShardIndex:
+        """Read and check a sidecar file's content.
+
+        Raises:
+            ShardIndexError: damaged, of another version, or pointing outside the shard.
+        """
+        remedy = "delete it, or run `python -m neurofmx_wds index --repair` on the directory"
+        try:
+            return cls._parse(data)
+        except ShardIndexError as error:
+            raise ShardIndexError(error.problem, file=path, remedy=remedy) from error
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError, MemoryError) as error:
+            raise ShardIndexError(f"the index is damaged: {error}", file=path, remedy=remedy) from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> ShardIndex:
+        """Read a sidecar file.
+
+        Raises:
+            OSError: it cannot be read.
+            ShardIndexError: as :meth:`from_bytes`.
+        """
+        return cls.from_bytes(Path(path).read_bytes(), path)
+
+    @classmethod
+    def _parse(cls, data: bytes) -> ShardIndex:
+        start = len(_MAGIC) + 4
+        if not data.startswith(_MAGIC) or len(data) < start + 4:
+            raise ShardIndexError("not a shard index, or cut short")
+        if zlib.crc32(memoryview(data)[:-4]) != int.from_bytes(data[-4:], "little"):
+            raise ShardIndexError("the index is damaged: its checksum does not match")
+        place = start + int.from_bytes(data[len(_MAGIC) : start], "little")
+        header = json.loads(data[start:place])
+        if header["version"] != INDEX_VERSION:
+            raise ShardIndexError(f"the index has version {header['version']!r}, this program reads {INDEX_VERSION}")
+        sections = {}
+        for name, dtype in _SECTIONS.items():
+            count = header["sections"][name]
+            if not isinstance(count, int) or count < 0:
+                raise ShardIndexError(f"the section {name} has a bad length {count!r}")
+            if place + count * np.dtype(dtype).itemsize > len(data) - 4:
+                raise ShardIndexError(f"the section {name} runs past the end of the index")
+            sections[name] = np.frombuffer(data, dtype, count, place)
+            place += sections[name].nbytes
+        layouts = tuple(ArrayLayout(str(d), tuple(int(n) for n in s), int(h)) for d, s, h in header["layouts"])
+        index = cls(
+            shard_name=str(header["shard_name"]),
+            tar_size=int(header["tar_size"]),
+            file_size=int(header["file_size"]),
+            sha256=header["sha256"],
+            suffixes=tuple(str(s) for s in header["suffixes"]),
+            layouts=layouts,
+            **sections,
+        )
+        index.check()
+        return index
+
+    def check(self) -> None:
+        """Refuse an index that contradicts itself or points outside its shard.
+
+        Raises:
+            ShardIndexError: what does not fit.
+        """
+        n_members, n_samples = len(self.member_suffix), self.n_samples
+        for layout in self.layouts:
+            dtype = np.dtype(layout.dtype)
+            if dtype.hasobject or dtype.fields or any(n < 0 for n in layout.shape) or layout.header_size < 0:
+                raise ShardIndexError(f"the index describes an impossible array: {layout}")
+        needed = np.array(
+            [min(layout.header_size + layout.n_bytes, 2**62) for layout in self.layouts] + [0], np.int64
+        )  # the last stands for "no layout", -1
+        checks = {
+            "sample_start is not increasing from 0 to the number of members": n_samples >= 0
+            and self.sample_start[0] == 0
+            and self.sample_start[-1] == n_members
+            and bool((np.diff(self.sample_start) > 0).all()),
+            "the member arrays differ in length": all(
+                len(getattr(self, name)) == n_members for name in ("member_layout", "member_offset", "member_size")
+            ),
+            "keys or metadata do not match the samples": all(
+                len(end) == n_samples
+                and bool((np.diff(end, prepend=0) >= 0).all())
+                and (end[-1] if n_samples else 0) == len(text)
+                for end, text in ((self.key_end, self.keys), (self.metadata_end, self.metadata))
+            ),
+        }
+        for problem, fine in checks.items():
+            if not fine:
+                raise ShardIndexError(f"the index is damaged: {problem}")
+        if n_members and not (
+            0 <= self.member_suffix.min()
+            and self.member_suffix.max() < len(self.suffixes)
+            and -1 <= self.member_layout.min()
+            and self.member_layout.max() < len(self.layouts)
+            and self.member_offset.min() >= 0
+            and self.member_size.min() >= 0
+            and bool((self.member_offset <= self.tar_size - self.member_size).all())
+            and bool((needed[self.member_layout] <= self.member_size).all())
+        ):
+            raise ShardIndexError("the index points outside its shard")
+
+
+@dataclass
+class IndexBuilder:
+    """Collects what :class:`ShardIndex` holds, one sample after the other."""
+
+    suffixes: dict[str, int] = field(default_factory=dict)
+    layouts: dict[ArrayLayout, int] = field(default_factory=dict)
+    sample_start: list[int] = field(default_factory=lambda: [0])
+    members: list[tuple[int, int, int, int]] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    metadata: list[bytes] = field(default_factory=list)
+
+    def add(self, key: str, members: Sequence[tuple[str, ArrayLayout | None, int, int]], metadata: bytes = b"") -> None:
+        """Add a sample.
+
+        Args:
+            key: its key.
+            members: suffix, layout (None for all but plain arrays), payload offset and size of each member.
+            metadata: its metadata as JSON.
+        """
+        for suffix, layout, offset, size in members:
+            layout_id = -1 if layout is None else self.layouts.setdefault(layout, len(self.layouts))
+            suffix_id = self.suffixes.setdefault(suffix, len(self.suffixes))
+            self.members.append((suffix_id, layout_id, offset, size))
+        self.sample_start.append(len(self.members))
+        self.keys.append(key.encode("utf-8"))
+        self.metadata.append(metadata)
+
+    def build(self, shard_name: str, tar_size: int, file_size: int, sha256: str | None) -> ShardIndex:
+        """The finished index."""
+        table = np.array(self.members, np.int64).reshape(-1, 4)
+        return ShardIndex(
+            shard_name=shard_name,
+            tar_size=tar_size,
+            file_size=file_size,
+            sha256=sha256,
+            suffixes=tuple(self.suffixes),
+            layouts=tuple(self.layouts),
+            sample_start=np.array(self.sample_start, np.int64),
+            member_suffix=table[:, 0].astype(np.int32),
+            member_layout=table[:, 1].astype(np.int32),
+            member_offset=table[:, 2].copy(),
+            member_size=table[:, 3].copy(),
+            key_end=np.cumsum([len(k) for k in self.keys], dtype=np.int64),
+            keys=np.frombuffer(b"".join(self.keys), np.uint8),
+            metadata_end=np.cumsum([len(m) for m in self.metadata], dtype=np.int64),
+            metadata=np.frombuffer(b"".join(self.metadata), np.uint8),
+        )
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with open(path, "rb") as stream:
+        digest = hashlib.sha256()
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def index_tar(path: str | Path, shard_name: str | None = None, checksum: bool = False) -> ShardIndex:
+    """Index an uncompressed tar by reading its headers, grouping members as webdataset does.
+
+    Args:
+        path: the tar.
+        shard_name: the name to put into the index; by default the file's.
+        checksum: also read the whole file for its SHA-256.
+
+    Raises:
+        ShardError: not a tar, cut short, or with members that webdataset could not group.
+    """
+    path = Path(path)
+    size = path.stat().st_size
+    builder = IndexBuilder()
+    remedy = "restore the shard from a copy, or convert again"
+    key: str | None = None
+    members: list[tuple[str, ArrayLayout | None, int, int]] = []
+    metadata = b""
+    with open(path, "rb") as stream:
+        if size == 0:
+            raise ShardError("the file is empty", file=path, remedy=remedy)
+        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as view:
+            try:
+                with tarfile.open(fileobj=stream, mode="r:") as tar:
+                    for info in _regular_members(tar, view, path):
+                        prefix, suffix = base_plus_ext(info.name)
+                        if prefix is None or suffix is None:
+                            continue  # as webdataset: names without an extension are no samples
+                        suffix = suffix.lower()
+                        if prefix != key:
+                            if key is not None:
+                                builder.add(key, members, metadata)
+                            key, members, metadata = prefix, [], b""
+                        if any(suffix == known for known, *_ in members):
+                            raise ShardError("the sample has this member twice", file=path, sample=key, member=suffix)
+                        payload = memoryview(view)[info.offset_data : info.offset_data + info.size]
+                        try:
+                            layout = _layout_or_none(suffix, payload)
+                            if suffix == METADATA_SUFFIX:
+                                metadata = bytes(payload)
+                        finally:
+                            payload.release()
+                        members.append((suffix, layout, info.offset_data, info.size))
+            except (tarfile.TarError, ValueError, OverflowError) as error:
+                if isinstance(error, ShardError):
+                    raise
+                raise ShardError(f"not a readable tar: {error}", file=path, remedy=remedy) from error
+    if key is not None:
+        builder.add(key, members, metadata)
+    index = builder.build(shard_name or path.name, size, size, file_sha256(path) if checksum else None)
+    index.check()
+    return index
+
+
+def _regular_members(tar: tarfile.TarFile, view: mmap.mmap, path: Path) -> Iterator[tarfile.TarInfo]:
+    remedy = "restore the shard from a copy, or convert again"
+    while (info := tar.next()) is not None:
+        tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header in memory
+        if not info.isreg() or _META_NAME.match(info.name):
+            continue
+        if info.issparse():
+            raise ShardError("a sparse member cannot be read", file=path, member=info.name, remedy="re-pack the tar")
+        if info.offset_data + info.size > len(view):
+            problem = f"the tar is cut short inside {info.name!r}"
+            raise ShardError(problem, file=path, remedy=remedy)
+        yield info
+    # tarfile stops silently at a damaged header; only a block of zeros is a true end.
+    if view[tar.offset : tar.offset + 512] != bytes(512):
+        problem = f"at byte {tar.offset} stands neither a tar member nor the end mark, so samples may be missing"
+        raise ShardError(problem, file=path, remedy=remedy)
+
+
+def _layout_or_none(suffix: str, payload: memoryview) -> ArrayLayout | None:
+    if suffix.rpartition(".")[2] != "npy":
+        return None
+    try:
+        return fields.npy_layout(payload)
+    except ShardError:
+        return None  # found again, and named, when the sample is read

@@ -1,0 +1,4 @@
+"""The package's version, in one place."""
+
+__version__ = "0.1.0"
+CREATED_BY = f"neurofmx_wds {__version__}"

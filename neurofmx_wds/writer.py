@@ -1,0 +1,528 @@
+"""Samples → shards with their indexes and a manifest, byte-reproducible and visible only when whole.
+
+Knows the format; knows nothing of recordings or loading.
+"""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import functools
+import gzip
+import hashlib
+import lzma
+import os
+import tarfile
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, BinaryIO, Literal, cast
+
+import numpy as np
+import webdataset as wds
+from tqdm import tqdm
+
+from . import fields
+from .atomic import ASIDE_SUFFIX, StagedDirectory, fsync_path
+from .errors import FieldError, OutputError
+from .fields import Buffer, FieldFormat
+from .index import METADATA_SUFFIX, IndexBuilder, ShardIndex, index_path
+from .manifest import Manifest, ShardRecord
+from .version import CREATED_BY
+
+Compression = Literal["none", "gz", "bz2", "xz"]
+COMPRESSIONS: tuple[Compression, ...] = ("none", "gz", "bz2", "xz")
+DEFAULT_PATTERN = "shard_{shard_idx:06d}.tar"
+_BLOCK = 512
+_BUFFER = 1 << 20
+
+
+@functools.lru_cache(maxsize=1)
+def _header_template() -> tuple[bytes, bytes, int]:
+    """The constant parts of a member's header, before and after the checksum, and their sum."""
+    info = tarfile.TarInfo("")
+    info.mode, info.mtime, info.uname, info.gname = 0o444, 0, "bigdata", "bigdata"  # as webdataset's TarWriter
+    block = info.tobuf(tarfile.USTAR_FORMAT)
+    before, after = block[100:124], block[136:148]
+    return before, after + b" " * 8 + block[156:], sum(before) + sum(after) + 8 * 32 + sum(block[156:])
+
+
+def tar_header(name: str, size: int) -> bytes:
+    """The header block(s) of a regular file, exactly as :mod:`tarfile` writes them with ``mtime=0``.
+
+    Args:
+        name: the member's name.
+        size: the payload's size in bytes.
+    """
+    encoded = name.encode("utf-8", "surrogateescape")
+    if len(encoded) > 100 or not name.isascii() or size >= 8**11:
+        info = tarfile.TarInfo(name)
+        info.size, info.mode, info.uname, info.gname = size, 0o444, "bigdata", "bigdata"
+        return info.tobuf(tarfile.PAX_FORMAT)
+    before, after, base = _header_template()
+    digits = b"%011o\0" % size
+    checksum = b"%06o\0 " % (base + sum(encoded) + sum(digits))
+    return b"".join([encoded.ljust(100, b"\0"), before, digits, after[:12], checksum, after[20:]])
+
+
+class IndexedTarWriter(wds.TarWriter):  # type: ignore[misc]
+    """webdataset's TarWriter, writing a whole sample at once and noting where each payload lies.
+
+    Args:
+        stream: where the tar goes.
+        field_format: how arrays are stored.
+    """
+
+    def __init__(self, stream: BinaryIO, field_format: FieldFormat = "npy") -> None:
+        super().__init__(stream, encoder=False, compress=False, mtime=0)
+        self.index = IndexBuilder()
+        self.field_format: FieldFormat = field_format
+        self._keys: set[str] = set()
+
+    def write(self, obj: Mapping[str, Any]) -> int:
+        """Write a sample: ``__key__`` and its fields. A refused sample leaves the tar as it was.
+
+        Returns:
+            Bytes written to the tar.
+
+        Raises:
+            FieldError: the key, a field's name or a value cannot be stored.
+        """
+        key = obj.get("__key__")
+        fields.check_key(key)
+        key = cast(str, key)
+        if key in self._keys:
+            raise FieldError("the shard already has a sample with this key", sample=key, remedy="use unique sample ids")
+        values = [(name, value) for name, value in obj.items() if name != "__key__"]
+        try:
+            encoded = [fields.encode(name, value, self.field_format) for name, value in values]
+        except FieldError as error:
+            raise FieldError(error.problem, sample=key, member=error.member, remedy=error.remedy) from error
+        encoded.sort(key=lambda member: member[0])
+        names = [fields.field_of(suffix) for suffix, _, _ in encoded]
+        if len(set(names)) < len(names) or not names:
+            problem = f"two fields would be read back under one name: {sorted(names)}" if names else "has no fields"
+            raise FieldError(problem, sample=key, remedy="rename one" if names else "give it data")
+        return self._append(key, encoded)
+
+    def _append(self, key: str, encoded: Sequence[tuple[str, list[Buffer], fields.ArrayLayout | None]]) -> int:
+        parts: list[Buffer] = []
+        members = []
+        metadata = b""
+        place = self.offset
+        for suffix, buffers, layout in encoded:
+            size = sum(map(len, buffers))
+            header = tar_header(f"{key}.{suffix}", size)
+            place += len(header)
+            members.append((suffix, layout, place, size))
+            padding = -size % _BLOCK
+            place += size + padding
+            parts += [header, *buffers, bytes(padding)]
+            if suffix == METADATA_SUFFIX:
+                metadata = b"".join(buffers)
+        self.stream.write(b"".join(parts))
+        written = place - self.offset
+        self.tarstream.offset = place  # tarfile pads the end of the tar by it
+        self.index.add(key, members, metadata)
+        self._keys.add(key)
+        return written
+
+    @property
+    def offset(self) -> int:
+        """Bytes in the tar so far."""
+        return int(self.tarstream.offset)
+
+
+class _HashedFile:
+    """A file being written, its checksum growing with it."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: IO[bytes] = open(path, "wb", buffering=0)
+        self._digest = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: Buffer) -> int:
+        view = memoryview(data)
+        self._digest.update(view)
+        self.size += len(view)
+        while len(view):
+            view = view[self._file.write(view) :]
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def close(self) -> str:
+        """Put the file on the disk and return its SHA-256."""
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return self._digest.hexdigest()
+
+    def abort(self) -> None:
+        self._file.close()
+
+
+def _compressor(raw: _HashedFile, compression: Compression) -> BinaryIO:
+    stream = cast(BinaryIO, raw)
+    if compression == "gz":
+        return cast(BinaryIO, gzip.GzipFile("", "wb", 6, stream, mtime=0))
+    if compression == "bz2":
+        return cast(BinaryIO, bz2.BZ2File(stream, "wb"))
+    return cast(BinaryIO, lzma.LZMAFile(stream, "wb"))
+
+
+class ShardFile:
+    """One shard being written into a directory, with its index; it appears there when it is whole.
+
+    Args:
+        directory: where it shall stand.
+        name: its file name.
+        compression: how the whole tar is compressed.
+        field_format: how arrays are stored.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        name: str,
+        compression: Compression = "none",
+        field_format: FieldFormat = "npy",
+    ) -> None:
+        self.path = Path(directory) / name
+        self._aside = self.path.with_name(f".{name}{ASIDE_SUFFIX}")
+        self._file = _HashedFile(self._aside)
+        self._packer = None if compression == "none" else _compressor(self._file, compression)
+        self._tar = IndexedTarWriter(self._packer or cast(BinaryIO, self._file), field_format)
+        self.n_samples = 0
+
+    def write(self, sample: Mapping[str, Any]) -> None:
+        """Add a sample: ``__key__`` and its fields.
+
+        Raises:
+            FieldError: it cannot be stored; the shard stays as it was.
+        """
+        self._tar.write(sample)
+        self.n_samples += 1
+
+    def close(self) -> ShardIndex:
+        """Finish the shard and put it and its index into the directory."""
+        self._tar.close()
+        if self._packer is not None:
+            self._packer.close()
+        sha256 = self._file.close()
+        tar_size = -(-self._tar.offset // tarfile.RECORDSIZE) * tarfile.RECORDSIZE  # as tarfile pads it
+        index = self._tar.index.build(self.path.name, tar_size, self._file.size, sha256)
+        index.save(index_path(self.path))  # before the shard: a shard that is there has its index
+        os.replace(self._aside, self.path)
+        fsync_path(self.path.parent)
+        return index
+
+    def abort(self) -> None:
+        """Remove what was written."""
+        self._file.abort()
+        with contextlib.suppress(OSError):
+            self._aside.unlink()
+
+
+def shard_record(index: ShardIndex) -> ShardRecord:
+    """What the manifest says of a shard."""
+    return ShardRecord(index.shard_name, index.n_samples, index.file_size, index.sha256)
+
+
+def modalities_of(indexes: Iterable[ShardIndex]) -> dict[str, dict[str, Any]]:
+    """Each field's dtype and shape over all shards.
+
+    Returns:
+        field → ``{"dtype": …, "shape": […]}`` for arrays, with None where samples differ (a shape of None: they differ
+        in rank), and ``{"format": extension}`` for everything else. ``metadata`` is left out.
+    """
+    seen: dict[str, set[tuple[str, tuple[int, ...]] | str]] = {}
+    for index in indexes:
+        pairs = np.unique(np.stack([index.member_suffix, index.member_layout]), axis=1).T.tolist()
+        for suffix_id, layout_id in pairs:
+            suffix = index.suffixes[suffix_id]
+            if suffix == METADATA_SUFFIX:
+                continue
+            layout = index.layouts[layout_id] if layout_id >= 0 else None
+            kind = suffix.rpartition(".")[2] if layout is None else (np.dtype(layout.dtype).name, layout.shape)
+            seen.setdefault(fields.field_of(suffix), set()).add(kind)
+    return {name: _describe(kinds) for name, kinds in sorted(seen.items())}
+
+
+def _describe(kinds: set[tuple[str, tuple[int, ...]] | str]) -> dict[str, Any]:
+    arrays = [kind for kind in kinds if isinstance(kind, tuple)]
+    formats = sorted(kind for kind in kinds if isinstance(kind, str))
+    description: dict[str, Any] = {"format": formats[0] if len(formats) == 1 else formats} if formats else {}
+    if arrays:
+        dtypes = {dtype for dtype, _ in arrays}
+        ranks = {len(shape) for _, shape in arrays}
+        shapes = [shape for _, shape in arrays]
+        description["dtype"] = dtypes.pop() if len(dtypes) == 1 else None
+        description["shape"] = (
+            [sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*shapes, strict=True)]
+            if len(ranks) == 1
+            else None
+        )
+    return description
+
+
+class WebDatasetWriter:
+    """Writes samples to WebDataset shards, one after the other.
+
+    Nothing appears in `output_dir` before :meth:`finalize`; then everything does at once. Used as a context manager,
+    it finalizes at the end of the block, and leaves no trace if the block fails.
+
+    Args:
+        output_dir: directory of the dataset; created. It must be new or empty unless `overwrite` is set.
+        shard_size: samples per shard.
+        shard_name_pattern: file name of a shard, with ``{shard_idx}``.
+        compression: ``"none"``, ``"gz"``, ``"bz2"`` or ``"xz"``, of the whole tar; the extension is added to the name.
+        field_format: ``"npy"``, or ``"pyd"`` for pickled arrays as older NeuroFMX shards hold them.
+        modalities: what to say of the fields in the manifest beside dtype and shape, such as
+            ``{"spikes": {"unit": "count"}}``.
+        overwrite: replace an existing dataset, in one step, when this one is finished.
+
+    Raises:
+        OutputError: `output_dir` is not empty, is a file, or is being written by another run.
+        ValueError: a bad `shard_size`, pattern, compression or field format.
+
+    Example:
+        >>> import numpy as np, tempfile
+        >>> out = tempfile.mkdtemp() + "/shards"
+        >>> with WebDatasetWriter(out, shard_size=2) as writer:
+        ...     for i in range(3):
+        ...         key = writer.write_sample({"spikes": np.zeros((100, 96), "float32")}, metadata={"trial": i})
+        >>> writer.summary["total_shards"], key
+        (2, 'sample_000000002')
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike[str],
+        shard_size: int = 1000,
+        shard_name_pattern: str = DEFAULT_PATTERN,
+        compression: Compression = "none",
+        field_format: FieldFormat = "npy",
+        modalities: Mapping[str, Mapping[str, Any]] | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        self.config = check_config(shard_size, shard_name_pattern, compression, field_format)
+        self.shard_size = shard_size
+        self.compression: Compression = compression
+        self.field_format: FieldFormat = field_format
+        self.pattern = shard_name_pattern
+        self.total_samples = 0
+        self.summary: dict[str, Any] = {}
+        self._described = {name: dict(about) for name, about in (modalities or {}).items()}
+        self._indexes: list[ShardIndex] = []
+        self._shard: ShardFile | None = None
+        self._staged = StagedDirectory(output_dir, overwrite)
+        self._staged.clear()
+        self._forget = weakref.finalize(self, _discard, self._staged, os.getpid())
+
+    def write_sample(
+        self,
+        sample: Mapping[str, Any],
+        sample_id: int | str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Write one sample.
+
+        Args:
+            sample: field → array, tensor, number, str, bytes, dict or list. ``__key__`` and ``metadata`` may be in it.
+            sample_id: a number i (key ``sample_00000000i``) or a whole key; by default the running number.
+            metadata: what is known of the sample; stored as its ``metadata.json``, over any in `sample`.
+
+        Returns:
+            The sample's key.
+
+        Raises:
+            FieldError: a key, field name or value cannot be stored; nothing of the sample is.
+            OutputError: the writer is finished.
+        """
+        if not self._forget.alive:
+            raise OutputError("the writer is finished", file=self._staged.target, remedy="make a new one")
+        if sample_id is None:
+            sample_id = sample.get("__key__", self.total_samples)
+        if isinstance(sample_id, (int, np.integer)):
+            sample_id = f"sample_{sample_id:09d}"
+        about = {**sample.get("metadata", {}), **(metadata or {})}
+        if self._shard is None:
+            name = shard_name(self.pattern, len(self._indexes), self.compression)
+            self._shard = ShardFile(self._staged.path, name, self.compression, self.field_format)
+        self._shard.write({**sample, "metadata": about, "__key__": sample_id})
+        self.total_samples += 1
+        if self._shard.n_samples >= self.shard_size:
+            self._close_shard()
+        return str(sample_id)
+
+    def write_batch(
+        self,
+        samples: Sequence[Mapping[str, Any]],
+        sample_ids: Sequence[int | str] | None = None,
+        metadata: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None,
+        show_progress: bool = True,
+    ) -> list[str]:
+        """Write several samples.
+
+        Args:
+            samples: the samples, as for :meth:`write_sample`.
+            sample_ids: one id for each.
+            metadata: one dictionary for each, or one for all.
+            show_progress: show a progress bar, on a terminal.
+
+        Returns:
+            The samples' keys.
+
+        Raises:
+            FieldError: as :meth:`write_sample`; or the lengths differ.
+        """
+        count = len(samples)
+        about = [metadata] * count if metadata is None or isinstance(metadata, Mapping) else list(metadata)
+        ids: Sequence[int | str | None] = [None] * count if sample_ids is None else list(sample_ids)
+        for name, given in (("sample_ids", ids), ("metadata", about)):
+            if len(given) != count:
+                raise FieldError(f"{len(given)} {name} for {count} samples", remedy="give one for each")
+        rows = zip(samples, ids, about, strict=True)
+        bar = tqdm(rows, total=count, unit="sample", disable=None if show_progress else True)
+        return [self.write_sample(sample, sample_id, info) for sample, sample_id, info in bar]
+
+    def finalize(self) -> dict[str, Any]:
+        """Finish the last shard, write the manifest and put the dataset in its place.
+
+        Returns:
+            The manifest: total_samples, total_shards, shard_size, compression, modalities, shards, …
+
+        Raises:
+            OutputError: the place cannot be taken.
+        """
+        if self.summary:
+            return self.summary
+        if self._shard is not None:
+            self._close_shard()
+        modalities = modalities_of(self._indexes)
+        for name, about in self._described.items():
+            modalities.setdefault(name, {}).update(about)
+        manifest = Manifest(
+            shard_size=self.shard_size,
+            compression=self.compression,
+            modalities=modalities,
+            shards=[shard_record(index) for index in self._indexes],
+            config=self.config,
+            created_by=CREATED_BY,
+        )
+        manifest.save(self._staged.path)
+        self._staged.commit()
+        self._forget.detach()
+        self.summary = manifest.summary()
+        return self.summary
+
+    def abort(self) -> None:
+        """Give up: remove everything written so far; an old dataset in `output_dir` stays."""
+        if self._shard is not None:
+            self._shard.abort()
+        self._forget()
+
+    def _close_shard(self) -> None:
+        assert self._shard is not None
+        self._indexes.append(self._shard.close())
+        self._shard = None
+
+    def __enter__(self) -> WebDatasetWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.finalize()
+        else:
+            self.abort()
+
+
+def _discard(staged: StagedDirectory, pid: int) -> None:
+    if os.getpid() == pid:  # a forked child must not clean up its parent's work
+        staged.discard()
+
+
+def shard_name(pattern: str, shard_idx: int, compression: Compression) -> str:
+    """A shard's file name."""
+    name = pattern.format(shard_idx=shard_idx)
+    return name if compression == "none" else f"{name}.{compression}"
+
+
+def check_config(
+    shard_size: int, pattern: str, compression: Compression, field_format: FieldFormat
+) -> dict[str, Any]:
+    """Refuse impossible writer settings, and return them as the manifest holds them.
+
+    Raises:
+        ValueError: naming the setting and its value.
+    """
+    if not isinstance(shard_size, (int, np.integer)) or isinstance(shard_size, bool) or shard_size < 1:
+        raise ValueError(f"shard_size must be a positive integer, not {shard_size!r}")
+    if compression not in COMPRESSIONS:
+        raise ValueError(f"compression must be one of {', '.join(COMPRESSIONS)}, not {compression!r}")
+    if field_format not in ("npy", "pyd"):
+        raise ValueError(f'field_format must be "npy" or "pyd", not {field_format!r}')
+    try:
+        names = {pattern.format(shard_idx=i) for i in (0, 1)}
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(f"shard_name_pattern {pattern!r} may only use {{shard_idx}}: {error!r}") from error
+    if len(names) < 2 or any("/" in name or name.startswith(".") or not name.endswith(".tar") for name in names):
+        raise ValueError(f"shard_name_pattern must give distinct file names ending in .tar, not {pattern!r}")
+    return {
+        "shard_size": int(shard_size),
+        "shard_name_pattern": pattern,
+        "compression": compression,
+        "field_format": field_format,
+    }
+
+
+def create_shards_from_arrays(
+    output_dir: str | os.PathLike[str],
+    data_dict: Mapping[str, Any],
+    shard_size: int = 1000,
+    metadata: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None,
+    compression: Compression = "none",
+    **writer_options: Any,
+) -> dict[str, Any]:
+    """Write arrays whose first dimension counts samples as a dataset.
+
+    Args:
+        output_dir: directory of the dataset; new or empty unless ``overwrite=True``.
+        data_dict: field → array or tensor of shape (n_samples, …).
+        shard_size: samples per shard.
+        metadata: one dictionary for each sample, or one for all.
+        compression: as :class:`WebDatasetWriter`, which also takes the `writer_options`.
+
+    Returns:
+        The dataset's manifest, see :meth:`WebDatasetWriter.finalize`.
+
+    Raises:
+        FieldError: the arrays differ in length, or something in them cannot be stored.
+        OutputError: as :class:`WebDatasetWriter`.
+
+    Example:
+        >>> import numpy as np, tempfile
+        >>> arrays = {"spikes": np.ones((5, 100, 96), "uint8"), "label": np.arange(5)}
+        >>> create_shards_from_arrays(tempfile.mkdtemp(), arrays, shard_size=2)["total_shards"]
+        3
+    """
+    for name in data_dict:
+        fields.check_field_name(name)
+    lengths = {name: len(array) if np.ndim(array) else None for name, array in data_dict.items()}
+    if not lengths or None in lengths.values() or len(set(lengths.values())) != 1:
+        raise FieldError(
+            f"the arrays must have one first dimension, the samples; these have {lengths}",
+            remedy="cut or stack them to one length",
+        )
+    count = next(iter(lengths.values())) or 0
+    about = [metadata] * count if metadata is None or isinstance(metadata, Mapping) else list(metadata)
+    if len(about) != count:
+        raise FieldError(f"{len(about)} metadata for {count} samples", remedy="give one for each, or one for all")
+    with WebDatasetWriter(output_dir, shard_size, compression=compression, **writer_options) as writer:
+        for i in range(count):
+            writer.write_sample({name: array[i] for name, array in data_dict.items()}, metadata=about[i])
+    return writer.summary
