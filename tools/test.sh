@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Runs ruff, mypy and pytest, in an environment that it makes when there is none. Arguments go to pytest.
+#   NEUROFMX_VENV  where the environment is (.venv-test)      PYTHON  what to make it with (python3)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source tools/environment.sh
+
+venv=${NEUROFMX_VENV:-.venv-test}
+make_environment "$venv" test
+"$venv/bin/python" -m ruff check --quiet .
+"$venv/bin/python" -m mypy --no-error-summary
+exec "$venv/bin/python" -m pytest "$@"
