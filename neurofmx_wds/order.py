@@ -1,0 +1,277 @@
+"""The order of an epoch: which sample stands at which position, by pure integer arithmetic.
+
+Knows neither files nor torch, and keeps no state. Whoever changes a permutation here breaks saved states, and must
+raise ORDER_VERSION.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+ORDER_VERSION = 1
+_ROUNDS, _ROUNDS_IF_SMALL, _SMALL = 8, 16, 64  # few elements need more rounds to mix
+_M1 = np.uint64(0x9E3779B97F4A7C15)  # the golden ratio's bits, as in splitmix64
+_M2 = np.uint64(0xBF58476D1CE4E5B9)  # splitmix64's first multiplier
+_S32 = np.uint64(32)
+_MAX_SAMPLES = 1 << 62
+
+
+def _key(*words: int | str) -> np.uint64:
+    """64 bits from whole numbers of any size and sign."""
+    text = ",".join(str(word) for word in (ORDER_VERSION, *words))
+    return np.uint64(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little"))
+
+
+@dataclass(frozen=True)
+class Bijection:
+    """A keyed permutation of 0…n−1 without a table: a Feistel network on a mixed radix, with cycle walking.
+
+    A number x < a·b, where a·b ≥ n and a ≈ b, is (L, R) = divmod(x, b). Round i of 8 (16 where n < 64) adds
+    ``F(k + i·M1, R)`` to L modulo a (i even) or ``F(k + i·M1, L)`` to R modulo b (i odd). F(k, v) is
+    ``h = (v ^ k) · M1; h ^= h >> 32; h = h · M2; F = ((h >> 32) · modulus) >> 32``, all modulo 2^64.
+    A result ≥ n is put through again until it is below n.
+    (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002.)
+
+    Attributes:
+        n: size of the domain.
+    """
+
+    n: int
+
+    @functools.cached_property
+    def _radix(self) -> tuple[np.uint64, np.uint64]:
+        b = max(1, int(np.sqrt(self.n)))
+        while b * b < self.n:
+            b += 1
+        return np.uint64(-(-self.n // b) if self.n else 1), np.uint64(b)
+
+    @property
+    def _n_rounds(self) -> int:
+        return _ROUNDS_IF_SMALL if self.n < _SMALL else _ROUNDS
+
+    def forward(self, x: np.ndarray, key: np.ndarray) -> np.ndarray:
+        """Images of `x` (uint64, below n) under the permutations of `key` (uint64, one for each)."""
+        return self._walk(x, key, range(self._n_rounds), np.add)
+
+    def inverse(self, x: np.ndarray, key: np.ndarray) -> np.ndarray:
+        """The numbers whose images are `x`."""
+        return self._walk(x, key, range(self._n_rounds - 1, -1, -1), np.subtract)
+
+    def _walk(self, x: np.ndarray, key: np.ndarray, rounds: range, turn: np.ufunc) -> np.ndarray:
+        y = self._rounds(x, key, rounds, turn)
+        out = np.flatnonzero(y >= np.uint64(self.n))
+        while len(out):
+            y[out] = self._rounds(y[out], key[out], rounds, turn)
+            out = out[y[out] >= np.uint64(self.n)]
+        return y
+
+    def _rounds(self, x: np.ndarray, key: np.ndarray, rounds: range, turn: np.ufunc) -> np.ndarray:
+        a, b = self._radix
+        left: np.ndarray
+        right: np.ndarray
+        left, right = np.divmod(x, b)
+        for i in rounds:
+            k = key + np.uint64(i * int(_M1) % 2**64)
+            if i % 2 == 0:
+                shift = _round(right, k, a)
+                left = turn(left + a, shift) % a
+            else:
+                shift = _round(left, k, b)
+                right = turn(right + b, shift) % b
+        return left * b + right
+
+
+def _round(value: np.ndarray, key: np.ndarray, modulus: np.uint64) -> np.ndarray:
+    h = (value ^ key) * _M1
+    h ^= h >> _S32
+    h *= _M2
+    return ((h >> _S32) * modulus) >> _S32
+
+
+@dataclass(frozen=True, eq=False)
+class EpochOrder:
+    """Which sample stands at which position of an epoch.
+
+    Sample ids count the samples of a dataset, shard after shard. ``shuffle=False`` keeps their order. ``shuffle=True``
+    permutes blocks of `block_size` consecutive samples over the whole dataset, then the samples inside each window of
+    `buffer_size` positions. ``shuffle="full"`` permutes all samples alike.
+
+    Attributes:
+        shard_counts: samples in each shard (or in all).
+        seed: any integer.
+        epoch: 0, 1, …
+        shuffle: False, True or ``"full"``.
+        buffer_size: positions in a window.
+        block_size: samples in a block.
+
+    Raises:
+        ValueError: a value that cannot be.
+
+    Example:
+        >>> order = EpochOrder([3, 2], seed=0, epoch=0, shuffle=False, buffer_size=1000, block_size=1)
+        >>> order.sample_ids(2, 5)
+        array([2, 3, 4])
+        >>> order.locate(order.sample_ids(2, 5))
+        (array([0, 1, 1]), array([2, 0, 1]))
+    """
+
+    shard_counts: Sequence[int] | np.ndarray | int
+    seed: int
+    epoch: int
+    shuffle: bool | Literal["full"]
+    buffer_size: int
+    block_size: int
+
+    def __post_init__(self) -> None:
+        counts = np.atleast_1d(np.asarray(self.shard_counts))
+        if counts.ndim != 1 or (counts.size and counts.dtype.kind not in "iu") or (counts < 0).any():
+            raise ValueError(f"shard_counts must be whole numbers >= 0, not {self.shard_counts!r}")
+        if not (isinstance(self.shuffle, bool) or self.shuffle == "full"):
+            raise ValueError(f'shuffle must be False, True or "full", not {self.shuffle!r}')
+        for name, least in (("epoch", 0), ("buffer_size", 1), ("block_size", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+                raise ValueError(f"{name} must be a whole number >= {least}, not {value!r}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, (int, np.integer)):
+            raise ValueError(f"seed must be a whole number, not {self.seed!r}")
+        if sum(counts.tolist()) > _MAX_SAMPLES:
+            raise ValueError(f"shard_counts add up to {sum(counts.tolist())} samples, more than {_MAX_SAMPLES}")
+
+    @functools.cached_property
+    def _starts(self) -> np.ndarray:
+        counts = np.atleast_1d(np.asarray(self.shard_counts, np.int64))
+        return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def sample_ids(self, start: int, stop: int) -> np.ndarray:
+        """Ids of the samples at positions `start` to `stop`.
+
+        Returns:
+            Shape (stop - start,), int64.
+
+        Raises:
+            IndexError: positions outside the epoch.
+        """
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(f"positions {start} to {stop} are not in an epoch of {len(self)} samples")
+        positions = np.arange(start, stop, dtype=np.int64)
+        if self.shuffle is False:
+            return positions
+        p = positions.view(np.uint64)
+        if self.shuffle == "full":
+            return self._all.forward(p, self._keys("all", len(p))).view(np.int64)
+        return self._from_blocks(self._in_windows(p, inverse=False)).view(np.int64)
+
+    def positions(self, sample_ids: np.ndarray) -> np.ndarray:
+        """Positions of the samples with these ids: the inverse of :meth:`sample_ids`.
+
+        Args:
+            sample_ids: shape (n,), integer.
+
+        Returns:
+            Shape (n,), int64.
+
+        Raises:
+            IndexError: an id outside the dataset.
+        """
+        ids = np.ascontiguousarray(sample_ids, np.int64)
+        if ids.size and not (0 <= ids.min() and ids.max() < len(self)):
+            raise IndexError(f"sample ids {ids.min()} to {ids.max()} are not in a dataset of {len(self)} samples")
+        if self.shuffle is False:
+            return ids
+        x = ids.view(np.uint64)
+        if self.shuffle == "full":
+            return self._all.inverse(x, self._keys("all", len(x))).view(np.int64)
+        return self._in_windows(self._to_blocks(x), inverse=True).view(np.int64)
+
+    def locate(self, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Shard and place in it of each sample, both int64."""
+        shard = np.searchsorted(self._starts, sample_ids, side="right") - 1
+        return shard, sample_ids - self._starts[shard]
+
+    def sample_id(self, shard_idx: int, sample_offset: int) -> int:
+        """Id of a sample; ``(i, count of shard i)`` means ``(i + 1, 0)``, and the dataset's end is its length.
+
+        Raises:
+            IndexError: there is no such place.
+        """
+        n_shards = len(self._starts) - 1
+        if shard_idx == n_shards and sample_offset == 0:
+            return len(self)
+        if not 0 <= shard_idx < n_shards:
+            raise IndexError(f"there is no shard {shard_idx}; the dataset has {n_shards}")
+        count = int(self._starts[shard_idx + 1] - self._starts[shard_idx])
+        if not 0 <= sample_offset <= count:
+            raise IndexError(f"there is no sample {sample_offset} in shard {shard_idx}; it has {count}")
+        return int(self._starts[shard_idx]) + sample_offset
+
+    def of_epoch(self, epoch: int) -> EpochOrder:
+        """The order of another epoch."""
+        return replace(self, epoch=epoch)
+
+    # Two levels: position --window--> place in the sequence of permuted blocks --block--> sample.
+
+    @functools.cached_property
+    def _all(self) -> Bijection:
+        return Bijection(len(self))
+
+    @functools.cached_property
+    def _blocks(self) -> Bijection:
+        return Bijection(-(-len(self) // self.block_size))
+
+    def _keys(self, purpose: str, n: int) -> np.ndarray:
+        return np.broadcast_to(_key(int(self.seed), int(self.epoch), purpose), n)
+
+    def _in_windows(self, x: np.ndarray, inverse: bool) -> np.ndarray:
+        size = np.uint64(self.buffer_size)
+        window = x // size
+        first = window * size
+        keys = (window + np.uint64(1)) * _M2 ^ _key(int(self.seed), int(self.epoch), "window")
+        keys ^= keys >> _S32
+        keys *= _M1
+        place = x - first
+        last = np.uint64(len(self) // self.buffer_size)
+        for here, n in ((window < last, self.buffer_size), (window == last, len(self) % self.buffer_size)):
+            if n > 1 and here.any():
+                bijection = Bijection(n)
+                place[here] = (bijection.inverse if inverse else bijection.forward)(place[here], keys[here])
+        return first + place
+
+    @functools.cached_property
+    def _short_block(self) -> tuple[int, int]:
+        """Where the last, shorter block begins among the permuted blocks, and its size."""
+        n = self._blocks.n
+        slot = self._blocks.inverse(np.array([n - 1], np.uint64), self._keys("blocks", 1))[0]
+        return int(slot) * self.block_size, len(self) - (n - 1) * self.block_size
+
+    def _from_blocks(self, x: np.ndarray) -> np.ndarray:
+        if not len(x):
+            return x
+        size = np.uint64(self.block_size)
+        begin, short = self._short_block
+        behind = x >= np.uint64(begin + short)
+        inside = (x >= np.uint64(begin)) & ~behind
+        x = x + behind.astype(np.uint64) * np.uint64(self.block_size - short)  # as if that block were whole
+        slot: np.ndarray
+        place: np.ndarray
+        slot, place = np.divmod(x, size)
+        place[inside] = x[inside] - np.uint64(begin)
+        return self._blocks.forward(slot, self._keys("blocks", len(x))) * size + place
+
+    def _to_blocks(self, ids: np.ndarray) -> np.ndarray:
+        if not len(ids):
+            return ids
+        size = np.uint64(self.block_size)
+        begin, short = self._short_block
+        block, place = np.divmod(ids, size)
+        x = self._blocks.inverse(block, self._keys("blocks", len(ids))) * size + place
+        behind = x >= np.uint64(begin + self.block_size)
+        return x - behind.astype(np.uint64) * np.uint64(self.block_size - short)
