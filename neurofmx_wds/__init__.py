@@ -1,1 +1,49 @@
 """Multi-modal neural recordings to WebDataset shards, and from shards to resumable PyTorch training."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .version import __version__
+
+if TYPE_CHECKING:
+    from .collate import collate_webdataset
+    from .convert.converter import NWBToWebDatasetConverter
+    from .info import ShardedDatasetInfo
+    from .loader import ResumableWebDatasetLoader, WebDatasetLoader, create_webdataset_dataloader
+    from .writer import WebDatasetWriter, create_shards_from_arrays
+
+# Imported on first use: `python -m neurofmx_wds --help` need not wait for torch.
+_PLACES = {
+    "NWBToWebDatasetConverter": "convert.converter",
+    "ResumableWebDatasetLoader": "loader",
+    "ShardedDatasetInfo": "info",
+    "WebDatasetLoader": "loader",
+    "WebDatasetWriter": "writer",
+    "collate_webdataset": "collate",
+    "create_shards_from_arrays": "writer",
+    "create_webdataset_dataloader": "loader",
+}
+
+__all__ = [
+    "NWBToWebDatasetConverter",
+    "ResumableWebDatasetLoader",
+    "ShardedDatasetInfo",
+    "WebDatasetLoader",
+    "WebDatasetWriter",
+    "__version__",
+    "collate_webdataset",
+    "create_shards_from_arrays",
+    "create_webdataset_dataloader",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

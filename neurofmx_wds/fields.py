@@ -31,7 +31,9 @@ _NPY_MAX_HEADER = 10_000
 _PICKLE_EXTENSIONS = frozenset({"pyd", "pkl", "pickle"})
 # What webdataset's writer encodes or its readers decode by extension; images and the like are stored as given.
 _KNOWN_EXTENSIONS = (
-    frozenset(wds_writer.default_handlers) | frozenset(autodecode.decoders) | frozenset(autodecode.IMAGE_EXTENSIONS)
+    frozenset(wds_writer.default_handlers)
+    | frozenset(autodecode.decoders)
+    | frozenset(autodecode.IMAGE_EXTENSIONS)
     | frozenset({"bin", "gz", "mp4", "avi", "mov", "webm", "flac", "wav", "mp3", "nwb"})
 )
 
@@ -420,4 +422,3 @@ def decode(suffix: str, data: Buffer) -> Any:
         raise
     except Exception as error:
         raise UnsafeDataError(f"cannot be decoded as {extension!r}: {type(error).__name__}: {error}") from error
-

@@ -5,16 +5,20 @@ Knows tars and fields; knows nothing of datasets, order or loading.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import mmap
+import os
 import re
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from webdataset.tariterators import base_plus_ext
@@ -27,6 +31,7 @@ from .fields import ArrayLayout
 INDEX_SUFFIX = ".index"
 INDEX_VERSION = 1
 METADATA_SUFFIX = "metadata.json"
+_RESTORE = "restore the shard from a copy, or convert again"
 _MAGIC = b"NFMXIDX\n"
 _META_NAME = re.compile(r"__[^/]*__($|/)")  # webdataset skips these members
 _SECTIONS = {  # name → dtype, in the order in which they are stored
@@ -339,62 +344,61 @@ def file_sha256(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def index_tar(path: str | Path, shard_name: str | None = None, checksum: bool = False) -> ShardIndex:
-    """Index an uncompressed tar by reading its headers, grouping members as webdataset does.
+def index_tar(path: str | Path, checksum: bool = False, unpacked: IO[bytes] | None = None) -> ShardIndex:
+    """Index a shard by reading its tar's headers, grouping members as webdataset does.
 
     Args:
-        path: the tar.
-        shard_name: the name to put into the index; by default the file's.
+        path: the shard.
         checksum: also read the whole file for its SHA-256.
+        unpacked: the tar itself, where the shard is compressed.
 
     Raises:
         ShardError: not a tar, cut short, or with members that webdataset could not group.
     """
     path = Path(path)
-    size = path.stat().st_size
     builder = IndexBuilder()
-    remedy = "restore the shard from a copy, or convert again"
-    key: str | None = None
-    members: list[tuple[str, ArrayLayout | None, int, int]] = []
-    metadata = b""
-    with open(path, "rb") as stream:
+    with contextlib.ExitStack() as stack:
+        stream = unpacked or stack.enter_context(open(path, "rb"))
+        size = os.fstat(stream.fileno()).st_size
         if size == 0:
-            raise ShardError("the file is empty", file=path, remedy=remedy)
-        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as view:
-            try:
-                with tarfile.open(fileobj=stream, mode="r:") as tar:
-                    for info in _regular_members(tar, view, path):
-                        prefix, suffix = base_plus_ext(info.name)
-                        if prefix is None or suffix is None:
-                            continue  # as webdataset: names without an extension are no samples
-                        suffix = suffix.lower()
-                        if prefix != key:
-                            if key is not None:
-                                builder.add(key, members, metadata)
-                            key, members, metadata = prefix, [], b""
-                        if any(suffix == known for known, *_ in members):
-                            raise ShardError("the sample has this member twice", file=path, sample=key, member=suffix)
-                        payload = memoryview(view)[info.offset_data : info.offset_data + info.size]
-                        try:
-                            layout = _layout_or_none(suffix, payload)
-                            if suffix == METADATA_SUFFIX:
-                                metadata = bytes(payload)
-                        finally:
-                            payload.release()
-                        members.append((suffix, layout, info.offset_data, info.size))
-            except (tarfile.TarError, ValueError, OverflowError) as error:
-                if isinstance(error, ShardError):
-                    raise
-                raise ShardError(f"not a readable tar: {error}", file=path, remedy=remedy) from error
-    if key is not None:
-        builder.add(key, members, metadata)
-    index = builder.build(shard_name or path.name, size, size, file_sha256(path) if checksum else None)
+            raise ShardError("the file is empty", file=path, remedy=_RESTORE)
+        view = stack.enter_context(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+        try:
+            with tarfile.open(fileobj=stream, mode="r:") as tar:
+                for key, group in itertools.groupby(_grouped_members(tar, view, path), key=lambda member: member[0]):
+                    _add_sample(builder, view, path, key, [(suffix, info) for _, suffix, info in group])
+        except (tarfile.TarError, ValueError, OverflowError) as error:
+            if isinstance(error, ShardError):
+                raise
+            raise ShardError(f"not a readable tar: {error}", file=path, remedy=_RESTORE) from error
+    index = builder.build(path.name, size, path.stat().st_size, file_sha256(path) if checksum else None)
     index.check()
     return index
 
 
+def _grouped_members(tar: tarfile.TarFile, view: mmap.mmap, path: Path) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+    for info in _regular_members(tar, view, path):
+        key, suffix = base_plus_ext(info.name)
+        if key is not None and suffix is not None:  # as webdataset: a name without an extension is no sample's
+            yield key, suffix.lower(), info
+
+
+def _add_sample(
+    builder: IndexBuilder, view: mmap.mmap, path: Path, key: str, group: list[tuple[str, tarfile.TarInfo]]
+) -> None:
+    members: list[tuple[str, ArrayLayout | None, int, int]] = []
+    metadata = b""
+    for suffix, info in group:
+        if any(suffix == known for known, *_ in members):
+            raise ShardError("the sample has this member twice", file=path, sample=key, member=suffix, remedy=_RESTORE)
+        with memoryview(view)[info.offset_data : info.offset_data + info.size] as payload:
+            members.append((suffix, _layout_or_none(suffix, payload), info.offset_data, info.size))
+            if suffix == METADATA_SUFFIX:
+                metadata = bytes(payload)
+    builder.add(key, members, metadata)
+
+
 def _regular_members(tar: tarfile.TarFile, view: mmap.mmap, path: Path) -> Iterator[tarfile.TarInfo]:
-    remedy = "restore the shard from a copy, or convert again"
     while (info := tar.next()) is not None:
         tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header in memory
         if not info.isreg() or _META_NAME.match(info.name):
@@ -403,12 +407,12 @@ def _regular_members(tar: tarfile.TarFile, view: mmap.mmap, path: Path) -> Itera
             raise ShardError("a sparse member cannot be read", file=path, member=info.name, remedy="re-pack the tar")
         if info.offset_data + info.size > len(view):
             problem = f"the tar is cut short inside {info.name!r}"
-            raise ShardError(problem, file=path, remedy=remedy)
+            raise ShardError(problem, file=path, remedy=_RESTORE)
         yield info
     # tarfile stops silently at a damaged header; only a block of zeros is a true end.
     if view[tar.offset : tar.offset + 512] != bytes(512):
         problem = f"at byte {tar.offset} stands neither a tar member nor the end mark, so samples may be missing"
-        raise ShardError(problem, file=path, remedy=remedy)
+        raise ShardError(problem, file=path, remedy=_RESTORE)
 
 
 def _layout_or_none(suffix: str, payload: memoryview) -> ArrayLayout | None:

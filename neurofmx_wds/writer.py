@@ -452,9 +452,7 @@ def shard_name(pattern: str, shard_idx: int, compression: Compression) -> str:
     return name if compression == "none" else f"{name}.{compression}"
 
 
-def check_config(
-    shard_size: int, pattern: str, compression: Compression, field_format: FieldFormat
-) -> dict[str, Any]:
+def check_config(shard_size: int, pattern: str, compression: Compression, field_format: FieldFormat) -> dict[str, Any]:
     """Refuse impossible writer settings, and return them as the manifest holds them.
 
     Raises:

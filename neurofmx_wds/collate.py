@@ -1,0 +1,129 @@
+"""Samples → one batch: tensors of shape (B, …), lists where that cannot be.
+
+Knows samples and batches; knows nothing of files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, overload
+
+import numpy as np
+import torch
+
+from .errors import FieldError
+
+
+class MetadataList:
+    """The metadata of a batch: reads like a list of dicts, each decoded from its JSON when it is first asked for.
+
+    Args:
+        texts: one JSON object for each sample.
+    """
+
+    __slots__ = ("_items",)
+
+    def __init__(self, texts: Sequence[bytes | dict[str, Any]]) -> None:
+        self._items: list[bytes | dict[str, Any]] = list(texts)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> MetadataList: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | MetadataList:
+        if isinstance(index, slice):
+            return MetadataList(self._items[index])
+        item = self._items[index]
+        if isinstance(item, bytes):
+            item = self._items[index] = json.loads(item)
+        return item
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[i] for i in range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, (MetadataList, list, tuple)):
+            return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+        return NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return repr(list(self))
+
+
+def to_tensor(array: np.ndarray) -> torch.Tensor | np.ndarray:
+    """The array as a tensor that shares its memory; as it is where torch has no such dtype (strings, dates)."""
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    try:
+        return torch.from_numpy(array)
+    except TypeError:
+        return array
+
+
+def stack(values: Sequence[Any], pad_value: float | None = None) -> Any:
+    """One field of a batch.
+
+    Args:
+        values: the field's value in each sample; None where a sample lacks it.
+        pad_value: fill arrays of unequal shape up to the largest with this value.
+
+    Returns:
+        A tensor of shape (B, …) where the values are arrays, tensors or numbers of one dtype and shape (or are
+        padded to it); a list of B values otherwise.
+    """
+    if any(isinstance(value, (str, bytes, Mapping, list, tuple)) or value is None for value in values):
+        return list(values)
+    arrays = [value.numpy() if isinstance(value, torch.Tensor) else np.asarray(value) for value in values]
+    shapes = {array.shape for array in arrays}
+    if len({array.dtype for array in arrays}) > 1 or len({len(shape) for shape in shapes}) > 1:
+        return [to_tensor(array) for array in arrays]
+    if len(shapes) == 1:
+        return to_tensor(np.stack(arrays))
+    if pad_value is None:
+        return [to_tensor(array) for array in arrays]
+    padded = np.full((len(arrays), *np.max(list(shapes), axis=0)), pad_value, arrays[0].dtype)
+    for row, array in zip(padded, arrays, strict=True):
+        row[tuple(map(slice, array.shape))] = array
+    return to_tensor(padded)
+
+
+def collate_webdataset(samples: Sequence[Mapping[str, Any]], pad_value: float | None = None) -> dict[str, Any]:
+    """Make one batch of samples.
+
+    Args:
+        samples: dicts of arrays, ``metadata`` and ``__key__``, as the loaders yield them.
+        pad_value: fill arrays of unequal shape up to the largest with this value, and add ``<field>_lengths``, an
+            int64 tensor of shape (B, ndim) with each array's own shape. By default they come as a list.
+
+    Returns:
+        field → tensor of shape (B, …), or a list of B values where the samples differ in shape or are not arrays
+        (None where a sample lacks the field); ``metadata``: list of B dicts; ``__key__``: list of B strings.
+
+    Raises:
+        FieldError: there is no sample.
+
+    Example:
+        >>> samples = [{"__key__": str(i), "spikes": np.zeros((100, 96), "float32")} for i in range(4)]
+        >>> collate_webdataset(samples)["spikes"].shape
+        torch.Size([4, 100, 96])
+    """
+    if not samples:
+        raise FieldError("a batch needs at least one sample", remedy="check what your transform or filter leaves over")
+    batch: dict[str, Any] = {}
+    for name in dict.fromkeys(name for sample in samples for name in sample):
+        values = [sample.get(name) for sample in samples]
+        if name in ("metadata", "__key__"):
+            batch[name] = values
+            continue
+        batch[name] = stack(values, pad_value)
+        if pad_value is not None and isinstance(batch[name], torch.Tensor):
+            shapes = [tuple(value.shape) for value in values if value is not None]
+            if len(set(shapes)) > 1:
+                batch[f"{name}_lengths"] = torch.tensor(shapes)
+    return batch

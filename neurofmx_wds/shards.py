@@ -1,0 +1,250 @@
+"""Which shards make up a dataset, and each shard's index: from a directory, a pattern or a list of paths.
+
+Knows the format; knows nothing of order or batches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import glob
+import hashlib
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+from urllib.parse import urlparse
+
+import numpy as np
+from webdataset.shardlists import expand_urls
+
+from .atomic import ASIDE_SUFFIX
+from .cache import DEFAULT_CACHE_SIZE, ShardCache, is_compressed
+from .errors import ManifestError, ShardError, ShardIndexError
+from .index import ShardIndex, index_path, index_tar
+from .manifest import MANIFEST_NAME, Manifest, ShardRecord
+
+DEFAULT_SHARD_PATTERN = "shard_*.tar*"
+_INDEX_MEMORY = 256 << 20
+
+ShardDir = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+@dataclass
+class ShardSet:
+    """The shards of a dataset, in order.
+
+    Attributes:
+        paths: the shard files.
+        records: what the manifest (or the index) says of each.
+        manifest: the manifest, or None where there is none.
+        cache: where compressed shards are unpacked.
+    """
+
+    paths: list[Path]
+    records: list[ShardRecord]
+    manifest: Manifest | None
+    cache: ShardCache
+    _indexes: OrderedDict[int, ShardIndex] = field(default_factory=OrderedDict, repr=False)
+    _index_bytes: int = 0
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Samples in each shard, shape (n_shards,), int64."""
+        return np.array([record.n_samples for record in self.records], np.int64)
+
+    @property
+    def n_samples(self) -> int:
+        """Samples in all shards."""
+        return sum(record.n_samples for record in self.records)
+
+    @property
+    def compressed(self) -> bool:
+        """Whether any shard goes through the cache."""
+        return any(is_compressed(path) for path in self.paths)
+
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits that tell this dataset from another: shard names, counts, and checksums or sizes."""
+        known = self.manifest is not None  # a checksum that `index` adds later must not make another dataset of it
+        records = [[r.shard_name, r.n_samples, (known and r.sha256) or r.n_bytes] for r in self.records]
+        return hashlib.sha256(json.dumps(records).encode()).hexdigest()[:32]
+
+    def index(self, i: int) -> ShardIndex:
+        """The index of shard i: read from its sidecar, or made from the tar where there is none.
+
+        Raises:
+            ShardIndexError: the sidecar is damaged or belongs to another shard.
+            ShardError: the tar is damaged.
+        """
+        index = self._indexes.pop(i, None)
+        if index is None:
+            index = read_index(self.paths[i], self.cache, self.records[i])
+            self._index_bytes += index.n_bytes
+        self._indexes[i] = index  # now the most recently used
+        while self._index_bytes > _INDEX_MEMORY and len(self._indexes) > 1:
+            self._index_bytes -= self._indexes.popitem(last=False)[1].n_bytes
+        return index
+
+    def open(self, i: int) -> IO[bytes]:
+        """Open the tar of shard i, unpacked; its size is what its index says.
+
+        Raises:
+            ShardError: missing, or of another size.
+        """
+        path, index = self.paths[i], self.index(i)
+        if is_compressed(path):
+            return self.cache.open(path, index.tar_size)
+        try:
+            stream = open(path, "rb", buffering=0)
+        except FileNotFoundError as error:
+            raise ShardError("the shard is missing", file=path, remedy="restore it, or convert again") from error
+        size = os.fstat(stream.fileno()).st_size
+        if size != index.tar_size:
+            stream.close()
+            raise ShardError(
+                f"the shard has {size} bytes, its index says {index.tar_size}",
+                file=path,
+                remedy="it was cut or replaced: restore it, or run `python -m neurofmx_wds index --repair`",
+            )
+        return stream
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_indexes": OrderedDict(), "_index_bytes": 0}
+
+
+def open_shards(
+    shard_dir: ShardDir,
+    shard_pattern: str = DEFAULT_SHARD_PATTERN,
+    cache_dir: str | os.PathLike[str] | None = None,
+    cache_size: int = DEFAULT_CACHE_SIZE,
+) -> ShardSet:
+    """Find a dataset's shards. With a manifest no tar and no index is read.
+
+    Args:
+        shard_dir: a directory, a shard, a pattern with braces or wildcards, or a list of shards.
+        shard_pattern: which files of a directory are shards; also narrows what its manifest lists.
+        cache_dir: where compressed shards are unpacked.
+        cache_size: bytes that they may take there.
+
+    Raises:
+        FileNotFoundError: there is no such directory or shard.
+        ShardError: no shards, or a remote address.
+        ManifestError: the manifest is damaged, or names shards that are missing.
+    """
+    cache = ShardCache(cache_dir, cache_size)
+    if isinstance(shard_dir, (str, os.PathLike)) and os.path.isdir(shard_dir):
+        directory = Path(shard_dir)
+        if (directory / MANIFEST_NAME).exists():
+            return _from_manifest(directory, shard_pattern, cache)
+        paths = sorted(path for path in directory.glob(shard_pattern) if _is_shard(path))
+        if not paths:
+            raise _no_shards(directory, shard_pattern)
+    else:
+        paths = _expand(shard_dir)
+    records = []
+    for path in paths:
+        index = read_index(path, cache)
+        records.append(ShardRecord(path.name, index.n_samples, index.file_size, index.sha256))
+    return ShardSet(paths, records, None, cache)
+
+
+def _is_shard(path: Path) -> bool:
+    return path.is_file() and not path.name.startswith(".") and not path.name.endswith((".index", ASIDE_SUFFIX))
+
+
+def _from_manifest(directory: Path, shard_pattern: str, cache: ShardCache) -> ShardSet:
+    manifest = Manifest.load(directory)
+    present = set(os.listdir(directory))
+    missing = [r.shard_name for r in manifest.shards if r.shard_name not in present]
+    if missing:
+        names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        problem = f"shards that the manifest lists are missing: {names}"
+        raise ManifestError(problem, file=directory, remedy="restore them, or convert again")
+    records = [r for r in manifest.shards if fnmatch.fnmatch(r.shard_name, shard_pattern)]
+    if not records and manifest.shards and shard_pattern == DEFAULT_SHARD_PATTERN:
+        records = manifest.shards  # made with a shard_name_pattern of its own
+    if not records and manifest.shards:
+        raise _no_shards(directory, shard_pattern)
+    return ShardSet([directory / r.shard_name for r in records], records, manifest, cache)
+
+
+def _no_shards(directory: Path, shard_pattern: str) -> ShardError:
+    if directory.with_name(f".{directory.name}.partial").exists():
+        return ShardError("the dataset is not finished yet", file=directory, remedy="wait, or run the conversion again")
+    return ShardError(f"no shards match {shard_pattern!r}", file=directory, remedy="check directory and shard_pattern")
+
+
+def _expand(spec: ShardDir) -> list[Path]:
+    """Paths from what webdataset takes: a brace pattern, a list; and wildcards."""
+    given: Iterable[str | os.PathLike[str]] = [spec] if isinstance(spec, (str, os.PathLike)) else spec
+    paths = []
+    for url in (url for item in given for url in expand_urls(os.fspath(item))):
+        parsed = urlparse(url)
+        if parsed.scheme == "file":
+            url = parsed.path
+        elif url.startswith("pipe:") or parsed.scheme:
+            raise ShardError("only local files can be read", file=url, remedy="copy the shards to a local directory")
+        found = sorted(glob.glob(url)) if glob.has_magic(url) else [url]
+        paths += [Path(name) for name in found if not name.endswith(".index")]
+    if not paths:
+        raise ShardError(f"no shards match {spec!r}", remedy="check the path")
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: there is no such shard or directory")
+    return paths
+
+
+def read_index(path: Path, cache: ShardCache, record: ShardRecord | None = None) -> ShardIndex:
+    """A shard's index, from its sidecar or from the tar itself.
+
+    An index made here is put beside the shard where that may be written, for the next time.
+
+    Args:
+        path: the shard.
+        cache: where it is unpacked if it is compressed.
+        record: what the manifest says of it.
+
+    Raises:
+        ShardIndexError: the sidecar is damaged, or does not belong to this shard.
+        ShardError: the tar is damaged.
+    """
+    sidecar = index_path(path)
+    try:
+        index = ShardIndex.load(sidecar)
+    except FileNotFoundError:
+        index = build_index(path, cache)
+        with contextlib.suppress(OSError):
+            index.save(sidecar)
+    if index.shard_name != path.name:
+        index_problem = f"the index is of {index.shard_name!r}"
+    elif record is not None and (index.n_samples, index.file_size) != (record.n_samples, record.n_bytes):
+        index_problem = (
+            f"the index tells of {index.n_samples} samples in {index.file_size} bytes, "
+            f"the manifest of {record.n_samples} in {record.n_bytes}"
+        )
+    elif record is None and index.file_size != path.stat().st_size:
+        index_problem = f"the index tells of {index.file_size} bytes, {path.name} has {path.stat().st_size}"
+    else:
+        return index
+    remedy = "run `python -m neurofmx_wds index --repair` on the directory"
+    raise ShardIndexError(index_problem, file=sidecar, remedy=remedy)
+
+
+def build_index(path: Path, cache: ShardCache, checksum: bool = False) -> ShardIndex:
+    """Make a shard's index by reading its tar.
+
+    Args:
+        path: the shard, compressed or not.
+        cache: where it is unpacked if it is compressed.
+        checksum: also read the shard whole for its SHA-256.
+
+    Raises:
+        ShardError: the tar is damaged.
+    """
+    if not is_compressed(path):
+        return index_tar(path, checksum=checksum)
+    with cache.open(path) as stream:
+        return index_tar(path, checksum=checksum, unpacked=stream)
