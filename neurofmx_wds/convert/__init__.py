@@ -1,0 +1,1 @@
+"""From recordings and arrays to shards: sources, plan, run."""

@@ -1,0 +1,189 @@
+"""What the conversion asks of a source of samples, and how one is found for a file.
+
+Knows the contract, not the formats: NWB is read in `.nwb`, arrays in `.arrays`, each imported on use.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import SourceError
+
+FORMATS = ("auto", "nwb", "npz", "npy")
+BEHAVIOR_METHODS = ("auto", "bin_mean", "linear", "previous", "count")
+LFP_METHODS = ("auto", "native", "bin_mean", "linear")
+
+_BY_SUFFIX = {".nwb": "nwb", ".npz": "npz", ".npy": "npy"}
+_BY_SIGNATURE = {b"\x89HDF\r\n\x1a\n": "nwb", b"PK\x03\x04": "npz", b"\x93NUMPY": "npy"}
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """How recordings become samples.
+
+    Args:
+        format: "auto" (by suffix, else by the file's first bytes), "nwb", "npz" or "npy".
+        modalities: which to convert; the first decides where windows can be. None: all that a file has, in the order
+            spikes, behavior, lfp.
+        bin_size_ms: bin width in ms. A float means its decimal digits (0.1 is a tenth); a string or Fraction may be any
+            rational ("100/3").
+        sequence_length: bins in a window.
+        overlap: shared part of neighbouring windows, in [0, 1).
+        spike_dtype: dtype of spike counts: float32, or another float or integer type.
+        behavior_method: one of `BEHAVIOR_METHODS`. lfp_method: one of `LFP_METHODS`.
+        max_gap_s: a longer step (s) between samples of a series is a gap, which nothing is interpolated across.
+        field: name of the field that an .npy file becomes.
+        intervals: (start, stop) pairs in s; windows stay inside them. None: no limit.
+        origin_ns: start of bin 0, ns.
+
+    Raises:
+        ValueError: a value is out of range; the message names it.
+    """
+
+    format: str = "auto"
+    modalities: tuple[str, ...] | None = None
+    bin_size_ms: float | str | Fraction = 10.0
+    sequence_length: int = 100
+    overlap: float = 0.5
+    spike_dtype: str = "float32"
+    behavior_method: str = "auto"
+    lfp_method: str = "auto"
+    max_gap_s: float = 0.25
+    field: str = "data"
+    intervals: tuple[tuple[float, float], ...] | None = None
+    origin_ns: int = 0
+
+    def __post_init__(self) -> None:
+        if self.modalities is not None:
+            object.__setattr__(self, "modalities", tuple(self.modalities))
+        if self.intervals is not None:
+            object.__setattr__(self, "intervals", tuple((float(a), float(b)) for a, b in self.intervals))
+        for name, choices in (("format", FORMATS), ("behavior_method", BEHAVIOR_METHODS), ("lfp_method", LFP_METHODS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(choices)}")
+        for good, name, rule in (
+            (
+                self.modalities is None or (self.modalities and len(set(self.modalities)) == len(self.modalities)),
+                "modalities",
+                "must name at least one, each once",
+            ),
+            (self._bin_width() >= 1, "bin_size_ms", "must be a number of at least 0.000001 (1 ns)"),
+            (_whole(self.sequence_length) and self.sequence_length >= 1, "sequence_length", "must be at least 1"),
+            (0 <= self.overlap < 1, "overlap", "must be at least 0 and less than 1"),
+            (_is_count_dtype(self.spike_dtype), "spike_dtype", "must be an integer or floating dtype"),
+            (0 < self.max_gap_s < float("inf"), "max_gap_s", "must be a positive number of seconds"),
+            (bool(self.field), "field", "must not be empty"),
+            (all(a < b for a, b in self.intervals or ()), "intervals", "each must be (start, stop) with start < stop"),
+            (_whole(self.origin_ns), "origin_ns", "must be a whole number of nanoseconds"),
+        ):
+            if not good:
+                raise ValueError(f"{name}={getattr(self, name)!r}: {rule}")
+
+    def _bin_width(self) -> Fraction:
+        try:
+            return self.bin_width_ns
+        except (ValueError, ZeroDivisionError):
+            return Fraction(0)
+
+    @property
+    def bin_width_ns(self) -> Fraction:
+        """Bin width in ns: exact, an integer wherever it is one."""
+        size = self.bin_size_ms
+        return (size if isinstance(size, Fraction) else Fraction(str(size))) * 1_000_000
+
+    def to_json(self) -> dict[str, Any]:
+        """Gives the configuration as plain JSON values; a Fraction becomes its string, which reads back alike."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        values["modalities"] = None if self.modalities is None else list(self.modalities)
+        values["intervals"] = None if self.intervals is None else [list(pair) for pair in self.intervals]
+        if isinstance(self.bin_size_ms, Fraction):
+            values["bin_size_ms"] = str(self.bin_size_ms)
+        return values
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _is_count_dtype(name: str) -> bool:
+    try:
+        return np.dtype(name).kind in "iuf"
+    except TypeError:
+        return False
+
+
+@dataclass(frozen=True)
+class SourceDescription:
+    """What a source holds: small, plain JSON values, and never growing with the number of samples.
+
+    Attributes:
+        n_samples: how many samples `Source.read` can give.
+        fields: field → {"dtype", "shape", "unit", "columns", …} of one sample.
+        report: the source's entry in the manifest: identity, support, segments, units, series, what was emitted,
+            what was dropped, and why.
+    """
+
+    n_samples: int
+    fields: dict[str, dict[str, Any]]
+    report: dict[str, Any]
+
+
+class Source(Protocol):
+    """A file that gives samples by number: a pure function of (file, configuration, index)."""
+
+    def describe(self) -> SourceDescription:
+        """Counts the samples and describes them, without reading bulk data."""
+        ...
+
+    def read(self, start: int, stop: int) -> Iterator[tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]]:
+        """Gives (fields, metadata) of the samples [start, stop) in order; memory does not grow with their number."""
+        ...
+
+    def close(self) -> None:
+        """Closes the file."""
+        ...
+
+
+def open_source(path: str | os.PathLike[str], config: SourceConfig) -> Source:
+    """Opens a file as a source of samples.
+
+    Raises:
+        SourceError: the file is missing, damaged, or of no known format.
+    """
+    kind = _format_of(Path(path)) if config.format == "auto" else config.format
+    if kind == "nwb":
+        from .nwb import NWBSource
+
+        return NWBSource(path, config)
+    from .arrays import ArraySource
+
+    return ArraySource(path, config)
+
+
+def _format_of(path: Path) -> str:
+    known = _BY_SUFFIX.get(path.suffix.lower())
+    if known:
+        return known
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+    except OSError as error:
+        raise SourceError(
+            f"cannot be opened: {error.strerror or error}", file=path, remedy="check the path and the permissions"
+        ) from error
+    for signature, kind in _BY_SIGNATURE.items():
+        if start.startswith(signature):
+            return kind
+    raise SourceError(
+        "neither its name nor its first bytes are those of an NWB, NPZ or NPY file",
+        file=path,
+        remedy=f"name its format ({', '.join(FORMATS[1:])}) or convert it to one of these",
+    )

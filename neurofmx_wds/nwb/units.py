@@ -1,0 +1,156 @@
+"""The Units table: spike trains on the integer clock, and their counts in bins.
+
+Knows the table's layout and the clock; nothing of windows' purpose or of other series.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import SourceError
+from .clock import MAX_NS, Grid, Int64, intersection, intervals_of, no_intervals, to_ns, usable
+
+
+@dataclass(frozen=True)
+class SpikeTrains:
+    """All spikes of a recording in time order.
+
+    Attributes:
+        times: int64 (n_spikes,), ns, ascending.
+        units: int32 (n_spikes,), the row of each spike's unit in the Units table.
+        ids: the table's unit ids, one per row; units without spikes keep their row.
+        invalid: spikes left out, by reason ("NaN", "negative", "beyond the clock").
+        unsorted_units: ids of the units whose times had to be sorted.
+        obs_intervals: int64 (n, 2), ns, the union of all units' observation intervals; None where the table has none.
+        bad_obs_intervals: how many observation intervals were left out: NaN, or stop before start.
+    """
+
+    times: Int64
+    units: npt.NDArray[np.int32]
+    ids: tuple[int, ...]
+    invalid: dict[str, int]
+    unsorted_units: tuple[int, ...]
+    obs_intervals: Int64 | None
+    bad_obs_intervals: int
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def within(self, start: int, stop: int) -> slice:
+        """Gives the slice of the spikes with start ≤ time < stop (ns)."""
+        low, high = np.searchsorted(self.times, [start, stop])
+        return slice(int(low), int(high))
+
+    def counts(self, grid: Grid, first: int, stop: int) -> Int64:
+        """Counts spikes in bins [first, stop) of the grid.
+
+        Returns:
+            int64 (stop − first, n_units).
+        """
+        spikes = self.within(grid.start_of(first), grid.start_of(stop))
+        n_units = len(self.ids)
+        cells = (grid.bin_of(self.times[spikes]) - first) * n_units + self.units[spikes]
+        return np.bincount(cells, minlength=(stop - first) * n_units).reshape(stop - first, n_units)
+
+    def ragged(self, start: int, stop: int) -> tuple[Int64, npt.NDArray[np.int32]]:
+        """Gives the spikes with start ≤ time < stop (ns): times since `start` (int64 ns) and unit rows (int32)."""
+        spikes = self.within(start, stop)
+        return self.times[spikes] - start, self.units[spikes].copy()
+
+    @cached_property
+    def per_unit(self) -> list[int]:
+        """Number of valid spikes of each unit."""
+        return [int(n) for n in np.bincount(self.units, minlength=len(self.ids))]
+
+
+def read_units(table: Any, file: str) -> SpikeTrains:
+    """Reads the spike times of a pynwb Units table.
+
+    Times (s) become integer ns. NaN, negative and unrepresentable ones are dropped and counted; unsorted units are
+    sorted (a copy) and named.
+
+    Args:
+        table: ``NWBFile.units``, with a ``spike_times`` column.
+        file: the file's path, for errors.
+
+    Raises:
+        SourceError: the ragged column's index does not fit its data.
+    """
+    ids = tuple(int(i) for i in table.id[:])
+    seconds, ends = _ragged(table, "spike_times", len(ids), file)
+    units = np.repeat(np.arange(len(ids), dtype=np.int32), np.diff(ends, prepend=0))
+    reasons = {
+        "NaN": np.isnan(seconds),
+        "negative": seconds < 0,
+        "beyond the clock": (seconds > 0) & ~usable(seconds),
+    }
+    valid = ~np.logical_or.reduce(list(reasons.values()))
+    seconds, units = seconds[valid], units[valid]
+    backwards = (np.diff(seconds) < 0) & (np.diff(units) == 0)
+    times = to_ns(seconds)
+    order = np.argsort(times, kind="stable")
+    observed, bad = None, 0
+    if "obs_intervals" in table.colnames:
+        intervals, _ = _ragged(table, "obs_intervals", len(ids), file)
+        intervals = intervals.reshape(-1, 2)
+        observed, bad = intervals_of(intervals[:, 0], intervals[:, 1])
+    return SpikeTrains(
+        times=times[order],
+        units=units[order],
+        ids=ids,
+        invalid={reason: int(hits.sum()) for reason, hits in reasons.items() if hits.any()},
+        unsorted_units=tuple(ids[row] for row in np.unique(units[1:][backwards])),
+        obs_intervals=observed if observed is not None and len(observed) else None,
+        bad_obs_intervals=bad,
+    )
+
+
+def _ragged(table: Any, column: str, n_rows: int, file: str) -> tuple[npt.NDArray[np.float64], Int64]:
+    """Reads a ragged column whole: its values (float64) and each row's end in them."""
+    index = table[column]
+    ends = np.asarray(index.data[:], dtype=np.int64)
+    values = np.asarray(index.target.data[:], dtype=np.float64)
+    if len(ends) != n_rows or (np.diff(ends, prepend=0) < 0).any() or (ends[-1:] != len(values)).any():
+        raise SourceError(
+            f"the index of units/{column} does not fit its {len(values)} values and {n_rows} units",
+            file=file,
+            remedy="the file is damaged; write it again or convert without spikes (modalities)",
+        )
+    return values, ends
+
+
+def support_of(trains: SpikeTrains) -> tuple[Int64, str, int]:
+    """Gives where spikes can be: the union of the units' observation intervals, else first to last spike of all units.
+
+    A stray time (see `bulk`) does not stretch the support; an endless observation interval ends at the last spike.
+
+    Returns:
+        int64 (n, 2) intervals in ns, the rule in words, and the number of stray spikes.
+    """
+    times = trains.times[bulk(trains.times)]
+    spiking = np.array([[times[0], times[-1] + 1]], dtype=np.int64) if len(times) else no_intervals()
+    observed = trains.obs_intervals
+    if observed is None:
+        return spiking, "first to last spike over all units" if len(times) else "no spikes", len(trains) - len(times)
+    if np.abs(observed).max() >= MAX_NS:
+        observed = intersection([observed, spiking])
+    return observed, "units/obs_intervals, union over units", 0
+
+
+def bulk(times: Int64) -> slice:
+    """Gives the slice of sorted times (ns) that belong together; what it leaves out is stray.
+
+    A time is stray only when it is both more than a day and more than 20 spans of the middle 80 % of the times away
+    from that middle: a wrong unit or a corrupt value, not a long recording. Without this, one such time sizes the grid.
+    """
+    if len(times) == 0:
+        return slice(0, 0)
+    low, high = times[len(times) // 10], times[-1 - len(times) // 10]
+    margin = max(86_400 * 10**9, 20 * (int(high) - int(low)))
+    first, stop = np.searchsorted(times, [int(low) - margin, int(high) + margin + 1])
+    return slice(int(first), int(stop))
