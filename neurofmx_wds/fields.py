@@ -52,7 +52,7 @@ class ArrayLayout:
     shape: tuple[int, ...]
     header_size: int
 
-    @property
+    @functools.cached_property
     def n_bytes(self) -> int:
         """Size of the array's data in bytes."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize

@@ -62,14 +62,17 @@ class Column:
         offset: payload offset in the (unpacked) tar, shape (n_samples,), int64; -1 where a sample lacks the field.
         size: payload size in bytes, shape (n_samples,), int64.
         layout: what all payloads hold, if every sample has this field as an array of one dtype and shape.
-        stride: distance in bytes between consecutive payloads where it is constant, else 0.
     """
 
     suffix: str
     offset: np.ndarray
     size: np.ndarray
     layout: ArrayLayout | None
-    stride: int
+
+    @functools.cached_property
+    def data_starts(self) -> list[int]:
+        """Where each array's data begins, behind its header, if all have one layout."""
+        return (self.offset + (self.layout.header_size if self.layout else 0)).tolist()
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,13 +128,10 @@ class ShardIndex:
         return [text[a:b].decode("utf-8") for a, b in zip([0, *ends], ends, strict=False)]
 
     @functools.cached_property
-    def _metadata_bytes(self) -> tuple[bytes, list[int]]:
-        return self.metadata.tobytes(), [0, *self.metadata_end.tolist()]
-
-    def metadata_json(self, sample: int) -> bytes:
-        """The metadata of a sample as stored; ``b"{}"`` where it has none."""
-        text, ends = self._metadata_bytes
-        return text[ends[sample] : ends[sample + 1]] or b"{}"
+    def sample_metadata(self) -> list[bytes]:
+        """Each sample's metadata as stored, in shard order; ``b"{}"`` where it has none."""
+        text, ends = self.metadata.tobytes(), self.metadata_end.tolist()
+        return [text[a:b] or b"{}" for a, b in zip([0, *ends], ends, strict=False)]
 
     @functools.cached_property
     def columns(self) -> dict[str, Column]:
@@ -149,15 +149,12 @@ class ShardIndex:
         size = np.zeros(self.n_samples, np.int64)
         offset[samples] = self.member_offset[members]
         size[samples] = self.member_size[members]
-        layout, stride = None, 0
+        layout = None
         if len(members) == self.n_samples > 0:
             used = np.unique(self.member_layout[members])
             if len(used) == 1 and used[0] >= 0:
                 layout = self.layouts[used[0]]
-            steps = np.diff(offset)
-            if len(steps) == 0 or (steps == steps[0]).all():
-                stride = int(steps[0]) if len(steps) else 512
-        return Column(suffix, offset, size, layout, stride)
+        return Column(suffix, offset, size, layout)
 
     def to_bytes(self) -> bytes:
         """The sidecar file's content: a magic line, a JSON header, little-endian arrays and a CRC-32."""

@@ -31,8 +31,9 @@ from .cache import DEFAULT_CACHE_SIZE
 from .collate import collate_webdataset
 from .cursor import BatchPlan, Cursor
 from .errors import StateError
+from .memory import BatchMemory, Memory, Slots, unpack
 from .order import EpochOrder
-from .readers import IO, Handler, ShardReader, skipping
+from .readers import Handler, IOMode, ShardReader, skipping
 from .shards import DEFAULT_SHARD_PATTERN, ShardDir, ShardSet, open_shards
 
 logger = logging.getLogger("neurofmx_wds")
@@ -136,6 +137,7 @@ class Fetcher:
     transform: Transform | None = None
     collate_fn: Collate | None = None
     start: Start = field(default_factory=Start)
+    memory: Memory | None = None
 
     def planned_ids(self, plans: Iterable[BatchPlan]) -> Iterator[tuple[BatchPlan, np.ndarray]]:
         """Each plan with the ids of its samples; the order is worked out for many positions at once."""
@@ -159,7 +161,7 @@ class Fetcher:
     def batches(self, plans: Iterable[BatchPlan]) -> Iterator[Any]:
         """Stage: plans → batches."""
         whole = self.transform is None and self.collate_fn is collate_webdataset
-        read = self.reader.read_batch if whole else self._collated
+        read = functools.partial(self.reader.read_batch, memory=self.memory) if whole else self._collated
         for plan, ids in self.planned_ids(plans):
             batch = self._load(read, ids)
             if isinstance(batch, dict):
@@ -412,7 +414,7 @@ class WebDatasetLoader(ResumablePipeline):
         rank: int | None = None,
         world_size: int | None = None,
         block_size: int | None = None,
-        io: IO = "auto",
+        io: IOMode = "auto",
         cache_dir: str | os.PathLike[str] | None = None,
         cache_size: int = DEFAULT_CACHE_SIZE,
     ) -> None:
@@ -539,29 +541,27 @@ class WebDatasetDataLoader(ResumablePipeline):
         self._persistent: tuple[Start, torch.utils.data.DataLoader[Any]] | None = None
 
     def _items(self, epoch: int, first: int, rank: int, world_size: int) -> Iterator[Any]:
+        memory = BatchMemory(self.pin_memory)
         if self.num_workers == 0:
-            fetcher = replace(self.fetcher, start=Start(epoch, first, rank, world_size))
-            return prefetched(self._pinned(self._stages(fetcher.start, fetcher.batches)), self.prefetch_factor or 0)
+            fetcher = replace(self.fetcher, start=Start(epoch, first, rank, world_size), memory=memory)
+            return prefetched(self._stages(fetcher.start, fetcher.batches), self.prefetch_factor or 0)
         start, loader = self._persistent or self._workers()
         start.set(epoch, first, rank, world_size)
         if self.loader_options.get("persistent_workers"):
             self._persistent = start, loader
-        return iter(loader)
-
-    def _pinned(self, batches: Iterable[Any]) -> Iterator[Any]:
-        for batch in batches:
-            if self.pin_memory and isinstance(batch, dict):
-                batch = {k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-            yield batch
+        return unpack(loader, memory)
 
     def _workers(self) -> tuple[Start, torch.utils.data.DataLoader[Any]]:
-        fetcher = replace(self.fetcher, start=Start().share())
+        depth = self.prefetch_factor or 2
+        slots = Slots(depth + 1)
+        fetcher = replace(self.fetcher, start=Start().share(), memory=slots)
+        stages = self._stages(fetcher.start, fetcher.batches)
+        stages.append(slots)
         return fetcher.start, torch.utils.data.DataLoader(
-            self._stages(fetcher.start, fetcher.batches),
+            stages,
             batch_size=None,
             num_workers=self.num_workers,
-            prefetch_factor=self.prefetch_factor or 2,
-            pin_memory=self.pin_memory,
+            prefetch_factor=depth,
             collate_fn=_as_is,
             **self.loader_options,
         )
@@ -579,19 +579,17 @@ def prefetched(source: Iterable[Any], depth: int) -> Iterator[Any]:
     if depth < 1:
         yield from source
         return
-    ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue()
-    room = threading.Semaphore(depth)
-    stopped = threading.Event()
+    ready: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+    room: queue.SimpleQueue[bool] = queue.SimpleQueue()  # one True for each batch that may be read ahead
     end = object()
+    for _ in range(depth):
+        room.put(True)
 
     def read() -> None:
         try:
-            for item in source:
-                ready.put((item, None))
-                room.acquire()
-                if stopped.is_set():
-                    return
-            ready.put((end, None))
+            batches = iter(source)
+            while room.get():
+                ready.put((next(batches, end), None))
         except BaseException as error:  # the consumer raises it
             ready.put((end, error))
 
@@ -604,11 +602,10 @@ def prefetched(source: Iterable[Any], depth: int) -> Iterator[Any]:
                 raise error
             if item is end:
                 return
-            room.release()
+            room.put(True)
             yield item
     finally:
-        stopped.set()
-        room.release()
+        room.put(False)
         thread.join()
 
 
@@ -631,7 +628,7 @@ def create_webdataset_dataloader(
     world_size: int | None = None,
     shard_pattern: str = DEFAULT_SHARD_PATTERN,
     block_size: int | None = None,
-    io: IO = "auto",
+    io: IOMode = "auto",
     cache_dir: str | os.PathLike[str] | None = None,
     cache_size: int = DEFAULT_CACHE_SIZE,
     **loader_options: Any,
@@ -700,7 +697,7 @@ def open_dataset(
     modalities: Sequence[str] | None,
     select: Select | None,
     block_size: int | None,
-    io: IO,
+    io: IOMode,
     cache_dir: str | os.PathLike[str] | None,
     cache_size: int,
 ) -> tuple[Fetcher, str]:
@@ -742,7 +739,7 @@ def select_samples(shards: ShardSet, select: Select) -> np.ndarray:
     first = 0
     for i in range(len(shards.paths)):
         index = shards.index(i)
-        selected += [first + j for j in range(index.n_samples) if fits(json.loads(index.metadata_json(j)))]
+        selected += [first + j for j, text in enumerate(index.sample_metadata) if fits(json.loads(text))]
         first += index.n_samples
     if not selected:
         raise ValueError(f"select={select!r} fits none of the {first} samples")

@@ -5,13 +5,15 @@ Knows indexes and shards; knows nothing of order, epochs or ranks.
 
 from __future__ import annotations
 
+import functools
+import io
 import math
 import mmap
 import os
 import resource
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,91 +21,106 @@ import torch
 from . import fields
 from .collate import MetadataList, stack
 from .errors import NeurofmxError, ShardError
-from .fields import ArrayLayout
-from .index import Column, ShardIndex
+from .index import Column
+from .memory import BatchMemory, Memory
 from .shards import ShardSet
 
-IO = Literal["auto", "mmap", "pread"]
+IOMode = Literal["auto", "mmap", "pread"]
 Handler = Callable[[Exception], bool]
+_LET_OTHERS_RUN = 256 << 10  # bytes from which a copy is long enough to be worth giving up the interpreter for
+_OPEN_BYTES = 512 << 20
 _NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "fuse", "lustre", "gpfs", "beegfs", "ceph", "9p", "afs", "gluster")
 
 
-class _Bytes(Protocol):
-    """The bytes of one unpacked tar."""
-
-    def copy_into(self, row: np.ndarray, offset: int) -> None:
-        """Fill `row` (uint8) from `offset` on."""
-
-    def payload(self, offset: int, size: int) -> bytes | memoryview:
-        """`size` bytes from `offset` on."""
-
-
-class _Mapped:
-    """A tar mapped into memory. If the file shrinks while it is mapped, the kernel ends the process (SIGBUS)."""
-
-    def __init__(self, fd: int, size: int) -> None:
-        self.map = mmap.mmap(fd, size, access=mmap.ACCESS_READ)
-        self.array = np.frombuffer(self.map, np.uint8)
-
-    def copy_into(self, row: np.ndarray, offset: int) -> None:
-        row[:] = self.array[offset : offset + len(row)]
-
-    def payload(self, offset: int, size: int) -> bytes | memoryview:
-        return self.map[offset : offset + size]
+def _copy_mapped(views: Sequence[memoryview], size: int, starts: Sequence[int], target: memoryview) -> None:
+    """Copy `size` bytes from each start of the tar mapped beside it, one after the other into `target`."""
+    if size < _LET_OTHERS_RUN:
+        for begin, view, start in zip(range(0, size * len(starts), size), views, starts, strict=True):
+            target[begin : begin + size] = view[start : start + size]
+        return
+    rows = np.frombuffer(target, np.uint8).reshape(-1, size)
+    for row, view, start in zip(rows, views, starts, strict=True):
+        row[:] = np.frombuffer(view, np.uint8, size, start)  # numpy lets other threads run meanwhile
 
 
-class _Preads:
-    """A tar read with system calls: a file that shrinks gives an error."""
-
-    def __init__(self, fd: int, path: str) -> None:
-        self.fd = os.dup(fd)
-        self.path = path
-
-    def copy_into(self, row: np.ndarray, offset: int) -> None:
-        view = row.data
-        while len(view):
-            count = os.preadv(self.fd, [view], offset)
+def _copy_pread(files: Sequence[io.FileIO], size: int, starts: Sequence[int], target: memoryview) -> None:
+    """As :func:`_copy_mapped`, from open files: one that shrinks gives an error."""
+    for begin, file, start in zip(range(0, size * len(starts), size), files, starts, strict=True):
+        row = target[begin : begin + size]
+        while len(row):
+            count = os.preadv(file.fileno(), [row], start)
             if count == 0:
-                raise ShardError("the shard was cut while it was read", file=self.path, remedy="restore it")
-            view, offset = view[count:], offset + count
-
-    def payload(self, offset: int, size: int) -> bytes | memoryview:
-        row = np.empty(size, np.uint8)
-        self.copy_into(row, offset)
-        return row.data
-
-    def __del__(self) -> None:
-        os.close(self.fd)
+                raise ShardError("the shard was cut while it was read", file=file.name, remedy="restore it")
+            row, start = row[count:], start + count
 
 
 class _OpenShard:
-    """A shard in use: its bytes and its index."""
+    """A shard in use.
 
-    def __init__(self, shards: ShardSet, i: int, io: IO) -> None:
-        self.path = str(shards.paths[i])
-        self.index: ShardIndex = shards.index(i)
-        with shards.open(i) as stream:
-            fd = stream.fileno()
-            mapped = io == "mmap" or (io == "auto" and _is_local(os.fstat(fd).st_dev))
-            self.bytes: _Bytes = _Mapped(fd, self.index.tar_size) if mapped else _Preads(fd, self.path)
-        self.columns: dict[str, Column] = self.index.columns
+    Attributes:
+        source: its tar, mapped or open.
+        signature: name, dtype (None where the samples differ or are no plain arrays) and shape of each field. Shards
+            that are alike have the very same object.
+        records: for each sample where its fields' data begin, its key and its metadata: one look gives all.
+    """
 
-    def decode(self, name: str, sample: int) -> Any:
+    def __init__(self, shards: ShardSet, i: int, names: Sequence[str] | None, mapped: bool) -> None:
+        self.index = shards.index(i)
+        self.path = shards.paths[i]
+        stream = shards.open(i)
+        self.source: Any = stream
+        if mapped:
+            with stream:
+                self.source = memoryview(mmap.mmap(stream.fileno(), self.index.tar_size, access=mmap.ACCESS_READ))
+        columns = self.index.columns
+        here = [(name, columns.get(name)) for name in names or columns if name != "metadata"]
+        self.signature = _same(tuple((name, *_plain_array(column)) for name, column in here))
+        starts = [column.data_starts if column else [-1] * self.index.n_samples for _, column in here]
+        self.records = list(zip(*starts, self.index.sample_keys, self.index.sample_metadata, strict=True))
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory that it takes, roughly."""
+        return len(self.records) * (250 + 40 * len(self.signature)) + self.index.n_bytes
+
+    def decode(self, name: str, row: int, copy: Callable[..., None]) -> Any:
         """The value of one field of one sample; None where the sample lacks it."""
-        column = self.columns.get(name)
-        if column is None or column.offset[sample] < 0:
+        column = self.index.columns.get(name)
+        if column is None or column.offset[row] < 0:
             return None
-        payload = self.bytes.payload(int(column.offset[sample]), int(column.size[sample]))
+        payload = bytearray(int(column.size[row]))
+        if payload:
+            copy([self.source], len(payload), [int(column.offset[row])], memoryview(payload))
         try:
             return fields.decode(column.suffix, payload)
         except NeurofmxError as error:
             raise type(error)(
                 error.problem,
                 file=self.path,
-                sample=self.index.sample_keys[sample],
+                sample=self.index.sample_keys[row],
                 member=column.suffix,
                 remedy=error.remedy or "restore the shard from a copy, or skip it with handler=",
             ) from error
+
+
+_Signature = tuple[tuple[str, torch.dtype | None, tuple[int, ...]], ...]
+
+
+@functools.lru_cache(maxsize=1024)
+def _same(signature: _Signature) -> _Signature:
+    return signature
+
+
+def _plain_array(column: Column | None) -> tuple[torch.dtype | None, tuple[int, ...]]:
+    if column is None or column.layout is None:
+        return None, ()
+    return torch_dtype(column.layout.dtype), column.layout.shape
+
+
+def _all_local(shards: ShardSet) -> bool:
+    """Whether all shards lie where a mapped file cannot be replaced behind our back."""
+    devices = {os.stat(path).st_dev for path in {path.parent for path in shards.paths}}
+    return all(_is_local(device) for device in devices)
 
 
 def _is_local(device: int) -> bool:
@@ -140,7 +157,7 @@ class ShardReader:
         shards: ShardSet,
         modalities: Sequence[str] | None = None,
         selected: np.ndarray | None = None,
-        io: IO = "auto",
+        io: IOMode = "auto",
         max_open: int | None = None,
     ) -> None:
         if io not in ("auto", "mmap", "pread"):
@@ -149,9 +166,13 @@ class ShardReader:
         self.modalities = None if modalities is None else tuple(modalities)
         self.io = io
         self.max_open = max_open or max(16, min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
+        self._mapped = io == "mmap" or (io == "auto" and _all_local(shards))
+        self._copy: Callable[..., None] = _copy_mapped if self._mapped else _copy_pread
         self._starts = np.concatenate([[0], np.cumsum(shards.counts)])
         self._selected = selected
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._open_bytes = 0
+        self._memory = BatchMemory()
         self._check_modalities()
 
     def _check_modalities(self) -> None:
@@ -185,17 +206,19 @@ class ShardReader:
     def _shard(self, i: int) -> _OpenShard:
         shard = self._open.pop(i, None)
         if shard is None:
-            shard = _OpenShard(self.shards, i, self.io)
+            shard = _OpenShard(self.shards, i, self.modalities, self._mapped)
+            self._open_bytes += shard.n_bytes
         self._open[i] = shard
-        if len(self._open) > self.max_open:
-            self._open.popitem(last=False)
+        while len(self._open) > self.max_open or (self._open_bytes > _OPEN_BYTES and len(self._open) > 1):
+            self._open_bytes -= self._open.popitem(last=False)[1].n_bytes
         return shard
 
-    def read_batch(self, ids: np.ndarray) -> dict[str, Any]:
+    def read_batch(self, ids: np.ndarray, memory: Memory | None = None) -> dict[str, Any]:
         """A batch of the samples with these ids, as :func:`neurofmx_wds.collate_webdataset` would make it.
 
         Args:
             ids: sample ids, shape (B,), int64.
+            memory: where its tensors are made; by default in memory that is used again when they are gone.
 
         Returns:
             field → tensor of shape (B, …) or list; ``metadata``: decoded when asked for; ``__key__``: list of B str.
@@ -203,14 +226,39 @@ class ShardReader:
         Raises:
             ShardError: a shard is missing or damaged.
         """
+        if not len(ids):
+            return {}
         where, rows = self.locate(ids)
-        shards = {i: self._shard(i) for i in dict.fromkeys(where)}
-        places = [(shards[i], row) for i, row in zip(where, rows, strict=True)]
-        names = self.modalities or dict.fromkeys(name for shard in shards.values() for name in shard.columns)
-        batch = {name: _read_field(name, places, shards.values()) for name in names if name != "metadata"}
-        batch["metadata"] = MetadataList([shard.index.metadata_json(row) for shard, row in places])
-        batch["__key__"] = [shard.index.sample_keys[row] for shard, row in places]
+        opened = {i: self._shard(i) for i in dict.fromkeys(where)}
+        shards = [opened[i] for i in where]
+        *starts, keys, metadata = zip(*[shard.records[row] for shard, row in zip(shards, rows, strict=True)], strict=True)
+        signature = shards[0].signature
+        batch: dict[str, Any] = {}
+        if all(shard.signature is signature for shard in opened.values()):
+            sources = [shard.source for shard in shards]
+            for (name, dtype, shape), begin in zip(signature, starts, strict=True):
+                if dtype is None:
+                    batch[name] = self._decoded(name, shards, rows)
+                else:
+                    batch[name] = self._copied(sources, begin, dtype, shape, memory or self._memory)
+        else:
+            for name in dict.fromkeys(name for shard in opened.values() for name, *_ in shard.signature):
+                batch[name] = self._decoded(name, shards, rows)
+        batch["metadata"] = MetadataList(metadata)
+        batch["__key__"] = list(keys)
         return batch
+
+    def _copied(
+        self, sources: list[Any], starts: Sequence[int], dtype: torch.dtype, shape: tuple[int, ...], memory: Memory
+    ) -> torch.Tensor:
+        out = memory.empty((len(sources), *shape), dtype)
+        size = dtype.itemsize * math.prod(shape)
+        if size:
+            self._copy(sources, size, starts, memoryview(out.numpy().reshape(-1).view(np.uint8)))  # type: ignore[arg-type]
+        return out
+
+    def _decoded(self, name: str, shards: Sequence[_OpenShard], rows: Sequence[int]) -> Any:
+        return stack([shard.decode(name, row, self._copy) for shard, row in zip(shards, rows, strict=True)])
 
     def read_samples(self, ids: np.ndarray) -> list[dict[str, Any]]:
         """The samples with these ids, each a dict of writable numpy arrays, ``metadata`` and ``__key__``.
@@ -240,33 +288,10 @@ def _sample(columns: dict[str, Any], row: int) -> dict[str, Any]:
     }
 
 
-def _read_field(name: str, places: Sequence[tuple[_OpenShard, int]], shards: Any) -> Any:
-    layouts = {None if (c := shard.columns.get(name)) is None else c.layout for shard in shards}
-    layout = layouts.pop() if len(layouts) == 1 else None
-    if layout is None:
-        return stack([shard.decode(name, row) for shard, row in places])
-    out, rows = _empty_rows(layout, len(places))
-    if out is None:
-        return stack([shard.decode(name, row) for shard, row in places])
-    header = layout.header_size
-    for target, (shard, row) in zip(rows, places, strict=True):
-        shard.bytes.copy_into(target, int(shard.columns[name].offset[row]) + header)
-    return out
-
-
-def _empty_rows(layout: ArrayLayout, n: int) -> tuple[torch.Tensor | None, np.ndarray]:
-    dtype = np.dtype(layout.dtype)
-    sample = torch_dtype(dtype)
-    if sample is None:
-        return None, np.empty(0, np.uint8)
-    out = torch.empty((n, *layout.shape), dtype=sample)
-    rows = out.numpy().reshape(n, math.prod(layout.shape)).view(np.uint8)
-    return out, rows
-
-
-def torch_dtype(dtype: np.dtype[Any]) -> torch.dtype | None:
+@functools.lru_cache(maxsize=256)
+def torch_dtype(dtype: str) -> torch.dtype | None:
     """torch's name for a numpy dtype; None where there is none, or in foreign byte order."""
-    if not dtype.isnative:
+    if not np.dtype(dtype).isnative:
         return None
     try:
         return torch.from_numpy(np.empty(0, dtype)).dtype

@@ -1,0 +1,190 @@
+"""Where batches live: buffers that are used again, and slots that workers share with the trainer.
+
+A batch in fresh memory costs as much in page faults as in copying. Knows tensors; knows nothing of shards or order.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.utils.data
+
+_KEPT_PER_SIZE, _KEPT_SIZES = 8, 16
+_ALIGNMENT = 64
+
+
+class Memory(Protocol):
+    """Where a batch's tensors are made."""
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """A tensor of this shape, its content undefined."""
+
+
+class BatchMemory:
+    """Gives out tensors, and gives their memory out again once nobody holds them any more.
+
+    Args:
+        pinned: give out page-locked memory. torch looks after that itself, because a copy to the device may still be
+            under way when the tensor is gone.
+    """
+
+    def __init__(self, pinned: bool = False) -> None:
+        self.pinned = pinned
+        self._free: OrderedDict[int, list[np.ndarray]] = OrderedDict()
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """A tensor of this shape, its content undefined."""
+        if self.pinned:
+            return torch.empty(*shape, dtype=dtype, pin_memory=True)
+        size = dtype.itemsize * math.prod(shape)
+        if size == 0:
+            return torch.empty(*shape, dtype=dtype)
+        free = self._free.get(size)
+        base = free.pop() if free else np.empty(size, np.uint8)
+        lease = base.view()  # lives as long as the tensor's storage
+        weakref.finalize(lease, self._give_back, base).atexit = False
+        return torch.from_numpy(lease).view(dtype).view(*shape)
+
+    def _give_back(self, base: np.ndarray) -> None:
+        free = self._free.setdefault(base.nbytes, [])
+        self._free.move_to_end(base.nbytes)
+        if len(free) < _KEPT_PER_SIZE:
+            free.append(base)
+        if len(self._free) > _KEPT_SIZES:
+            self._free.popitem(last=False)
+
+    def __reduce__(self) -> tuple[type[BatchMemory], tuple[bool]]:
+        return BatchMemory, (self.pinned,)
+
+
+Place = tuple[int, torch.dtype, tuple[int, ...]]
+
+
+@dataclass
+class Parcel:
+    """A batch on its way from a worker: its tensors lie in a shared slot.
+
+    Attributes:
+        batch: the batch, without them.
+        tensors: field → where in the slot it begins, dtype and shape.
+        worker, slot: whose slot it is.
+        memory: the slot itself, the first time.
+    """
+
+    batch: dict[str, Any]
+    tensors: dict[str, Place]
+    worker: int
+    slot: int
+    memory: torch.Tensor | None
+
+
+class Slots:
+    """Worker's side: batches are put into a few shared slots, in turn; a pipeline stage.
+
+    A DataLoader asks a worker for at most ``prefetch_factor`` batches before it takes one, so with one slot more none
+    is written while the trainer still copies from it.
+
+    Args:
+        n_slots: how many.
+    """
+
+    def __init__(self, n_slots: int) -> None:
+        self._slots = [torch.empty(0, dtype=torch.uint8)] * n_slots
+        self._current = 0
+        self._used = 0
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """A tensor in the current slot, or outside it while that is too small."""
+        place = self._reserve(shape, dtype)
+        return torch.empty(*shape, dtype=dtype) if place is None else _tensor_in(self._slots[self._current], place)
+
+    def _reserve(self, shape: Sequence[int], dtype: torch.dtype) -> Place | None:
+        start, end = self._used, self._used + _aligned(shape, dtype)
+        if end > len(self._slots[self._current]):
+            return None
+        self._used = end
+        return start, dtype, tuple(shape)
+
+    def __call__(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Stage: batches → parcels; whatever is no dict of tensors goes as it is."""
+        info = torch.utils.data.get_worker_info()
+        worker = info.id if info else 0
+        known: set[int] = set()
+        self._current, self._used = 0, 0
+        for batch in batches:
+            if isinstance(batch, dict):
+                yield self._pack(batch, worker, known)
+                self._current = (self._current + 1) % len(self._slots)
+                self._used = 0
+            else:
+                yield batch
+
+    def _pack(self, batch: dict[str, Any], worker: int, known: set[int]) -> Parcel:
+        tensors = {name: value for name, value in batch.items() if _is_plain(value)}
+        slot = self._slots[self._current]
+        places: dict[str, Place | None] = {}
+        for name, tensor in tensors.items():
+            if tensor.untyped_storage().data_ptr() == slot.untyped_storage().data_ptr() and len(slot):
+                places[name] = (tensor.data_ptr() - slot.data_ptr(), tensor.dtype, tuple(tensor.shape))
+            else:
+                places[name] = self._reserve(tensor.shape, tensor.dtype)
+        if None in places.values():  # the slot is too small: a new one for this batch and those to come
+            self._used = 0
+            size = sum(_aligned(tensor.shape, tensor.dtype) for tensor in tensors.values())
+            slot = torch.empty(size, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
+            self._slots[self._current] = slot
+            known.discard(self._current)
+            places = {name: self._reserve(tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+        found = {name: place for name, place in places.items() if place is not None}
+        for name, place in found.items():
+            target = _tensor_in(slot, place)
+            if target.data_ptr() != tensors[name].data_ptr():
+                target.copy_(tensors[name])
+        rest = {name: None if name in found else value for name, value in batch.items()}
+        memory = None if self._current in known or not found else slot
+        known.add(self._current)
+        return Parcel(rest, found, worker, self._current, memory)
+
+    def __reduce__(self) -> tuple[type[Slots], tuple[int]]:
+        return Slots, (len(self._slots),)
+
+
+def unpack(parcels: Iterable[Any], memory: BatchMemory) -> Iterator[Any]:
+    """Trainer's side: copy each batch out of its slot."""
+    slots: dict[tuple[int, int], torch.Tensor] = {}
+    for parcel in parcels:
+        if not isinstance(parcel, Parcel):
+            yield parcel
+            continue
+        if parcel.memory is not None:
+            slots[parcel.worker, parcel.slot] = parcel.memory
+        for name, place in parcel.tensors.items():
+            source = _tensor_in(slots[parcel.worker, parcel.slot], place)
+            parcel.batch[name] = memory.empty(source.shape, source.dtype).copy_(source)
+        yield parcel.batch
+
+
+def _is_plain(value: object) -> bool:
+    return (
+        isinstance(value, torch.Tensor)
+        and value.device.type == "cpu"
+        and value.layout is torch.strided
+        and not value.requires_grad
+        and type(value) is torch.Tensor
+    )
+
+
+def _aligned(shape: Sequence[int], dtype: torch.dtype) -> int:
+    return -(-dtype.itemsize * math.prod(shape) // _ALIGNMENT) * _ALIGNMENT
+
+
+def _tensor_in(slot: torch.Tensor, place: Place) -> torch.Tensor:
+    start, dtype, shape = place
+    return slot[start : start + dtype.itemsize * math.prod(shape)].view(dtype).view(shape)
