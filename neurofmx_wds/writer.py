@@ -15,6 +15,7 @@ import os
 import tarfile
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, BinaryIO, Literal, cast
@@ -35,17 +36,18 @@ Compression = Literal["none", "gz", "bz2", "xz"]
 COMPRESSIONS: tuple[Compression, ...] = ("none", "gz", "bz2", "xz")
 DEFAULT_PATTERN = "shard_{shard_idx:06d}.tar"
 _BLOCK = 512
-_BUFFER = 1 << 20
+_PIECE = 1 << 20
+_OWNER = "bigdata"  # as webdataset's TarWriter
 
 
-@functools.lru_cache(maxsize=1)
-def _header_template() -> tuple[bytes, bytes, int]:
-    """The constant parts of a member's header, before and after the checksum, and their sum."""
+@functools.lru_cache(maxsize=4096)
+def _header_tail(size: int) -> tuple[bytes, bytes, int]:
+    """All of a member's header behind its name, before and after the checksum, and the sum of its bytes."""
     info = tarfile.TarInfo("")
-    info.mode, info.mtime, info.uname, info.gname = 0o444, 0, "bigdata", "bigdata"  # as webdataset's TarWriter
+    info.size, info.mode, info.mtime, info.uname, info.gname = size, 0o444, 0, _OWNER, _OWNER
     block = info.tobuf(tarfile.USTAR_FORMAT)
-    before, after = block[100:124], block[136:148]
-    return before, after + b" " * 8 + block[156:], sum(before) + sum(after) + 8 * 32 + sum(block[156:])
+    before, after = block[100:148], block[156:]
+    return before, after, sum(before) + sum(after) + 8 * ord(" ")
 
 
 def tar_header(name: str, size: int) -> bytes:
@@ -55,15 +57,13 @@ def tar_header(name: str, size: int) -> bytes:
         name: the member's name.
         size: the payload's size in bytes.
     """
-    encoded = name.encode("utf-8", "surrogateescape")
-    if len(encoded) > 100 or not name.isascii() or size >= 8**11:
+    if len(name) > 100 or not name.isascii() or size >= 8**11:
         info = tarfile.TarInfo(name)
-        info.size, info.mode, info.uname, info.gname = size, 0o444, "bigdata", "bigdata"
+        info.size, info.mode, info.uname, info.gname = size, 0o444, _OWNER, _OWNER
         return info.tobuf(tarfile.PAX_FORMAT)
-    before, after, base = _header_template()
-    digits = b"%011o\0" % size
-    checksum = b"%06o\0 " % (base + sum(encoded) + sum(digits))
-    return b"".join([encoded.ljust(100, b"\0"), before, digits, after[:12], checksum, after[20:]])
+    encoded = name.encode("ascii")
+    before, after, total = _header_tail(size)
+    return b"%b%b%06o\0 %b" % (encoded.ljust(100, b"\0"), before, total + sum(encoded), after)
 
 
 class IndexedTarWriter(wds.TarWriter):  # type: ignore[misc]
@@ -121,7 +121,8 @@ class IndexedTarWriter(wds.TarWriter):  # type: ignore[misc]
             parts += [header, *buffers, bytes(padding)]
             if suffix == METADATA_SUFFIX:
                 metadata = b"".join(buffers)
-        self.stream.write(b"".join(parts))
+        for part in parts:
+            self.stream.write(part)
         written = place - self.offset
         self.tarstream.offset = place  # tarfile pads the end of the tar by it
         self.index.add(key, members, metadata)
@@ -135,31 +136,58 @@ class IndexedTarWriter(wds.TarWriter):  # type: ignore[misc]
 
 
 class _HashedFile:
-    """A file being written, its checksum growing with it."""
+    """A file being written in large pieces, its checksum growing with it in a thread of its own."""
 
     def __init__(self, path: Path) -> None:
         self._file: IO[bytes] = open(path, "wb", buffering=0)
         self._digest = hashlib.sha256()
+        self._hasher = ThreadPoolExecutor(1, "neurofmx_wds checksum")
+        self._hashing: Future[None] | None = None
+        self._piece, self._spare = memoryview(bytearray(_PIECE)), memoryview(bytearray(_PIECE))
+        self._filled = 0
         self.size = 0
 
     def write(self, data: Buffer) -> int:
-        view = memoryview(data)
-        self._digest.update(view)
-        self.size += len(view)
-        while len(view):
-            view = view[self._file.write(view) :]
-        return len(data)
+        """Take all of `data`."""
+        size = len(data)
+        end = self._filled + size
+        if end <= _PIECE:
+            self._piece[self._filled : end] = data
+            self._filled = end
+        else:
+            view = memoryview(data)
+            while len(view):
+                part = view[: _PIECE - self._filled]
+                self._piece[self._filled : self._filled + len(part)] = part
+                self._filled += len(part)
+                view = view[len(part) :]
+                if self._filled == _PIECE:
+                    self.flush()
+        return size
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Hand what has been taken to the system."""
+        piece = self._piece[: self._filled]
+        if self._hashing is not None:
+            self._hashing.result()  # from here on the spare is free
+        self._hashing = self._hasher.submit(self._digest.update, piece)
+        rest = piece
+        while len(rest):
+            rest = rest[self._file.write(rest) :]
+        self.size += len(piece)
+        self._piece, self._spare, self._filled = self._spare, self._piece, 0
 
     def close(self) -> str:
         """Put the file on the disk and return its SHA-256."""
+        self.flush()
+        self._hasher.shutdown()
         os.fsync(self._file.fileno())
         self._file.close()
         return self._digest.hexdigest()
 
     def abort(self) -> None:
+        """Stop writing."""
+        self._hasher.shutdown()
         self._file.close()
 
 
@@ -315,8 +343,9 @@ class WebDatasetWriter:
         self.total_samples = 0
         self.summary: dict[str, Any] = {}
         self._described = {name: dict(about) for name, about in (modalities or {}).items()}
-        self._indexes: list[ShardIndex] = []
+        self._indexes: list[Future[ShardIndex]] = []
         self._shard: ShardFile | None = None
+        self._closer = ThreadPoolExecutor(1, "neurofmx_wds fsync")  # a shard reaches the disk while the next is made
         self._staged = StagedDirectory(output_dir, overwrite)
         self._staged.clear()
         self._forget = weakref.finalize(self, _discard, self._staged, os.getpid())
@@ -401,14 +430,16 @@ class WebDatasetWriter:
             return self.summary
         if self._shard is not None:
             self._close_shard()
-        modalities = modalities_of(self._indexes)
+        indexes = [closing.result() for closing in self._indexes]
+        self._closer.shutdown()
+        modalities = modalities_of(indexes)
         for name, about in self._described.items():
             modalities.setdefault(name, {}).update(about)
         manifest = Manifest(
             shard_size=self.shard_size,
             compression=self.compression,
             modalities=modalities,
-            shards=[shard_record(index) for index in self._indexes],
+            shards=[shard_record(index) for index in indexes],
             config=self.config,
             created_by=CREATED_BY,
         )
@@ -422,11 +453,14 @@ class WebDatasetWriter:
         """Give up: remove everything written so far; an old dataset in `output_dir` stays."""
         if self._shard is not None:
             self._shard.abort()
+        self._closer.shutdown()
         self._forget()
 
     def _close_shard(self) -> None:
         assert self._shard is not None
-        self._indexes.append(self._shard.close())
+        if self._indexes:
+            self._indexes[-1].result()  # raises what went wrong with it
+        self._indexes.append(self._closer.submit(self._shard.close))
         self._shard = None
 
     def __enter__(self) -> WebDatasetWriter:
