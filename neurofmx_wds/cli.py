@@ -1,0 +1,364 @@
+"""The commands: what people type and what they see. Everything is done elsewhere, and imported when it is needed.
+
+Knows only the package's public functions; holds no logic of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NoReturn
+
+from .convert.sources import BEHAVIOR_METHODS, FORMATS, LFP_METHODS, SourceConfig
+from .errors import NeurofmxError
+from .version import __version__
+
+_MOST_PROBLEMS = 20
+_CONVERT_EXAMPLES = """\
+examples:
+  python -m neurofmx_wds convert -i session.nwb -o shards
+  python -m neurofmx_wds convert -i data/*.nwb -o shards --bin-size-ms 20 --workers 4 --validate
+  python -m neurofmx_wds convert -i arrays.npz -o shards --shard-size 500 --compression gz
+
+A run that was stopped goes on where it was when the same command is given again.
+Exit status: 0 all done; 1 a file or the output is at fault (what is good is converted); 2 wrong usage."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: as on the command line, without the program's name; by default what was typed.
+
+    Returns:
+        The exit status: 0 done, 1 the data or a file is at fault, 130 interrupted. Wrong usage exits with 2.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        _say(getattr(options, "interrupted", "interrupted"))
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `info … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if options.debug:
+            raise
+        _say(f"error: {_told(error)}")
+        return 1
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, NeurofmxError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+    return f"unexpected {type(error).__name__}: {error} (run again with --debug to see where, and report it)"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _width() -> int | None:
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _parser() -> argparse.ArgumentParser:
+    program = "python -m neurofmx_wds" if Path(sys.argv[0]).name == "__main__.py" else None
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description="Neural recordings (NWB) and arrays to WebDataset shards, for resumable PyTorch training.",
+        epilog="`COMMAND --help` tells more of each, with examples.",
+    )
+    parser.add_argument("--version", action="version", version=f"neurofmx_wds {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
+    for add in (_add_convert, _add_info, _add_verify, _add_index, _add_demo):
+        command = add(commands)
+        command.formatter_class = argparse.RawDescriptionHelpFormatter
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _add_convert(commands: Any) -> argparse.ArgumentParser:
+    default = SourceConfig()
+    text = "Cut recordings into windows (or take the rows of arrays) and write them as shards."
+    command: argparse.ArgumentParser = commands.add_parser(
+        "convert", help="recordings or arrays → shards", description=text, epilog=_CONVERT_EXAMPLES
+    )
+    again = "interrupted: what is finished is kept, and the same command goes on from there"
+    command.set_defaults(run=_convert, usage_error=command.error, interrupted=again)
+    add = command.add_argument
+    add(
+        "-i",
+        "--input",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="PATH",
+        help="NWB, npz or npy files; patterns (also quoted); directories, which are searched for such files",
+    )
+    add("-o", "--output", required=True, metavar="DIR", help="directory of the new dataset")
+    add("--overwrite", action="store_true", help="replace what is in DIR, in one step, when all is done")
+    add("--workers", type=_positive, default=1, metavar="N", help="processes to work with; the result is the same (1)")
+    add("--validate", action="store_true", help="afterwards read every byte, and compare samples with their sources")
+    add("--format", choices=FORMATS, default=default.format, help="what the files are (auto: by name or first bytes)")
+
+    group = command.add_argument_group("shards")
+    add = group.add_argument
+    add("--shard-size", type=int, default=1000, metavar="N", help="samples per shard (1000)")
+    add("--compression", choices=("none", "gz", "bz2", "xz"), default="none", help="of whole shards (none: fastest)")
+
+    group = command.add_argument_group("windows of NWB recordings")
+    add = group.add_argument
+    add(
+        "--modalities",
+        type=_names,
+        metavar="A,B",
+        default=default.modalities,
+        help="which to take, of spikes, behavior, lfp; the first decides where windows are (all that a file has)",
+    )
+    add(
+        "--bin-size-ms",
+        type=_milliseconds,
+        default=default.bin_size_ms,
+        metavar="MS",
+        help="bin width, such as 20 or 100/3 (10)",
+    )
+    add("--sequence-length", type=int, default=default.sequence_length, metavar="N", help="bins in a window (100)")
+    add(
+        "--overlap",
+        type=float,
+        default=default.overlap,
+        metavar="O",
+        help="share of neighbouring windows, [0, 1) (0.5)",
+    )
+    add(
+        "--interval",
+        dest="intervals",
+        nargs=2,
+        type=float,
+        action="append",
+        metavar=("START", "STOP"),
+        help="keep windows inside these seconds; may be given several times",
+    )
+    add("--spike-dtype", default=default.spike_dtype, metavar="DTYPE", help="of spike counts (float32), or e.g. uint8")
+    add("--behavior-method", choices=BEHAVIOR_METHODS, default="auto", help="how behavior comes into the bins (auto)")
+    add("--lfp-method", choices=LFP_METHODS, default="auto", help="how LFP does; native keeps its own rate (auto)")
+    add(
+        "--max-gap-s",
+        type=float,
+        default=default.max_gap_s,
+        metavar="S",
+        help="no interpolation over longer gaps (0.25)",
+    )
+
+    group = command.add_argument_group("arrays")
+    group.add_argument("--field", default=default.field, metavar="NAME", help="name of an npy file's field (data)")
+    return command
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from .convert.run import compare_with_sources, convert
+    from .info import ShardedDatasetInfo
+    from .verify import verify
+    from .writer import DEFAULT_PATTERN, check_config
+
+    given = vars(options)
+    try:
+        config = SourceConfig(**{f.name: given[f.name] for f in fields(SourceConfig) if f.name in given})
+        check_config(options.shard_size, DEFAULT_PATTERN, options.compression, "npy")
+    except ValueError as error:
+        _refuse(options, error)
+    conversion = convert(
+        _files(options.input, options.format),
+        options.output,
+        config,
+        overwrite=options.overwrite,
+        workers=options.workers,
+        show_progress=True,
+        shard_size=options.shard_size,
+        compression=options.compression,
+    )
+    ShardedDatasetInfo(options.output).print_summary()
+    failures, problems = conversion.plan.failures, []
+    if options.validate:
+        problems = verify(options.output, deep=True, workers=options.workers).problems
+        problems += compare_with_sources(conversion, options.output)
+        if not problems:
+            print("\nvalidated: every byte was read, and samples compared with their sources")
+    sys.stdout.flush()
+    if failures:
+        _say(f"\n{len(failures)} of {len(conversion.plan.entries)} files could not be converted:")
+    for failure in failures:
+        _say(f"error: {failure}")
+    _say_problems(problems)
+    return 1 if failures or problems else 0
+
+
+def _refuse(options: argparse.Namespace, error: ValueError) -> NoReturn:
+    """Wrong usage: the message begins with the setting's name, which is the option's."""
+    name = re.sub(r"^\w+", lambda found: "--" + found[0].replace("_", "-"), str(error))
+    options.usage_error(name.replace("--intervals", "--interval"))
+    raise AssertionError  # argparse has left
+
+
+def _files(given: Sequence[str], kind: str) -> list[str]:
+    """The files meant, in the order given, each once."""
+    files: dict[str, str] = {}
+    for path in (path for pattern in given for path in _expand(pattern, kind)):
+        files.setdefault(os.path.realpath(path), path)
+    return list(files.values())
+
+
+def _expand(given: str, kind: str) -> Iterator[str]:
+    suffixes = [f".{suffix}" for suffix in (FORMATS[1:] if kind == "auto" else [kind])]
+    for path in sorted(glob.glob(given, recursive=True)) or [given]:  # what is not there is reported with the others
+        if os.path.isdir(path):
+            yield from sorted(str(p) for p in Path(path).rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+        else:
+            yield path
+
+
+def _add_info(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        "info",
+        help="what a dataset holds",
+        description="Show what a dataset holds: modalities, samples, shards, sizes, sources.",
+        epilog="example:\n  python -m neurofmx_wds info shards",
+    )
+    command.set_defaults(run=_info)
+    command.add_argument("dir", metavar="DIR", help="directory of the dataset, with a manifest or without")
+    command.add_argument("--json", action="store_true", help="as JSON, for programs")
+    return command
+
+
+def _info(options: argparse.Namespace) -> int:
+    import json
+
+    from .info import ShardedDatasetInfo
+
+    info = ShardedDatasetInfo(options.dir)
+    if options.json:
+        print(json.dumps(info.get_summary(), indent=1, ensure_ascii=False))
+    else:
+        info.print_summary()
+    return 0
+
+
+def _add_verify(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        "verify",
+        help="whether a dataset is whole",
+        description="Check a dataset's manifest, shards and indexes against each other.",
+        epilog="example:\n  python -m neurofmx_wds verify shards --deep --workers 4\n\n"
+        "Exit status: 0 all is well; 1 it is not.",
+    )
+    command.set_defaults(run=_verify)
+    command.add_argument("dir", metavar="DIR", help="directory of the dataset, with a manifest or without")
+    command.add_argument("--deep", action="store_true", help="read every byte: checksums, every member, every key")
+    command.add_argument("--workers", type=_positive, default=1, metavar="N", help="processes to check with (1)")
+    return command
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from .info import count, human_size
+    from .verify import verify
+
+    report = verify(options.dir, options.deep, options.workers)
+    looked_at = f"{count(report.shards, 'shard')}, {count(report.samples, 'sample')}, {human_size(report.n_bytes)}"
+    how = f"every byte read, {count(report.members, 'member')} decoded" if report.deep else "sizes and indexes compared"
+    print(
+        f"{options.dir}: {looked_at}; {how}: {'all is well' if report.ok else count(len(report.problems), 'problem')}"
+    )
+    sys.stdout.flush()
+    _say_problems(report.problems)
+    return 0 if report.ok else 1
+
+
+def _say_problems(problems: Sequence[object]) -> None:
+    for problem in problems[:_MOST_PROBLEMS]:
+        _say(f"error: {problem}")
+    if len(problems) > _MOST_PROBLEMS:
+        _say(f"and {len(problems) - _MOST_PROBLEMS} more")
+
+
+def _add_index(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        "index",
+        help="write the indexes that shards lack",
+        description="Write the sidecar index of every shard that has none, also of shards made by plain webdataset.",
+        epilog="examples:\n  python -m neurofmx_wds index shards\n  python -m neurofmx_wds index shards --repair",
+    )
+    command.set_defaults(run=_index)
+    command.add_argument("dir", metavar="DIR", help="directory of tars")
+    command.add_argument("--repair", action="store_true", help="also make damaged and wrong indexes anew")
+    command.add_argument("--workers", type=_positive, default=1, metavar="N", help="processes to work with (1)")
+    return command
+
+
+def _index(options: argparse.Namespace) -> int:
+    from .info import count
+    from .verify import write_indexes
+
+    report = write_indexes(options.dir, options.repair, options.workers)
+    written = f"{len(report.made)} {'index' if len(report.made) == 1 else 'indexes'} written"
+    print(f"{options.dir}: {written}, {count(report.kept, 'shard')} had a good one")
+    sys.stdout.flush()
+    _say_problems(report.problems)
+    return 1 if report.problems else 0
+
+
+def _add_demo(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        "demo",
+        help="see it all work, from recording to resumed training",
+        description="Make a recording, convert it, train a decoder, kill it in mid-epoch, resume it, and compare the "
+        "batches it saw\nwith those of an uninterrupted run.",
+        epilog="example:\n  python -m neurofmx_wds demo --output neurofmx_demo",
+    )
+    command.set_defaults(run=_demo, usage_error=command.error)
+    add = command.add_argument
+    add("--output", type=Path, default=Path("neurofmx_demo"), metavar="DIR", help="for all it makes (neurofmx_demo)")
+    add("--seconds", type=float, default=240, metavar="S", help="length of the recording (240)")
+    add("--epochs", type=int, default=12, metavar="N", help="passes over the recording (12)")
+    add("--seed", type=int, default=0, metavar="N", help="of the recording, the model and the order (0)")
+    return command
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from .demo import run
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    found = run(options.output, seconds=options.seconds, epochs=options.epochs, seed=options.seed, say=say)
+    return 0 if found["identical"] else 1
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive whole number, not {text!r}")
+    return int(text)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
+
+
+def _milliseconds(text: str) -> float | Fraction:
+    try:
+        return Fraction(text) if "/" in text else float(text)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"must be a number or a fraction such as 100/3, not {text!r}") from None

@@ -1,0 +1,160 @@
+"""The conversion as one object that files are handed to, one after the other.
+
+A thin layer over plan and run; knows nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ..errors import OutputError, SourceError
+from ..fields import FieldFormat
+from ..processes import ordered_map
+from ..writer import DEFAULT_PATTERN, Compression
+from .plan import ConversionPlan, PlannedSource, report_of
+from .run import look_at, staging, write_plan
+from .sources import SourceConfig
+
+
+class NWBToWebDatasetConverter:
+    """Turns NWB recordings (and .npz/.npy arrays) into one dataset of shards.
+
+    Handing a file over looks at it: its windows are counted and everything that is wrong with it is said. The windows
+    are read and written by :meth:`finalize`, all files together, and the dataset appears then, in one step. Used as a
+    context manager, it finalizes at the end of the block; if the block fails, nothing appears.
+
+    Args:
+        output_dir: the dataset's directory; new or empty unless `overwrite` is set.
+        shard_size: samples (windows) per shard.
+        modalities: which to convert, of ``spikes``, ``behavior`` and ``lfp``; the first decides where windows can be.
+            None: all that a file has.
+        bin_size_ms: bin width in ms.
+        sequence_length: bins in a window.
+        overlap: shared part of neighbouring windows, in [0, 1).
+        compression: ``"none"``, ``"gz"``, ``"bz2"`` or ``"xz"``, of the whole tar.
+        overwrite: replace an existing dataset, in one step, when this one is finished.
+        workers: processes to work with; the result does not depend on them.
+        executor: any :class:`concurrent.futures.Executor` to use instead.
+        show_progress: show bars, on a terminal.
+        shard_name_pattern: file name of a shard, with ``{shard_idx}``.
+        field_format: how arrays are stored, ``"npy"`` or ``"pyd"``.
+        **options: the other settings of :class:`~neurofmx_wds.convert.sources.SourceConfig`, such as ``spike_dtype``.
+
+    Raises:
+        OutputError: `output_dir` is not empty, is a file, or is being written by another run.
+        ValueError: an impossible setting, named.
+
+    Example:
+        >>> with NWBToWebDatasetConverter("shards", bin_size_ms=20) as converter:  # doctest: +SKIP
+        ...     report = converter.convert_nwb_file("session.nwb")
+        >>> report["windows"], converter.summary["total_shards"]  # doctest: +SKIP
+        ({'emitted': 1185, 'dropped': {}}, 2)
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike[str],
+        shard_size: int = 1000,
+        modalities: Sequence[str] | None = None,
+        bin_size_ms: float | str | Fraction = 10.0,
+        sequence_length: int = 100,
+        overlap: float = 0.5,
+        compression: Compression = "none",
+        overwrite: bool = False,
+        workers: int = 1,
+        executor: Executor | None = None,
+        show_progress: bool = False,
+        shard_name_pattern: str = DEFAULT_PATTERN,
+        field_format: FieldFormat = "npy",
+        **options: Any,
+    ) -> None:
+        config = SourceConfig(
+            modalities=None if modalities is None else tuple(modalities),
+            bin_size_ms=bin_size_ms,
+            sequence_length=sequence_length,
+            overlap=overlap,
+            **options,
+        )
+        self.output_dir = Path(output_dir)
+        self.summary: dict[str, Any] = {}
+        self._plan = ConversionPlan((), config, shard_size, shard_name_pattern, compression, field_format)
+        self._show_progress = show_progress
+        self._done = False
+        self._open = contextlib.ExitStack()
+        self._staged = self._open.enter_context(staging(output_dir, overwrite))
+        self._apply = self._open.enter_context(ordered_map(workers, executor))
+
+    def convert_nwb_file(self, path: str | os.PathLike[str]) -> dict[str, Any]:
+        """Take a recording into the dataset.
+
+        Returns:
+            What is known of it: ``windows`` emitted and dropped (by reason), ``spikes`` (total, binned, outside,
+            invalid), ``segments``, ``units``, ``series``, ``warnings`` and so on.
+
+        Raises:
+            SourceError: it cannot be read, or lacks a modality; it is left out.
+            OutputError: the dataset is finished.
+        """
+        [entry] = self._look_at([path])
+        if isinstance(entry, SourceError):
+            raise entry
+        self._plan = replace(self._plan, entries=(*self._plan.entries, entry))
+        return report_of(entry)
+
+    def convert_nwb_files(self, paths: Sequence[str | os.PathLike[str]]) -> list[dict[str, Any]]:
+        """Take several recordings into the dataset.
+
+        Returns:
+            A report for each, as :meth:`convert_nwb_file`; of one that cannot be read ``{"path", "error", "remedy"}``.
+
+        Raises:
+            OutputError: the dataset is finished.
+        """
+        entries = self._look_at(paths)
+        self._plan = replace(self._plan, entries=(*self._plan.entries, *entries))
+        return [report_of(entry) for entry in entries]
+
+    def _look_at(self, paths: Sequence[str | os.PathLike[str]]) -> tuple[PlannedSource | SourceError, ...]:
+        if self._done:
+            raise OutputError("the dataset is finished", file=self.output_dir, remedy="make a new converter")
+        return look_at(paths, self._plan.config, self._apply, self._show_progress)
+
+    def finalize(self) -> dict[str, Any]:
+        """Read and write all windows, and put the dataset in its place.
+
+        Returns:
+            The dataset's manifest: total_samples, total_shards, modalities, sources, …; a source that turned out to be
+            unreadable has an ``error`` there.
+
+        Raises:
+            SourceError: there are no windows to write.
+            OutputError: the output cannot be written; started again, the same conversion uses the finished shards.
+        """
+        if not self._done:
+            self._done = True
+            with self._open:
+                self.summary = write_plan(self._plan, self._staged, self._apply, self._show_progress).summary
+        return self.summary
+
+    def close(self) -> None:
+        """Let go of the output; without :meth:`finalize` before, no dataset appears."""
+        self._done = True
+        self._open.close()
+
+    def __enter__(self) -> NWBToWebDatasetConverter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.finalize()
+        self.close()

@@ -1,0 +1,269 @@
+"""What a conversion will write, decided before anything is written: which windows of which source go to which shard.
+
+Knows sources by their descriptions and shards by their names; reads and writes no samples.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import NeurofmxError, SourceError
+from ..fields import FieldFormat
+from ..index import file_sha256
+from ..manifest import config_hash
+from ..version import CREATED_BY
+from ..writer import DEFAULT_PATTERN, Compression, check_config, shard_name
+from .sources import Source, SourceConfig, SourceDescription, open_source
+
+_FROM_SHARDS = ("dtype", "shape")
+
+
+@dataclass(frozen=True)
+class FileState:
+    """A source file as it was when it was planned.
+
+    Attributes:
+        path: where it is.
+        size: bytes.
+        mtime_ns: when it was last changed.
+        sha256: its checksum.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: str) -> FileState:
+        """The state of a file now."""
+        stat = os.stat(path)
+        return cls(path, stat.st_size, stat.st_mtime_ns, file_sha256(path))
+
+    def open(self, config: SourceConfig) -> Source:
+        """Open the file as a source.
+
+        Raises:
+            SourceError: it cannot be read, or has changed.
+        """
+        source = open_source(self.path, config)
+        stat = os.stat(self.path)
+        if (stat.st_size, stat.st_mtime_ns) != (self.size, self.mtime_ns):
+            source.close()
+            raise SourceError("changed while it was converted", file=self.path, remedy="convert it when it is finished")
+        return source
+
+
+@dataclass(frozen=True)
+class PlannedSource:
+    """A source and what it will give."""
+
+    file: FileState
+    description: SourceDescription
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Samples ``[start, stop)`` of one source."""
+
+    file: FileState
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One shard: all that is needed to make it, and nothing else.
+
+    Attributes:
+        name: its file name.
+        first: number of its first sample in the dataset.
+        pieces: what it is made of, in order.
+        config: how the sources are read.
+        compression: of the whole tar.
+        field_format: how arrays are stored.
+    """
+
+    name: str
+    first: int
+    pieces: tuple[Piece, ...]
+    config: SourceConfig
+    compression: Compression
+    field_format: FieldFormat
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def n_samples(self) -> int:
+        """Samples in it."""
+        return sum(piece.stop - piece.start for piece in self.pieces)
+
+    def digest(self) -> str:
+        """SHA-256 of all that decides the shard's bytes; wherever it is the same, so is the shard."""
+        pieces = [[Path(piece.file.path).name, piece.file.sha256, piece.start, piece.stop] for piece in self.pieces]
+        return config_hash(
+            {
+                "made_by": CREATED_BY,
+                "first": self.first,
+                "pieces": pieces,
+                "config": self.config.to_json(),
+                "storage": [self.name, self.compression, self.field_format],
+            }
+        )
+
+
+@dataclass(frozen=True)
+class ConversionPlan:
+    """A conversion as a pure function: shard k holds windows ``[k·size, (k+1)·size)`` over the sources in their order.
+
+    Attributes:
+        entries: the sources in the order given; in the place of one that cannot be read stands what is wrong with it.
+        config: how they are read.
+        shard_size: samples per shard.
+        shard_name_pattern: file name of a shard, with ``{shard_idx}``.
+        compression: of the shards.
+        field_format: how arrays are stored.
+
+    Raises:
+        ValueError: a bad shard size, pattern, compression or field format.
+    """
+
+    entries: tuple[PlannedSource | SourceError, ...]
+    config: SourceConfig
+    shard_size: int = 1000
+    shard_name_pattern: str = DEFAULT_PATTERN
+    compression: Compression = "none"
+    field_format: FieldFormat = "npy"
+
+    def __post_init__(self) -> None:
+        self._storage()
+
+    def _storage(self) -> dict[str, Any]:
+        return check_config(self.shard_size, self.shard_name_pattern, self.compression, self.field_format)
+
+    @property
+    def sources(self) -> list[PlannedSource]:
+        """The sources that can be read."""
+        return [entry for entry in self.entries if isinstance(entry, PlannedSource)]
+
+    @property
+    def failures(self) -> list[SourceError]:
+        """What is wrong with the others."""
+        return [entry for entry in self.entries if isinstance(entry, SourceError)]
+
+    @property
+    def n_samples(self) -> int:
+        """Samples in all sources."""
+        return sum(source.description.n_samples for source in self.sources)
+
+    def shards(self) -> list[ShardPlan]:
+        """The shards, in order."""
+        files = [source.file for source in self.sources]
+        ends = [0, *itertools.accumulate(source.description.n_samples for source in self.sources)]
+        shards = []
+        for k, first in enumerate(range(0, ends[-1], self.shard_size)):
+            stop = min(first + self.shard_size, ends[-1])
+            sources = range(bisect.bisect_right(ends, first) - 1, bisect.bisect_left(ends, stop))
+            spans = [(i, max(first, ends[i]) - ends[i], min(stop, ends[i + 1]) - ends[i]) for i in sources]
+            shards.append(
+                ShardPlan(
+                    name=shard_name(self.shard_name_pattern, k, self.compression),
+                    first=first,
+                    pieces=tuple(Piece(files[i], start, end) for i, start, end in spans if start < end),
+                    config=self.config,
+                    compression=self.compression,
+                    field_format=self.field_format,
+                )
+            )
+        return shards
+
+    def without(self, error: SourceError) -> ConversionPlan:
+        """The plan with the source that `error` names taken out, the error standing in its place."""
+        entries = (
+            error if isinstance(entry, PlannedSource) and entry.file.path == error.file else entry
+            for entry in self.entries
+        )
+        return replace(self, entries=tuple(entries))
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings, as the manifest holds them."""
+        return {**self.config.to_json(), **self._storage()}
+
+    def shared(self) -> dict[str, dict[str, Any]]:
+        """What all sources agree on about a field, beside dtype and shape: its unit, columns, rate and the like."""
+        return {
+            name: {about: value for about, value in known.items() if about not in _FROM_SHARDS}
+            for name, known in _agreed(s.description.fields for s in self.sources if s.description.n_samples).items()
+        }
+
+    def reports(self) -> list[dict[str, Any]]:
+        """What the manifest says of each source; ``fields`` holds what differs between sources, such as columns."""
+        agreed = _agreed(source.description.fields for source in self.sources if source.description.n_samples)
+        return [report_of(entry, agreed) for entry in self.entries]
+
+
+def _agreed(described: Iterable[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    agreed: dict[str, dict[str, Any]] = {}
+    for fields in described:
+        for name, about in fields.items():
+            known = agreed.setdefault(name, dict(about))
+            agreed[name] = {key: value for key, value in known.items() if key in about and about[key] == value}
+    return agreed
+
+
+def report_of(
+    entry: PlannedSource | SourceError, agreed: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
+    """What is known of a source, or what is wrong with it, as JSON values.
+
+    Args:
+        entry: the source.
+        agreed: what need not be said of its fields, since all sources agree on it.
+    """
+    if isinstance(entry, SourceError):
+        told = {key: getattr(entry, key) for key in ("sample", "member", "remedy")}
+        told = {key: value for key, value in told.items() if value}
+        return {"path": Path(entry.file or "").name, "error": entry.problem, **told}
+    own = {
+        name: {key: value for key, value in about.items() if key not in (agreed or {}).get(name, {})}
+        for name, about in entry.description.fields.items()
+    }
+    own = {name: about for name, about in own.items() if about}
+    return {**entry.description.report, "sha256": entry.file.sha256, **({"fields": own} if own else {})}
+
+
+def plan_source(path: str, config: SourceConfig) -> PlannedSource | SourceError:
+    """Look at one file: what it will give, or what is wrong with it."""
+    try:
+        state = FileState.of(path)
+        source = state.open(config)
+        try:
+            return PlannedSource(state, source.describe())
+        finally:
+            source.close()
+    except Exception as error:  # whatever is wrong with one file, the others go on
+        return as_source_error(error, path)
+
+
+def as_source_error(error: Exception, path: str) -> SourceError:
+    """What went wrong with a source, as one kind of error that names the file exactly as it was given."""
+    if isinstance(error, NeurofmxError):
+        told = {key: getattr(error, key) for key in ("sample", "member", "remedy")}
+        found = SourceError(error.problem, file=path, **told)
+    elif isinstance(error, OSError) and error.strerror:
+        found = SourceError(f"cannot be read: {error.strerror}", file=path, remedy="check the path and the permissions")
+    else:
+        found = SourceError(
+            f"cannot be read: {type(error).__name__}: {str(error)[:500]}",
+            file=path,
+            remedy="the file may be damaged: open it with the program that made it",
+        )
+    found.__cause__ = error
+    return found

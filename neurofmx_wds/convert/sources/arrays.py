@@ -1,0 +1,229 @@
+"""Arrays in .npz and .npy files as a source of samples: the first dimension counts them.
+
+Reads rows, never whole arrays; knows nothing of time, bins or shards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import FieldError, NeurofmxError, SourceError
+from ...fields import check_field_name
+from . import SourceConfig, SourceDescription
+
+_BLOCK_BYTES = 8 << 20
+_MAX_HEADER = 10_000
+_LOCAL_HEADER = 30  # of a zip member, before its name and extra field
+_DAMAGED = "the file may be cut or damaged: save it again"
+
+
+class _PackedRows:
+    """An array inside a deflated zip member: its rows are read forward, or from the start again to go back."""
+
+    def __init__(self, stream: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...], offset: int) -> None:
+        self.shape = shape
+        self.dtype = dtype
+        self._stream = stream
+        self._offset = offset
+
+    def __getitem__(self, rows: slice) -> npt.NDArray[Any]:
+        count, row_bytes = rows.stop - rows.start, math.prod(self.shape[1:]) * self.dtype.itemsize
+        self._stream.seek(self._offset + rows.start * row_bytes)
+        data = self._stream.read(count * row_bytes)
+        if len(data) < count * row_bytes:
+            raise EOFError("a member ends too early")
+        return np.frombuffer(data, self.dtype).reshape(count, *self.shape[1:])
+
+
+_Rows = npt.NDArray[Any] | _PackedRows
+
+
+class ArraySource:
+    """The rows of one .npz or .npy file.
+
+    Args:
+        path: the file. An .npz gives every array in it, an .npy the field ``config.field``.
+        config: ``modalities`` picks fields; what is about time is ignored.
+
+    Raises:
+        SourceError: the file cannot be read, holds Python objects, no samples' dimension, unequal lengths, a field name
+            that webdataset would change, or lacks a field that was asked for.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], config: SourceConfig) -> None:
+        self.path = Path(path)
+        self._closing = contextlib.ExitStack()
+        try:
+            self._arrays = dict(sorted(self._open(config).items()))
+            self._n = self._common_length()
+        except BaseException as error:
+            self._closing.close()
+            if isinstance(error, SourceError) or not isinstance(error, Exception):
+                raise
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> SourceError:
+        if isinstance(error, NeurofmxError):
+            return SourceError(error.problem, file=self.path, member=error.member, remedy=error.remedy)
+        told = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        return SourceError(f"cannot be read: {told}", file=self.path, remedy=_DAMAGED)
+
+    def _open(self, config: SourceConfig) -> dict[str, _Rows]:
+        with open(self.path, "rb") as stream:
+            zipped = stream.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
+        if config.format == ("npy" if zipped else "npz"):
+            raise SourceError(f"is no {config.format} file", file=self.path, remedy="leave the format to be found out")
+        names = self._npz_names() if zipped else {config.field: ""}
+        for name in names:
+            self._check_name(name)
+        missing = [name for name in config.modalities or () if name not in names]
+        if missing or not names:
+            raise SourceError(
+                f"has no {', '.join(missing) or 'arrays'}; it has {', '.join(names) or 'none'}",
+                file=self.path,
+                remedy="ask for fields that it has",
+            )
+        wanted = {name: member for name, member in names.items() if name in (config.modalities or names)}
+        if not zipped:
+            return {name: self._npy(name) for name in wanted}
+        return {name: self._member(name, member) for name, member in wanted.items()}
+
+    def _npz_names(self) -> dict[str, str]:
+        """Field → zip member."""
+        self._zip = self._closing.enter_context(zipfile.ZipFile(self.path))
+        members = self._zip.namelist()
+        others = [member for member in members if not member.endswith(".npy")]
+        if others or len(set(members)) < len(members):
+            what = f"a member that is no array: {others[0]!r}" if others else "two arrays of one name"
+            raise SourceError(f"holds {what}", file=self.path, remedy="save it with numpy.savez")
+        return {member[: -len(".npy")]: member for member in members}
+
+    def _check_name(self, name: str) -> None:
+        try:
+            check_field_name(name)
+            if name == "metadata" or name.endswith(".npy"):
+                raise FieldError("the field name has a meaning of its own", member=name, remedy="rename the field")
+        except FieldError as error:
+            raise SourceError(error.problem, file=self.path, member=error.member, remedy=error.remedy) from error
+
+    def _npy(self, name: str) -> _Rows:
+        with open(self.path, "rb") as stream:
+            header = self._header(name, stream, os.path.getsize(self.path))
+        return self._mapped(self.path, *header)
+
+    def _member(self, name: str, member: str) -> _Rows:
+        """A stored member is mapped where it lies; a deflated one is read forward."""
+        info = self._zip.getinfo(member)
+        with self._zip.open(info) as stream:
+            dtype, shape, fortran, offset = self._header(name, stream, info.file_size)
+        if info.compress_type == zipfile.ZIP_STORED:
+            with open(self.path, "rb") as file:
+                file.seek(info.header_offset)
+                local = file.read(_LOCAL_HEADER)
+            offset += info.header_offset + _LOCAL_HEADER
+            offset += int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
+            return self._mapped(self.path, dtype, shape, fortran, offset)
+        if not fortran:
+            return _PackedRows(self._closing.enter_context(self._zip.open(info)), dtype, shape, offset)
+        spill = self._closing.enter_context(tempfile.NamedTemporaryFile())  # its rows lie all over the stream
+        with self._zip.open(info) as stream:
+            shutil.copyfileobj(stream, spill, _BLOCK_BYTES)
+        spill.flush()
+        return self._mapped(spill.name, dtype, shape, fortran, offset)
+
+    def _header(self, name: str, stream: IO[bytes], size: int) -> tuple[np.dtype[Any], tuple[int, ...], bool, int]:
+        """Dtype, shape, whether in Fortran order, and where the data begins; checked against the size in bytes."""
+        try:
+            version = np.lib.format.read_magic(stream)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(stream, max_header_size=_MAX_HEADER)
+        except ValueError as error:
+            raise self._refused(name, f"is not a plain array: {str(error)[:200]}", "save it with numpy.save") from error
+        if dtype.hasobject:
+            problem = "holds Python objects, which are never loaded"
+            raise self._refused(name, problem, "save it with a numeric or string dtype")
+        if not shape:
+            raise self._refused(name, "is a single number: its first dimension must count samples", "leave it out")
+        if min(shape) < 0 or stream.tell() + math.prod(shape) * dtype.itemsize > size:
+            raise self._refused(name, f"is cut short: its {shape} {dtype} do not fit into {size} bytes", _DAMAGED)
+        return dtype, shape, fortran and len(shape) > 1, stream.tell()
+
+    def _refused(self, name: str, problem: str, remedy: str) -> SourceError:
+        return SourceError(problem, file=self.path, member=name, remedy=remedy)
+
+    @staticmethod
+    def _mapped(
+        path: str | Path, dtype: np.dtype[Any], shape: tuple[int, ...], fortran: bool, offset: int
+    ) -> npt.NDArray[Any]:
+        if math.prod(shape) * dtype.itemsize == 0:
+            return np.empty(shape, dtype)
+        return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
+
+    def _common_length(self) -> int:
+        lengths = {name: array.shape[0] for name, array in self._arrays.items()}
+        if len(set(lengths.values())) > 1:
+            told = ", ".join(f"{name} {length}" for name, length in lengths.items())
+            raise SourceError(
+                f"its arrays differ in their first dimension, the samples: {told}",
+                file=self.path,
+                remedy="cut them to one length, or pick some with modalities",
+            )
+        return next(iter(lengths.values()))
+
+    def describe(self) -> SourceDescription:
+        """Says how many rows there are, and of what."""
+        fields = {
+            name: {"dtype": array.dtype.name, "shape": list(array.shape[1:])} for name, array in self._arrays.items()
+        }
+        report = {
+            "path": self.path.name,
+            "size_bytes": os.path.getsize(self.path),
+            "windows": {"emitted": self._n, "dropped": {}},
+            "warnings": [] if self._n else ["there are no samples in it"],
+        }
+        return SourceDescription(self._n, fields, report)
+
+    def read(self, start: int, stop: int) -> Iterator[tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]]:
+        """Gives the rows [start, stop) in order, in native byte order, with metadata ``source`` and ``sample_index``.
+
+        Raises:
+            IndexError: there are no such rows.
+            SourceError: the file is damaged.
+        """
+        if not 0 <= start <= stop <= self._n:
+            raise IndexError(f"rows [{start}, {stop}) of {self._n} in {self.path}")
+        row_bytes = sum(math.prod(array.shape[1:]) * array.dtype.itemsize for array in self._arrays.values())
+        block = max(1, _BLOCK_BYTES // max(1, row_bytes))
+        for first in range(start, stop, block):
+            rows = self._block(slice(first, min(first + block, stop)))
+            for i in range(first, min(first + block, stop)):
+                yield (
+                    {name: array[i - first, ...] for name, array in rows.items()},
+                    {"source": self.path.name, "sample_index": i},
+                )
+
+    def _block(self, rows: slice) -> dict[str, npt.NDArray[Any]]:
+        try:
+            return {
+                name: np.array(array[rows], array.dtype.newbyteorder("="), order="C")
+                for name, array in self._arrays.items()
+            }
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            raise self._damaged(error) from error
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._arrays = {}
+        self._closing.close()

@@ -1,0 +1,249 @@
+"""What a dataset holds, for people: the tables that `info` and `convert` show.
+
+Knows the format; knows nothing of order, loading or recordings.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .manifest import Manifest
+from .shards import DEFAULT_SHARD_PATTERN, open_shards
+from .writer import modalities_of
+
+_MOST_SOURCES = 20
+_GAP = "  "
+_SPIKES = ("total", "binned", "outside", "invalid")
+
+
+class ShardedDatasetInfo:
+    """Looks at a dataset without loading it. With a manifest, no shard is read.
+
+    Args:
+        shard_dir: a directory, a shard, a pattern, or a list of shards.
+        shard_pattern: which files of a directory without a manifest are shards.
+
+    Raises:
+        FileNotFoundError: there is no such directory or shard.
+        ShardError: no shards, or damaged ones.
+
+    Example:
+        >>> import numpy as np, tempfile
+        >>> from neurofmx_wds import create_shards_from_arrays
+        >>> out = tempfile.mkdtemp()
+        >>> _ = create_shards_from_arrays(out, {"spikes": np.ones((5, 100, 96), "float32")}, shard_size=2)
+        >>> info = ShardedDatasetInfo(out).get_summary()
+        >>> info["total_samples"], info["total_shards"], info["modalities"]["spikes"]["shape"]
+        (5, 3, [100, 96])
+    """
+
+    def __init__(
+        self, shard_dir: str | os.PathLike[str] | Sequence[str], shard_pattern: str = DEFAULT_SHARD_PATTERN
+    ) -> None:
+        shards = open_shards(shard_dir, shard_pattern)
+        self.shard_dir = str(Path(shards.paths[0]).parent) if shards.paths else os.fspath(str(shard_dir))
+        self._manifest = shards.manifest or Manifest(
+            shard_size=max(record.n_samples for record in shards.records),
+            compression=_compression_of(shards.paths),
+            modalities=modalities_of(shards.index(i) for i in range(len(shards.paths))),
+            shards=shards.records,
+        )
+
+    def get_summary(self) -> dict[str, Any]:
+        """What the dataset holds.
+
+        Returns:
+            The manifest's content (total_samples, total_shards, shard_size, compression, modalities, shards, sources,
+            config, …), with ``shard_dir`` and ``total_bytes``. Without a manifest, what its shards' indexes tell.
+        """
+        summary = self._manifest.summary()
+        total_bytes = sum(shard.n_bytes for shard in self._manifest.shards)
+        return {"shard_dir": self.shard_dir, "total_bytes": total_bytes, **summary}
+
+    def print_summary(self) -> None:
+        """Show the dataset as tables on the standard output, no wider than the terminal."""
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        sys.stdout.write(format_summary(self.get_summary(), width) + "\n")
+
+
+def _compression_of(paths: Sequence[Path]) -> str:
+    kinds = {path.suffix.lstrip(".") for path in paths}
+    names = {"tar": "none", "tgz": "gz"}
+    return ", ".join(sorted(names.get(kind, kind) for kind in kinds))
+
+
+def human_size(n_bytes: int) -> str:
+    """A number of bytes as people write it.
+
+    Example:
+        >>> human_size(1_234_567), human_size(999)
+        ('1.2 MB', '999 B')
+    """
+    size, unit = float(n_bytes), "B"
+    for larger in ("kB", "MB", "GB", "TB", "PB"):
+        if size < 999.5:
+            break
+        size, unit = size / 1000, larger
+    return f"{n_bytes} B" if unit == "B" else f"{size:.1f} {unit}" if size < 99.95 else f"{size:.0f} {unit}"
+
+
+def count(number: int, noun: str) -> str:
+    """A number and its noun: ``1,185 windows``, ``1 shard``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]], width: int | None = None, indent: str = "") -> str:
+    """Rows under a header, columns aligned: numbers to the right, the rest to the left.
+
+    Args:
+        header: the columns' names.
+        rows: their cells; an int is written with thousands separated, None as nothing.
+        width: columns of the terminal; the widest text is cut until it fits. None: as wide as it is.
+        indent: what every line begins with.
+    """
+    cells = [[_cell(value) for value in row] for row in rows]
+    columns = list(zip(header, *cells, strict=True))
+    sizes = [max(map(len, column)) for column in columns]
+    if width is not None:
+        _narrow(sizes, width - len(indent) - len(_GAP) * (len(sizes) - 1))
+    right = [bool(rows) and all(isinstance(row[i], int) or row[i] is None for row in rows) for i in range(len(header))]
+    lines = []
+    for line in (header, *cells):
+        fitted = [_cut(cell, size) for cell, size in zip(line, sizes, strict=True)]
+        aligned = [
+            cell.rjust(size) if to_right else cell.ljust(size)
+            for cell, size, to_right in zip(fitted, sizes, right, strict=True)
+        ]
+        lines.append((indent + _GAP.join(aligned)).rstrip())
+    return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _cut(text: str, size: int) -> str:
+    return text if len(text) <= size else text[: size - 1] + "…"
+
+
+def _narrow(sizes: list[int], width: int) -> None:
+    while sum(sizes) > max(width, 4 * len(sizes)):
+        sizes[sizes.index(max(sizes))] -= 1
+
+
+def format_summary(summary: Mapping[str, Any], width: int | None = None) -> str:
+    """A dataset's summary as text.
+
+    Args:
+        summary: as :meth:`ShardedDatasetInfo.get_summary` gives it.
+        width: columns of the terminal; None: as wide as it gets.
+    """
+    parts = [_title(summary), _modality_table(summary["modalities"], width)]
+    sources = [source for source in summary["sources"] if "error" not in source]
+    if sources:
+        parts.append(_source_table(sources, width))
+    notes = _notes(summary["sources"])
+    if notes:
+        parts.append("\n".join(notes))
+    return "\n\n".join(parts)
+
+
+def _title(summary: Mapping[str, Any]) -> str:
+    facts = [
+        count(summary["total_samples"], "sample"),
+        f"{count(summary['total_shards'], 'shard')} of up to {summary['shard_size']:,}",
+        human_size(summary["total_bytes"]),
+    ]
+    if summary["compression"] != "none":
+        facts.append(f"compressed ({summary['compression']})")
+    if not summary["created_by"]:
+        facts.append("no manifest")
+    return f"{summary['shard_dir']}\n  {', '.join(facts)}"
+
+
+def _modality_table(modalities: Mapping[str, Mapping[str, Any]], width: int | None) -> str:
+    rows = [
+        [
+            name,
+            about.get("dtype") or ("various" if "dtype" in about else _text(about.get("format", ""))),
+            _shape(about),
+            about.get("unit", ""),
+            _columns(about.get("columns")),
+        ]
+        for name, about in modalities.items()
+    ]
+    return table(["modality", "dtype", "shape", "unit", "columns"], rows, width, "  ")
+
+
+def _text(value: str | Sequence[str]) -> str:
+    return value if isinstance(value, str) else ", ".join(value)
+
+
+def _shape(about: Mapping[str, Any]) -> str:
+    """A shape as people write it; ``?`` where samples differ."""
+    if "shape" not in about:
+        return ""
+    if about["shape"] is None:
+        return "various"
+    return " × ".join("?" if n is None else str(n) for n in about["shape"]) or "one number"
+
+
+def _columns(columns: Sequence[str] | None) -> str:
+    if not columns:
+        return ""
+    shown = ", ".join(map(str, columns[:3]))
+    return f"{len(columns)}: {shown}{', …' if len(columns) > 3 else ''}"
+
+
+def _source_table(sources: Sequence[Mapping[str, Any]], width: int | None) -> str:
+    header = ["source", "session", "subject", "windows", "dropped"]
+    rows = [
+        [
+            source.get("path", ""),
+            source.get("session_id") or "",
+            (source.get("subject") or {}).get("subject_id") or "",
+            source.get("windows", {}).get("emitted", 0),
+            sum(source.get("windows", {}).get("dropped", {}).values()),
+        ]
+        for source in sources
+    ]
+    if any("spikes" in source for source in sources):
+        header += ["spikes", *_SPIKES[1:]]
+        for row, source in zip(rows, sources, strict=True):
+            row += [source.get("spikes", {}).get(kind) for kind in _SPIKES]
+    for i, name in reversed([(1, "session"), (2, "subject")]):
+        if not any(row[i] for row in rows):
+            header.remove(name)
+            for row in rows:
+                del row[i]
+    shown = rows[:_MOST_SOURCES]
+    if len(rows) > len(shown):
+        shown.append([f"and {len(rows) - len(shown)} more", *[None] * (len(header) - 1)])
+    if len(rows) > 1:
+        shown.append(["all", *(_total(column) for column in list(zip(*rows, strict=True))[1:])])
+    return table(header, shown, width, "  ")
+
+
+def _total(column: Sequence[Any]) -> int | None:
+    return None if any(isinstance(value, str) for value in column) else sum(value or 0 for value in column)
+
+
+def _notes(sources: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What was left out and why, and what is odd, one line each."""
+    lines = []
+    for source in sources:
+        name = source.get("path", "")
+        dropped = source.get("windows", {}).get("dropped", {})
+        lines += [f"  {name}: {count(n, 'window')} dropped: {reason}" for reason, n in dropped.items()]
+        if source.get("bins_in_tails"):
+            lines.append(f"  {name}: {count(source['bins_in_tails'], 'bin')} at the ends of segments fill no window")
+        lines += [f"  {name}: {warning}" for warning in source.get("warnings", [])]
+        if "error" in source:
+            lines.append(f"  {name}: left out: {source['error']}")
+    rest = len(lines) - _MOST_SOURCES
+    return lines if rest <= 0 else [*lines[:_MOST_SOURCES], f"  and {rest} more notes; dataset_metadata.json has all"]

@@ -1,0 +1,206 @@
+"""The commands as people use them: exit status, what is on which stream, and what is never shown."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from recordings import make_recording
+
+from neurofmx_wds.cli import main
+from neurofmx_wds.manifest import Manifest
+
+MODULE = [sys.executable, "-m", "neurofmx_wds"]
+
+
+@pytest.fixture
+def npz(tmp_path: Path) -> Path:
+    np.savez(tmp_path / "in.npz", spikes=np.arange(40, dtype="uint8").reshape(10, 4), label=np.arange(10))
+    return tmp_path / "in.npz"
+
+
+def test_convert_info_verify_index(npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "out")
+    assert main(["convert", "-i", str(npz), "-o", out, "--shard-size", "3", "--compression", "gz", "--validate"]) == 0
+    told = capsys.readouterr()
+    assert "10 samples, 4 shards" in told.out and "compressed (gz)" in told.out and "validated" in told.out
+    assert told.err == ""
+    assert main(["info", out]) == 0
+    assert capsys.readouterr().out in told.out
+    assert main(["info", out, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["total_samples"] == 10
+    assert main(["verify", out, "--deep"]) == 0
+    assert "4 shards, 10 samples" in capsys.readouterr().out
+    (tmp_path / "out" / "shard_000002.index").unlink()
+    assert main(["verify", out]) == 1
+    assert "shard_000002.index" in capsys.readouterr().err
+    assert main(["index", out]) == 0
+    assert "1 index written, 3 shards" in capsys.readouterr().out
+    assert main(["verify", out]) == 0
+
+
+def test_options_reach_the_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_recording(tmp_path / "a.nwb", seconds=10, behavior_rate=50.0)
+    command = ["convert", "-i", str(tmp_path / "a.nwb"), "-o", str(tmp_path / "out"), "--modalities", "behavior,spikes"]
+    command += ["--bin-size-ms", "100/3", "--sequence-length", "30", "--overlap", "0", "--spike-dtype", "uint8"]
+    command += ["--interval", "0", "4", "--interval", "5", "8.5", "--behavior-method", "linear", "--max-gap-s", "1"]
+    assert main(command) == 0
+    manifest = Manifest.load(tmp_path / "out")
+    wanted = {"modalities": ["behavior", "spikes"], "bin_size_ms": "100/3", "sequence_length": 30, "overlap": 0.0}
+    wanted |= {"spike_dtype": "uint8", "intervals": [[0.0, 4.0], [5.0, 8.5]], "max_gap_s": 1.0}
+    assert manifest.config.items() >= wanted.items()
+    assert manifest.modalities["spikes"]["dtype"] == "uint8"
+    assert manifest.total_samples == 4 + 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--shard-size", "0"], "--shard-size must be a positive integer, not 0"),
+        (["--overlap", "1.5"], "--overlap=1.5: must be"),
+        (["--bin-size-ms", "ten"], "--bin-size-ms"),
+        (["--bin-size-ms", "-1"], "--bin-size-ms"),
+        (["--sequence-length", "0"], "--sequence-length"),
+        (["--workers", "0"], "--workers"),
+        (["--compression", "zip"], "--compression"),
+        (["--spike-dtype", "float33"], "--spike-dtype"),
+        (["--interval", "3", "1"], "--interval"),
+        (["--modalities", "spikes,spikes"], "--modalities"),
+        (["--nonsense"], "--nonsense"),
+    ],
+)
+def test_wrong_usage_is_status_2_and_names_the_option(
+    arguments: list[str], told: str, npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["convert", "-i", str(npz), "-o", str(tmp_path / "out"), *arguments])
+    assert left.value.code == 2
+    assert told in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_are_found_by_patterns_and_in_directories_each_once(npz: Path, tmp_path: Path) -> None:
+    deeper = tmp_path / "data" / "deeper"
+    deeper.mkdir(parents=True)
+    np.save(tmp_path / "data" / "[odd] name.npy", np.zeros(2))
+    with open(deeper / "b.NPY", "wb") as file:
+        np.save(file, np.zeros(3))
+    np.savez(deeper / "a.npz", data=np.zeros(4))
+    (deeper / "notes.txt").write_text("no array")
+    odd = str(tmp_path / "data" / "[odd] name.npy")
+    given = [odd, str(tmp_path / "data" / "*" / "*.np[yz]"), str(tmp_path / "data"), str(npz)]
+    assert main(["convert", "-i", *given[:2], "-i", *given[2:], "-o", str(tmp_path / "out")]) == 0
+    sources = Manifest.load(tmp_path / "out").sources
+    assert [source["path"] for source in sources] == ["[odd] name.npy", "a.npz", "b.NPY", "in.npz"]
+    assert main(["convert", "-i", str(tmp_path / "data"), "--format", "npy", "-o", str(tmp_path / "npy")]) == 0
+    assert [s["path"] for s in Manifest.load(tmp_path / "npy").sources] == ["[odd] name.npy", "b.NPY"]
+
+
+def test_a_bad_file_is_named_in_the_end_with_status_1_and_the_rest_is_done(
+    npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.nwb").write_text("nothing")
+    given = [str(tmp_path / "bad.nwb"), str(npz), str(tmp_path / "none*.npz")]
+    assert main(["convert", "-i", *given, "-o", str(tmp_path / "out")]) == 1
+    told = capsys.readouterr()
+    assert "2 of 3 files could not be converted" in told.err
+    assert [line.split(":")[1].strip() for line in told.err.splitlines() if line.startswith("error")] == [
+        given[0],
+        given[2],
+    ]
+    assert "Traceback" not in told.err
+    assert Manifest.load(tmp_path / "out").total_samples == 10
+
+
+def test_errors_are_one_line_and_debug_shows_where(
+    npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in (["info", str(tmp_path / "nowhere")], ["verify", str(tmp_path / "nowhere")], ["index", "nowhere"]):
+        assert main(command) == 1
+        told = capsys.readouterr()
+        assert told.err.startswith("error: ") and "nowhere" in told.err and told.err.count("\n") == 1
+        with pytest.raises(FileNotFoundError):
+            main([*command, "--debug"])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").touch()
+    assert main(["convert", "-i", str(npz), "-o", str(tmp_path / "out")]) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert main(["convert", "-i", str(npz), "-o", str(tmp_path / "out"), "--overwrite"]) == 0
+    assert main(["convert", "-i", str(tmp_path / "none.npz"), "-o", str(tmp_path / "new")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_help_is_there_at_once_and_complete(capsys: pytest.CaptureFixture[str]) -> None:
+    code = "import sys\nfrom neurofmx_wds.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code += "print([name for name in ('torch', 'pynwb', 'h5py', 'webdataset', 'tqdm') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    for command in ("convert", "info", "verify", "index", "demo"):
+        assert command in done.stdout
+        with pytest.raises(SystemExit) as left:
+            main([command, "--help"])
+        assert left.value.code == 0
+        assert f"python -m neurofmx_wds {command} " in capsys.readouterr().out
+    with pytest.raises(SystemExit) as left:
+        main(["--version"])
+    assert left.value.code == 0 and capsys.readouterr().out.startswith("neurofmx_wds ")
+    with pytest.raises(SystemExit) as left:
+        main([])
+    assert left.value.code == 2
+
+
+def test_interrupted_it_says_so_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", rng.poisson(1.0, (200, 1000)).astype("float32"))
+    command = [*MODULE, "convert", "-i", str(tmp_path / "x.npy"), "-o", str(tmp_path / "out"), "--shard-size", "10"]
+    command += ["--compression", "xz", "--workers", "2"]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / ".out.partial").glob("*.xz")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert told.splitlines() == ["interrupted: what is finished is kept, and the same command goes on from there"]
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / ".out.partial").glob("*.xz")}
+    assert kept
+    assert main(command[3:]) == 0
+    assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in kept} == kept
+
+
+def test_bars_are_shown_on_a_terminal_only(npz: Path, tmp_path: Path) -> None:
+    command = [*MODULE, "convert", "-i", str(npz), "-o"]
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    piped = subprocess.run([*command, str(tmp_path / "piped")], capture_output=True, text=True, check=True)
+    assert piped.stderr == ""
+    with subprocess.Popen([*command, str(tmp_path / "seen")], stdout=subprocess.PIPE, stderr=slave) as shown:
+        os.close(slave)
+        seen = b""
+        try:
+            while chunk := os.read(master, 4096):
+                seen += chunk
+        except OSError:  # Linux: the terminal's other side is closed
+            pass
+        out, _ = shown.communicate()
+    os.close(master)
+    assert b"converting" in seen and b"10/10" in seen
+    assert b"10 samples" in out
+
+
+def test_a_reader_that_leaves_early_is_no_error(npz: Path, tmp_path: Path) -> None:
+    main(["convert", "-i", str(npz), "-o", str(tmp_path / "out")])
+    code = f"{sys.executable} -m neurofmx_wds info {tmp_path / 'out'} | true"
+    done = subprocess.run(code, shell=True, capture_output=True, text=True)
+    assert done.stderr == ""
