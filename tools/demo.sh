@@ -6,7 +6,8 @@ here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source tools/environment.sh
 
-venv=$(realpath -m "${NEUROFMX_VENV:-.venv}")
+venv=${NEUROFMX_VENV:-$PWD/.venv}
+[[ $venv == /* ]] || venv=$here/$venv
 make_environment "$venv" plot
 cd "$here" # a relative --output is meant from where the user stands
 exec "$venv/bin/python" -m neurofmx_wds demo "$@"

@@ -2,10 +2,12 @@
 # Runs ruff, mypy and pytest, in an environment that it makes when there is none. Arguments go to pytest.
 #   NEUROFMX_VENV  where the environment is (.venv-test)      PYTHON  what to make it with (python3)
 set -euo pipefail
+here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source tools/environment.sh
 
-venv=${NEUROFMX_VENV:-.venv-test}
+venv=${NEUROFMX_VENV:-$PWD/.venv-test}
+[[ $venv == /* ]] || venv=$here/$venv
 make_environment "$venv" test
 "$venv/bin/python" -m ruff check --quiet .
 "$venv/bin/python" -m mypy --no-error-summary

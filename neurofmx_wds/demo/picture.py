@@ -1,0 +1,83 @@
+"""Draws what the demo found: decoded paths, the interrupted training, and one window of data.
+
+Knows matplotlib, which is optional: importing this module without it is an ImportError.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .heldout import HeldOut
+from .recording import ARENA_M, N_PLACE
+
+TRUE, DECODED, KILLED = "black", "tab:orange", "tab:red"
+
+
+def draw(path: Path, heldout: HeldOut, log: list[dict[str, Any]], killed_after: int) -> None:
+    """Draws a page of five panels.
+
+    Args:
+        path: the PNG to write.
+        heldout: the decoded windows.
+        log: what the interrupted run logged: ``step`` and ``loss`` of every batch, redone ones twice.
+        killed_after: the number of lines in `log` when the run was killed.
+    """
+    figure = Figure(figsize=(12, 7), layout="constrained")
+    axes = figure.subplot_mosaic(
+        [["map", "x", "x"], ["map", "y", "y"], ["loss", "raster", "raster"], ["loss", "lfp", "lfp"]]
+    )
+    _paths(axes["map"], axes["x"], axes["y"], heldout)
+    _loss(axes["loss"], log, killed_after)
+    _window(axes["raster"], axes["lfp"], heldout)
+    figure.savefig(path, dpi=110)
+
+
+def _paths(arena: Axes, x: Axes, y: Axes, heldout: HeldOut) -> None:
+    # Neighbouring windows overlap by half: their middle halves join up, and are decoded with context on both sides.
+    stride = heldout.position.shape[1] // 2
+    middle = torch.arange(stride) + stride // 2
+    bin_s = float(heldout.start_s[1] - heldout.start_s[0]) / stride
+    time = (heldout.start_s[:, None] + bin_s * (middle + 0.5)).flatten()
+    true, decoded = (each[:, middle].flatten(0, 1) for each in (heldout.position, heldout.decoded))
+    for axis, panel in enumerate((x, y)):
+        panel.plot(time, true[:, axis], color=TRUE, label="true")
+        panel.plot(time, decoded[:, axis], color=DECODED, label="decoded", linewidth=1)
+        panel.set(ylabel=f"{'xy'[axis]} (m)", ylim=(0, ARENA_M))
+    x.set_title(f"held out: median error {heldout.error_cm:.1f} cm, guessing the mean {heldout.baseline_cm:.1f} cm")
+    x.legend(loc="lower left", ncols=2)
+    y.set_xlabel("time (s)")
+    shown = time < time[0] + 20
+    arena.plot(*true[shown].T, color=TRUE)
+    arena.plot(*decoded[shown].T, color=DECODED, linewidth=1)
+    arena.set(title="20 s of the path", xlabel="x (m)", ylabel="y (m)", xlim=(0, ARENA_M), ylim=(0, ARENA_M))
+    arena.set_aspect("equal")
+
+
+def _loss(panel: Axes, log: list[dict[str, Any]], killed_after: int) -> None:
+    for name, lines, style in (
+        ("until the kill", log[:killed_after], {"color": "tab:gray", "linewidth": 3}),
+        ("resumed", log[killed_after:], {"color": "tab:blue", "linewidth": 1}),
+    ):
+        panel.semilogy([each["step"] for each in lines], [each["loss"] for each in lines], label=name, **style)
+    panel.axvline(killed_after, color=KILLED, linestyle="--", label="SIGKILL")
+    panel.set(title="training", xlabel="batch", ylabel="squared error (m²)")
+    panel.legend()
+
+
+def _window(raster: Axes, lfp: Axes, heldout: HeldOut) -> None:
+    spikes, volts = heldout.spikes[0].numpy(), heldout.lfp[0].numpy()
+    span = float(heldout.start_s[1] - heldout.start_s[0]) * 2
+    bins, units = np.nonzero(spikes)
+    raster.scatter((bins + 0.5) * span / len(spikes), units, s=4 * spikes[bins, units], c=TRUE, marker="|")
+    raster.axhline(N_PLACE - 0.5, color="tab:gray", linewidth=0.5)
+    raster.set(title="one window, as the model gets it: spikes and LFP", ylabel="unit", xlim=(0, span), xticklabels=[])
+    spacing = 4 * volts.std()
+    time = np.arange(len(volts)) * span / len(volts)
+    lfp.plot(time, volts - spacing * np.arange(volts.shape[1]), color="tab:blue", linewidth=0.6)
+    lfp.set(xlabel="time in the window (s)", ylabel="LFP channel", yticks=[], xlim=(0, span))

@@ -1,0 +1,107 @@
+"""A training run as users write them: it logs what it saw, checkpoints itself, and goes on from its checkpoint.
+
+Knows the loader and the model; it must know nothing of the demo around it, which runs it as a process of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import create_webdataset_dataloader
+from ..atomic import write_atomic
+from .decoder import Decoder, squared_error
+
+LOG, CHECKPOINT = "batches.jsonl", "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to train, on what, and where to keep it.
+
+    Attributes:
+        shards: directory of the training shards.
+        directory: the run's own: its log and checkpoint. With a checkpoint in it, the run goes on from there.
+        units: number of units in ``spikes``.
+        epochs: passes over the data.
+        seed: of the weights and of the order of the samples.
+        batch_size: windows in a batch.
+        checkpoint_every: batches between checkpoints.
+        kill_at: the batch (1 is the first) after which the process kills itself, before any checkpoint; None: never.
+    """
+
+    shards: str
+    directory: str
+    units: int
+    epochs: int
+    seed: int
+    batch_size: int = 16
+    checkpoint_every: int = 10
+    kill_at: int | None = None
+
+
+def train(job: Job) -> None:
+    """Trains until `job.epochs` are done, leaving ``batches.jsonl`` (a line per batch) and ``checkpoint.pt``."""
+    torch.set_num_threads(1)  # sums are then added up in one order: weights can be compared bit by bit
+    torch.use_deterministic_algorithms(True)
+    torch.manual_seed(job.seed)
+    directory = Path(job.directory)
+    directory.mkdir(parents=True, exist_ok=True)
+
+    loader = create_webdataset_dataloader(job.shards, batch_size=job.batch_size, num_workers=0, seed=job.seed)
+    decoder = Decoder(job.units)
+    optimizer = torch.optim.Adam(decoder.parameters(), lr=3e-3)
+    step = 0
+    if (directory / CHECKPOINT).exists():
+        saved = read_checkpoint(directory)
+        decoder.load_state_dict(saved["decoder"])
+        optimizer.load_state_dict(saved["optimizer"])
+        loader.load_state_dict(saved["loader"])
+        step = saved["step"]
+
+    def checkpoint() -> None:
+        state = {"decoder": decoder.state_dict(), "optimizer": optimizer.state_dict(), "loader": loader.state_dict()}
+        content = io.BytesIO()
+        torch.save({**state, "step": step}, content)
+        write_atomic(directory / CHECKPOINT, content.getvalue())
+
+    with open(directory / LOG, "a") as log:
+        for epoch in range(loader.epoch, job.epochs):
+            for batch in loader:
+                loss = squared_error(decoder(batch["spikes"]), batch["behavior"], batch["behavior_mask"])
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                step += 1
+                line = {"step": step, "epoch": epoch, "loss": loss.item(), "keys": batch["__key__"]}
+                log.write(json.dumps({**line, "sha256": checksum(batch)}) + "\n")
+                log.flush()
+                if step == job.kill_at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if step % job.checkpoint_every == 0:
+                    checkpoint()
+    checkpoint()
+
+
+def read_checkpoint(directory: Path) -> dict[str, Any]:
+    """What `train` last saved in `directory`: ``decoder``, ``optimizer`` and ``loader`` states, and ``step``."""
+    saved: dict[str, Any] = torch.load(directory / CHECKPOINT, weights_only=True)
+    return saved
+
+
+def checksum(batch: dict[str, Any]) -> str:
+    """SHA-256 over every tensor of a batch: names, dtypes, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, value in sorted(batch.items()):
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.contiguous().numpy().data)
+    return digest.hexdigest()

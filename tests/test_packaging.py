@@ -1,0 +1,215 @@
+"""The package asks for what it imports and no more, and its set-up scripts do what they say."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "neurofmx_wds"
+CORE = {"webdataset", "torch", "numpy", "pynwb", "h5py", "tqdm"}
+COMES_WITH = {"hdmf": "pynwb"}  # what a core package cannot be without
+OPTIONAL_MODULES = {"demo/picture.py", "lightning.py", "plots.py"}  # imported on use only
+
+pyproject = (ROOT / "pyproject.toml").read_text()  # Python 3.10 has no TOML reader
+
+
+def modules() -> list[str]:
+    return sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+
+
+def imports(module: str, everywhere: bool) -> Iterator[str]:
+    """Absolute names of what a module imports: when it is imported itself, or everywhere in it."""
+    here = ["neurofmx_wds", *Path(module).with_suffix("").parts]
+
+    def visit(node: ast.AST) -> Iterator[str]:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = here[: -node.level] if node.level else []
+            source = ".".join([*base, *filter(None, [node.module])])
+            yield from ([source] if node.module else (f"{source}.{alias.name}" for alias in node.names))
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            return
+        elif everywhere or not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            for child in ast.iter_child_nodes(node):
+                yield from visit(child)
+
+    yield from visit(ast.parse((PACKAGE / module).read_text()))
+
+
+def test_core_dependencies_are_the_six() -> None:
+    block = re.search(r"^dependencies = \[(.*?)^\]", pyproject, re.M | re.S)
+    assert block is not None
+    names = re.findall(r'"([a-z0-9]+)([^"]*)"', block[1])
+    assert {name for name, _ in names} == CORE
+    assert all(">=" in bound for _, bound in names)
+
+
+@pytest.mark.parametrize("module", modules())
+def test_nothing_else_is_needed_to_import(module: str) -> None:
+    if module in OPTIONAL_MODULES:
+        return
+    wanted = {name.split(".")[0] for name in imports(module, everywhere=False)} - {"neurofmx_wds"}
+    assert {COMES_WITH.get(name, name) for name in wanted} <= CORE | sys.stdlib_module_names
+
+
+@pytest.mark.parametrize(
+    ("rooms", "must_not_know"),
+    [
+        (r"(order|cursor|errors|version|atomic)\.py", "torch|webdataset|pynwb|h5py"),
+        (r"order\.py", "neurofmx_wds"),
+        (r"nwb/.*", r"torch|webdataset|neurofmx_wds\.(?!nwb|errors)"),
+        (r"(fields|index|manifest|writer)\.py", r"neurofmx_wds\.(loader|readers|collate|order|cursor|nwb|convert|cli)"),
+        (r"(readers|collate|loader)\.py", r"pynwb|h5py|neurofmx_wds\.(nwb|convert|cli|demo)"),
+        (r"convert/.*", r"neurofmx_wds\.(loader|cli|demo)"),
+        (r"(?!cli\.py|__main__\.py|demo/).*", r"neurofmx_wds\.(cli|demo)"),
+    ],
+)
+def test_imports_point_down(rooms: str, must_not_know: str) -> None:
+    for module in filter(re.compile(rooms).fullmatch, modules()):
+        known = [name for name in imports(module, everywhere=True) if re.match(f"(?:{must_not_know})(?:\\.|\\b)", name)]
+        assert not known, f"{module} imports {known}"
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    for module in modules():
+        tree = ast.parse((PACKAGE / module).read_text())
+        assert ast.get_docstring(tree), module
+
+
+def test_the_command_is_there() -> None:
+    target = re.search(r'^neurofmx-wds = "(.*):(.*)"', pyproject, re.M)
+    assert target is not None
+    assert callable(getattr(importlib.import_module(target[1]), target[2]))
+
+
+def test_the_version_is_a_literal_and_the_package_is_quick_to_import() -> None:
+    attribute = re.search(r'version = \{ attr = "(.*)\.(\w+)" \}', pyproject)
+    assert attribute is not None
+    tree = ast.parse((ROOT / f"{attribute[1].replace('.', '/')}.py").read_text())
+    literals = {node.targets[0].id: node.value for node in tree.body if isinstance(node, ast.Assign)}  # type: ignore[attr-defined]
+    version = ast.literal_eval(literals[attribute[2]])
+    code = f"import sys, neurofmx_wds; assert neurofmx_wds.__version__ == {version!r}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+FAKE_PYTHON = """#!/bin/bash
+echo "$*" >>"$CALLS"
+case "$1 $2" in
+    "-c "*) exit "${TOO_OLD:-0}" ;;
+    "--version "*) echo "Python 3.x" ;;
+    "-m venv") [[ -z ${NO_VENV:-} ]] && mkdir -p "$4/bin" && touch "$4/pyvenv.cfg" && cp "$0" "$4/bin/python" ;;
+    "-m pip") [[ -z ${NO_NETWORK:-} ]] ;;
+    "-m pytest") echo "1 passed" ;;
+    "-m $FAILS") exit 3 ;;
+esac
+"""
+
+
+class Checkout:
+    """A copy of the scripts with an interpreter that notes how it is called."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.calls = root / "check out", root / "calls"
+        self.root.mkdir()
+        shutil.copytree(ROOT / "tools", self.root / "tools")
+        shutil.copy(ROOT / "pyproject.toml", self.root)
+        self.python = root / "python"
+        self.python.write_text(FAKE_PYTHON)
+        self.python.chmod(0o755)
+
+    def run(self, script: str, *args: str, **variables: str) -> tuple[int, str, list[str]]:
+        """Runs a script from elsewhere: its status, its output and the calls of the interpreter."""
+        self.calls.write_text("")
+        kept = {name: value for name, value in os.environ.items() if name != "NEUROFMX_VENV"}
+        environment = {"PYTHON": str(self.python), "CALLS": str(self.calls), "FAILS": "nothing", **variables}
+        done = subprocess.run(
+            ["bash", str(self.root / "tools" / script), *args],
+            cwd=self.root.parent,
+            env=kept | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stdout, self.calls.read_text().splitlines()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    return Checkout(tmp_path)
+
+
+def pip_calls(calls: list[str]) -> list[str]:
+    return [call.split("tools/constraints.txt ")[1] for call in calls if call.startswith("-m pip install")]
+
+
+def test_from_nothing_it_installs_torch_first_and_tests(checkout: Checkout) -> None:
+    status, said, calls = checkout.run("test.sh", "-k", "two words")
+    assert status == 0 and said.splitlines()[-1] == "1 passed"
+    assert pip_calls(calls) == ["torch", "-e .[test]"]
+    assert [call.split()[1] for call in calls[-3:]] == ["ruff", "mypy", "pytest"]
+    assert calls[-1] == "-m pytest -k two words"
+    assert (checkout.root / ".venv-test" / "pyvenv.cfg").exists()
+
+
+def test_the_second_time_nothing_is_installed(checkout: Checkout) -> None:
+    checkout.run("test.sh")
+    _, said, calls = checkout.run("test.sh")
+    assert len(calls) == 3 and said == "1 passed\n"
+    (checkout.root / "pyproject.toml").write_text(pyproject + "\n# changed\n")
+    _, _, calls = checkout.run("test.sh")
+    assert pip_calls(calls) == ["torch", "-e .[test]"] and not any("venv" in call for call in calls)
+
+
+def test_a_set_up_that_failed_is_done_again(checkout: Checkout) -> None:
+    status, said, _ = checkout.run("test.sh", NO_NETWORK="1")
+    assert status == 1 and "pip could not install torch" in said
+    status, _, calls = checkout.run("test.sh")
+    assert status == 0 and pip_calls(calls) == ["torch", "-e .[test]"]
+
+
+@pytest.mark.parametrize("check", ["ruff", "mypy"])
+def test_a_failing_check_fails_the_whole(checkout: Checkout, check: str) -> None:
+    status, _, _ = checkout.run("test.sh", FAILS=check)
+    assert status == 3
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"TOO_OLD": "1"}, "is too old: set PYTHON"),
+        ({"PYTHON": "no-such-python"}, "no interpreter 'no-such-python'; set PYTHON"),
+        ({"NO_VENV": "1"}, "python3-venv"),
+    ],
+)
+def test_what_is_missing_is_named(checkout: Checkout, variables: dict[str, str], message: str) -> None:
+    status, said, _ = checkout.run("test.sh", **variables)
+    assert status == 1 and message in said
+
+
+def test_a_directory_that_is_no_environment_is_left_alone(checkout: Checkout, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    status, said, _ = checkout.run("test.sh", NEUROFMX_VENV=str(tmp_path / "mine"))
+    assert status == 1 and "is no virtual environment" in said
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_the_demo_runs_where_the_user_is(checkout: Checkout) -> None:
+    status, _, calls = checkout.run("demo.sh", "--output", "here", NEUROFMX_VENV="venv of mine")
+    assert status == 0
+    assert pip_calls(calls) == ["torch", "-e .[plot]"]
+    assert calls[-1] == "-m neurofmx_wds demo --output here"
+    assert (checkout.root.parent / "venv of mine" / "pyvenv.cfg").exists()
