@@ -128,6 +128,7 @@ def _interrupt(job: Job, windows: int, say: Say) -> dict[str, Any]:
     """Trains and has the process killed about half way; says where it will go on."""
     steps = -(-windows // job.batch_size)
     kill_at = job.epochs // 2 * steps + steps // 2
+    job = replace(job, checkpoint_every=max(2, min(job.checkpoint_every, kill_at // 3)))
     kill_at += kill_at % job.checkpoint_every == 0  # not at a checkpoint: some batches must be lost
     say(f"3. Train a decoder, {job.epochs} epochs of {steps} batches, and kill it in mid-epoch")
     _train(replace(job, kill_at=kill_at))
