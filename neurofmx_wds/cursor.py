@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from .errors import StateError
-from .order import EpochOrder
+from .order import LIMIT, EpochOrder
 
 STATE_VERSION = 1
 _STATE_KEYS = (
     "version", "epoch", "position", "shard_idx", "sample_offset", "seed", "shuffle", "buffer_size", "block_size",
     "num_samples", "fingerprint",
 )  # fmt: skip
+_REMEDY = "pass what state_dict() gave"
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,7 @@ def n_steps(position: int, n_samples: int, batch_size: int, world_size: int, dro
     return full + (tail > 0 and not drop_last)
 
 
-def position_after(
-    position: int, steps: int, n_samples: int, batch_size: int, world_size: int, drop_last: bool
-) -> int:
+def position_after(position: int, steps: int, n_samples: int, batch_size: int, world_size: int, drop_last: bool) -> int:
     """Where the next sample stands when every rank has made `steps` steps from `position` on.
 
     It is `n_samples` once the epoch is done, also when `drop_last` has left some out.
@@ -107,12 +106,13 @@ def to_state(cursor: Cursor, order: EpochOrder, fingerprint: str) -> dict[str, A
 
     Args:
         cursor: the next sample.
-        order: the order of the cursor's epoch, or of any other with the same settings when the cursor is at its end.
+        order: the order of any epoch.
         fingerprint: tells the dataset and selection from others.
     """
     epoch, position = cursor.epoch, cursor.position
     if position >= len(order) > 0:
         epoch, position = epoch + 1, 0
+    if order.epoch != epoch:
         order = order.of_epoch(epoch)
     shard_idx, sample_offset = 0, 0
     if len(order):
@@ -124,10 +124,10 @@ def to_state(cursor: Cursor, order: EpochOrder, fingerprint: str) -> dict[str, A
         "position": position,
         "shard_idx": shard_idx,
         "sample_offset": sample_offset,
-        "seed": int(order.seed),
+        "seed": order.seed,
         "shuffle": order.shuffle,
-        "buffer_size": int(order.buffer_size),
-        "block_size": int(order.block_size),
+        "buffer_size": order.buffer_size,
+        "block_size": order.block_size,
         "num_samples": len(order),
         "fingerprint": fingerprint,
     }
@@ -147,27 +147,27 @@ def from_state(state: Any, order_of_epoch: Callable[[int], EpochOrder], fingerpr
             the difference.
     """
     if not isinstance(state, Mapping):
-        raise StateError(f"a state is a dictionary, not {type(state).__name__}", remedy="pass what state_dict() gave")
+        raise StateError(f"a state is a dictionary, not {type(state).__name__}", remedy=_REMEDY)
     if {"shard_idx", "sample_offset"} <= set(state) <= {"shard_idx", "sample_offset", "epoch"}:
         return _from_place(state, order_of_epoch)
     missing = [key for key in _STATE_KEYS if key not in state]
     if missing:
-        raise StateError(f"the state lacks {', '.join(missing)}", remedy="pass what state_dict() gave")
-    if state["version"] != STATE_VERSION:
+        raise StateError(f"the state lacks {', '.join(missing)}", remedy=_REMEDY)
+    if _whole(state, "version") != STATE_VERSION:
         raise StateError(
-            f"the state has version {state['version']!r}, this program reads {STATE_VERSION}",
+            f"the state has version {state['version']}, this program reads {STATE_VERSION}",
             remedy="use the version of neurofmx_wds that saved it",
         )
     order = order_of_epoch(_whole(state, "epoch"))
     _compare(state, order, fingerprint)
     position = _whole(state, "position")
     if position > len(order):
-        raise StateError(f"the state's position {position} is outside an epoch of {len(order)} samples")
+        raise StateError(f"the state's position {position} is outside an epoch of {len(order)} samples", remedy=_REMEDY)
     expected = to_state(Cursor(order.epoch, position), order, fingerprint)
     for key in ("shard_idx", "sample_offset"):
         if _whole(state, key) != expected[key]:
             problem = f"the state contradicts itself: position {position} has {key} {expected[key]}, not {state[key]}"
-            raise StateError(problem, remedy="pass what state_dict() gave")
+            raise StateError(problem, remedy=_REMEDY)
     return Cursor(expected["epoch"], expected["position"])
 
 
@@ -178,15 +178,15 @@ def _from_place(state: Mapping[str, Any], order_of_epoch: Callable[[int], EpochO
         sample = order.sample_id(_whole(state, "shard_idx"), _whole(state, "sample_offset"))
     except IndexError as error:
         raise StateError(str(error), remedy="pass a state of this dataset") from error
-    if sample == len(order):
-        return Cursor(epoch + 1, 0)
+    if sample == len(order):  # the epoch's end, which is its start where there are no samples
+        return Cursor(epoch + (sample > 0), 0)
     return Cursor(epoch, int(order.positions(np.array([sample]))[0]))
 
 
 def _whole(state: Mapping[str, Any], key: str) -> int:
     value = state[key]
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise StateError(f"the state's {key} must be a whole number >= 0, not {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < LIMIT:
+        raise StateError(f"the state's {key} must be a whole number from 0 to {LIMIT:g}, not {value!r}", remedy=_REMEDY)
     return value
 
 
@@ -194,14 +194,13 @@ def _compare(state: Mapping[str, Any], order: EpochOrder, fingerprint: str) -> N
     """Refuse a state whose order is another than here; what does not matter for the shuffle may differ."""
     here: dict[str, Any] = {"num_samples": len(order), "fingerprint": fingerprint, "shuffle": order.shuffle}
     if order.shuffle is not False:
-        here["seed"] = int(order.seed)
+        here["seed"] = order.seed
     if order.shuffle is True:
-        here |= {"buffer_size": int(order.buffer_size), "block_size": int(order.block_size)}
+        here |= {"buffer_size": order.buffer_size, "block_size": order.block_size}
     what = {"num_samples": "dataset or selection", "fingerprint": "dataset or selection"}
     for key, value in here.items():
-        if state[key] != value or isinstance(state[key], bool) is not isinstance(value, bool):
+        if type(state[key]) is not type(value) or state[key] != value:
             raise StateError(
                 f"the state is of another {what.get(key, key)}: {key} is {state[key]!r} there and {value!r} here",
                 remedy=f"load it with the same {what.get(key, key)}, or start afresh",
             )
-

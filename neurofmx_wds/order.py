@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -15,15 +16,16 @@ from typing import Literal
 import numpy as np
 
 ORDER_VERSION = 1
-_ROUNDS, _ROUNDS_IF_SMALL, _SMALL = 8, 16, 64  # few elements need more rounds to mix
+_ROUNDS, _ROUNDS_IF_SMALL, _SMALL = 8, 24, 64  # few elements need more rounds to mix
 _M1 = np.uint64(0x9E3779B97F4A7C15)  # the golden ratio's bits, as in splitmix64
 _M2 = np.uint64(0xBF58476D1CE4E5B9)  # splitmix64's first multiplier
 _S32 = np.uint64(32)
-_MAX_SAMPLES = 1 << 62
+LIMIT = 1 << 62  # of samples, epochs and sizes: sums of two stay within 64 bits
+_SEEDS = 1 << 128  # a state holds the seed and must stay small
 
 
 def _key(*words: int | str) -> np.uint64:
-    """64 bits from whole numbers of any size and sign."""
+    """A permutation's key: blake2b of the version and the words with commas between, 8 bytes, little endian."""
     text = ",".join(str(word) for word in (ORDER_VERSION, *words))
     return np.uint64(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little"))
 
@@ -32,9 +34,9 @@ def _key(*words: int | str) -> np.uint64:
 class Bijection:
     """A keyed permutation of 0…n−1 without a table: a Feistel network on a mixed radix, with cycle walking.
 
-    A number x < a·b, where a·b ≥ n and a ≈ b, is (L, R) = divmod(x, b). Round i of 8 (16 where n < 64) adds
-    ``F(k + i·M1, R)`` to L modulo a (i even) or ``F(k + i·M1, L)`` to R modulo b (i odd). F(k, v) is
-    ``h = (v ^ k) · M1; h ^= h >> 32; h = h · M2; F = ((h >> 32) · modulus) >> 32``, all modulo 2^64.
+    With b = ⌈√n⌉, or one more to make it even, and a = ⌈n/b⌉, a number x < a·b is (L, R) = divmod(x, b). Round i of 8
+    (24 where n < 64) adds ``F(k + i·M1, R)`` to L modulo a (i even) or ``F(k + i·M1, L)`` to R modulo b (i odd).
+    F(k, v) is ``h = (v ^ k) · M1; h ^= h >> 32; h = h · M2; F = ((h >> 32) · modulus) >> 32``, all modulo 2^64.
     A result ≥ n is put through again until it is below n.
     (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002.)
 
@@ -46,10 +48,9 @@ class Bijection:
 
     @functools.cached_property
     def _radix(self) -> tuple[np.uint64, np.uint64]:
-        b = max(1, int(np.sqrt(self.n)))
-        while b * b < self.n:
-            b += 1
-        return np.uint64(-(-self.n // b) if self.n else 1), np.uint64(b)
+        b = math.isqrt(max(0, self.n - 1)) + 1
+        b += b % 2  # were a and b odd, every round would be an even permutation, and so would all of them
+        return np.uint64(max(1, -(-self.n // b))), np.uint64(b)
 
     @property
     def _n_rounds(self) -> int:
@@ -104,7 +105,7 @@ class EpochOrder:
 
     Attributes:
         shard_counts: samples in each shard (or in all).
-        seed: any integer.
+        seed: any integer of up to 128 bits, also negative.
         epoch: 0, 1, …
         shuffle: False, True or ``"full"``.
         buffer_size: positions in a window.
@@ -134,14 +135,14 @@ class EpochOrder:
             raise ValueError(f"shard_counts must be whole numbers >= 0, not {self.shard_counts!r}")
         if not (isinstance(self.shuffle, bool) or self.shuffle == "full"):
             raise ValueError(f'shuffle must be False, True or "full", not {self.shuffle!r}')
-        for name, least in (("epoch", 0), ("buffer_size", 1), ("block_size", 1)):
+        if (total := sum(counts.tolist())) > LIMIT:
+            raise ValueError(f"shard_counts add up to {total} samples, more than {LIMIT}")
+        bounds = (("seed", -_SEEDS, _SEEDS), ("epoch", 0, LIMIT), ("buffer_size", 1, LIMIT), ("block_size", 1, LIMIT))
+        for name, least, most in bounds:
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-                raise ValueError(f"{name} must be a whole number >= {least}, not {value!r}")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, (int, np.integer)):
-            raise ValueError(f"seed must be a whole number, not {self.seed!r}")
-        if sum(counts.tolist()) > _MAX_SAMPLES:
-            raise ValueError(f"shard_counts add up to {sum(counts.tolist())} samples, more than {_MAX_SAMPLES}")
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= int(value) <= most:
+                raise ValueError(f"{name} must be a whole number from {least:g} to {most:g}, not {value!r}")
+            object.__setattr__(self, name, int(value))  # numpy's narrow integers would overflow
 
     @functools.cached_property
     def _starts(self) -> np.ndarray:
@@ -186,7 +187,7 @@ class EpochOrder:
         if ids.size and not (0 <= ids.min() and ids.max() < len(self)):
             raise IndexError(f"sample ids {ids.min()} to {ids.max()} are not in a dataset of {len(self)} samples")
         if self.shuffle is False:
-            return ids
+            return ids.copy()
         x = ids.view(np.uint64)
         if self.shuffle == "full":
             return self._all.inverse(x, self._keys("all", len(x))).view(np.int64)
@@ -228,13 +229,14 @@ class EpochOrder:
         return Bijection(-(-len(self) // self.block_size))
 
     def _keys(self, purpose: str, n: int) -> np.ndarray:
-        return np.broadcast_to(_key(int(self.seed), int(self.epoch), purpose), n)
+        return np.broadcast_to(_key(self.seed, self.epoch, purpose), n)
 
     def _in_windows(self, x: np.ndarray, inverse: bool) -> np.ndarray:
+        """Permute inside windows; w has the key ``h · M1`` with ``h = (w + 1) · M2 ^ K; h ^= h >> 32``, modulo 2^64."""
         size = np.uint64(self.buffer_size)
         window = x // size
         first = window * size
-        keys = (window + np.uint64(1)) * _M2 ^ _key(int(self.seed), int(self.epoch), "window")
+        keys = (window + np.uint64(1)) * _M2 ^ _key(self.seed, self.epoch, "window")
         keys ^= keys >> _S32
         keys *= _M1
         place = x - first
