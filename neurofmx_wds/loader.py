@@ -30,9 +30,9 @@ from .atomic import write_atomic
 from .cache import DEFAULT_CACHE_SIZE
 from .collate import collate_webdataset
 from .cursor import BatchPlan, Cursor
-from .errors import StateError
+from .errors import NeurofmxError, StateError
 from .memory import BatchMemory, Memory, Slots, unpack
-from .order import EpochOrder
+from .order import ORDER_VERSION, EpochOrder
 from .readers import Handler, IOMode, ShardReader, skipping
 from .shards import DEFAULT_SHARD_PATTERN, ShardDir, ShardSet, open_shards
 
@@ -42,6 +42,7 @@ Shuffle = bool | Literal["full"]
 Select = Mapping[str, Any] | Callable[[dict[str, Any]], bool]
 Transform = Callable[..., Any]
 Collate = Callable[[Sequence[Any]], Any]
+Read = Callable[[np.ndarray], Any]
 
 _ORDER_CHUNK = 4096  # positions whose ids are worked out at once
 _BLOCK_BYTES = 1 << 20
@@ -150,51 +151,99 @@ class Fetcher:
                 ids = order.sample_ids(first, min(len(order), max(stop, first + _ORDER_CHUNK)))
             yield plan, ids[plan.start - first : stop - first]
 
-    def samples(self, plans: Iterable[BatchPlan]) -> Iterator[dict[str, Any]]:
-        """Stage: plans → samples, transformed."""
-        for plan, ids in self.planned_ids(plans):
-            for sample in self._load(self._samples, ids):
-                if plan.fresh is not None:
-                    sample["__mask__"] = plan.fresh
-                yield sample
+    def samples(self, plans: Iterable[BatchPlan]) -> Iterator[Any]:
+        """Stage: plans of one row → samples, transformed."""
+        one: Read = lambda ids: self._samples(ids)[0]  # noqa: E731
+        yield from self._fetch(plans, one, one)
 
     def batches(self, plans: Iterable[BatchPlan]) -> Iterator[Any]:
         """Stage: plans → batches."""
-        whole = self.transform is None and self.collate_fn is collate_webdataset
-        read = functools.partial(self.reader.read_batch, memory=self.memory) if whole else self._collated
-        for plan, ids in self.planned_ids(plans):
-            batch = self._load(read, ids)
-            if isinstance(batch, dict):
-                if plan.fresh is not None:
-                    batch["__mask__"] = torch.full((plan.n,), plan.fresh)
-            yield batch
+        if self.transform is None and self.collate_fn is collate_webdataset:
+            fast = functools.partial(self.reader.read_batch, memory=self.memory)
+            yield from self._fetch(plans, fast, self.reader.read_batch)
+        else:
+            yield from self._fetch(plans, self._collated, self._collated)
 
-    def _load(self, read: Callable[[np.ndarray], Any], ids: np.ndarray) -> Any:
-        try:
-            return read(ids)
-        except Exception as error:
-            if self.handler is wds.reraise_exception:
-                raise
-            logger.debug("a batch cannot be read whole: %s", error)
-        kept = skipping(read, ids, self.handler)
-        return read(ids[kept])
+    def _fetch(self, plans: Iterable[BatchPlan], read: Read, read_again: Read) -> Iterator[Any]:
+        """Read all plans; `read_again` reads what is left of one: a remnant must not lie in a worker's slot."""
+        for plan, ids in self.planned_ids(plans):
+            try:
+                item: Any = read(ids)
+            except Exception as error:
+                if self.handler is wds.reraise_exception:
+                    raise
+                item = self._remnant(read_again, ids, error)
+            if plan.fresh is not None:
+                for each in item.rest if isinstance(item, Remnant) else [item]:
+                    _mark(each, plan.fresh)
+            yield item
+
+    def _remnant(self, read: Read, ids: np.ndarray, error: Exception) -> Remnant:
+        """What is left of a plan when `handler` has been asked about each sample that cannot be read."""
+        kept = skipping(read, ids, self._may_skip)
+        if kept:
+            return Remnant(len(ids) - len(kept), [read(ids[kept])])
+        world_size = self.start.get()[3]
+        return Remnant(len(ids), [] if world_size == 1 else [self._stand_in(read, ids, error)])
+
+    def _may_skip(self, error: Exception) -> bool:
+        if not self.handler(error):  # stopping one rank or worker would lose samples silently, or hang the others
+            raise error
+        return True
+
+    def _stand_in(self, read: Read, ids: np.ndarray, error: Exception) -> Any:
+        """The next sample that can be read, marked as repeated: all ranks must step together."""
+        for i in range(int(ids[-1]) + 1, int(ids[-1]) + self.spec.n_samples):
+            try:
+                item = read(np.array([i % self.spec.n_samples]))
+            except Exception as another:
+                logger.debug("no stand-in: %s", another)
+                continue
+            _mark(item, False)
+            return item
+        raise error
 
     def _samples(self, ids: np.ndarray) -> list[Any]:
         samples = self.reader.read_samples(ids)
         if self.transform is None:
             return samples
-        if not _takes_rng(self.transform):
-            return [self.transform(sample) for sample in samples]
-        epoch = self.start.get()[0]
-        keys = self.reader.dataset_ids(ids).tolist()
-        return [
-            self.transform(sample, sample_rng(self.spec.seed, epoch, key))
-            for sample, key in zip(samples, keys, strict=True)
-        ]
+        numbers = self.reader.dataset_ids(ids).tolist()
+        return [self._transformed(self.transform, *each) for each in zip(samples, numbers, ids, strict=True)]
+
+    def _transformed(self, transform: Transform, sample: dict[str, Any], number: int, place: np.int64) -> Any:
+        key = sample["__key__"]
+        try:
+            if _takes_rng(transform):
+                return transform(sample, sample_rng(self.spec.seed, self.start.get()[0], number))
+            return transform(sample)
+        except Exception as error:
+            shard = self.reader.shards.paths[self.reader.locate(np.array([place]))[0][0]]
+            problem = f"the transform raised {type(error).__name__}: {error}"
+            raise NeurofmxError(problem, file=shard, sample=key) from error
 
     def _collated(self, ids: np.ndarray) -> Any:
         samples = self._samples(ids)
         return samples if self.collate_fn is None else self.collate_fn(samples)
+
+
+@dataclass
+class Remnant:
+    """What is left of a plan some of whose samples cannot be read.
+
+    Attributes:
+        n_skipped: how many.
+        rest: the batch (or sample) of the others; none where nothing is left and no other rank waits.
+    """
+
+    n_skipped: int
+    rest: list[Any]
+
+
+def _mark(item: Any, fresh: bool) -> None:
+    """Say in the last step of an epoch, or of a stand-in, whether it is new."""
+    if isinstance(item, dict):
+        single = isinstance(item.get("__key__"), str)
+        item["__mask__"] = fresh if single else torch.tensor([fresh])
 
 
 def sample_rng(seed: int, epoch: int, sample_id: int) -> np.random.Generator:
@@ -222,41 +271,64 @@ def _takes_rng(transform: Transform) -> bool:
 
 
 class Progress:
-    """How far the trainer is: which epoch, where it began, and what has been delivered since."""
+    """How far the trainer is: which epoch, where it began, and what has been delivered since.
+
+    In somebody else's DataLoader each worker has its own, of its share of an epoch. Only the trainer knows when all
+    are done, so a worker moves on to another epoch only where the trainer said so, through shared memory.
+    """
 
     def __init__(self) -> None:
         self.epoch = 0
         self.position = 0
+        self.skipped = 0
         self._resume_at = 0
         self._run: object = None
+        self._heard = 0
+        self._tell()
+
+    def _tell(self) -> None:
+        """Give this process's workers, now and later, something of their own to listen to."""
+        told = torch.tensor([self.epoch, self.position, self._heard])  # and how often it was set
+        self._told, self._teller = told.share_memory_(), os.getpid()  # type: ignore[no-untyped-call]
 
     def begin(self) -> object:
         """Start an iteration, at the epoch's start or once where a loaded state says. Returns its token."""
+        epoch, position, times = self._told.tolist()
+        if in_worker() and times != self._heard:
+            self.epoch, self._resume_at, self._heard = epoch, position, times
         self.position, self._resume_at = self._resume_at, 0
         self._run = object()
         return self._run
 
-    def delivered(self, run: object, position: int) -> None:
-        """Note that iteration `run` has delivered all before `position`."""
+    def delivered(self, run: object, position: int, last: bool) -> None:
+        """Note that iteration `run` has delivered all before `position`; with the `last` its epoch is over."""
         if run is self._run:
             self.position = position
-
-    def finish(self, run: object) -> None:
-        """Note that iteration `run` has delivered its epoch."""
-        if run is self._run:
-            self.set(Cursor(self.epoch + 1, 0))
+            if last and not in_worker():
+                self.set(Cursor(self.epoch + 1, 0))
 
     def set(self, cursor: Cursor) -> None:
         """Let the next iteration start at `cursor`."""
         self.epoch, self.position, self._resume_at = cursor.epoch, cursor.position, cursor.position
         self._run = None
+        if not in_worker():
+            self._heard += 1
+            if self._teller != os.getpid():  # made by a process that has started this one and others as ranks
+                self._tell()
+            self._told.copy_(torch.tensor([cursor.epoch, cursor.position, self._heard]))
+
+
+def in_worker() -> bool:
+    """Whether this is a worker process of a DataLoader."""
+    return torch.utils.data.get_worker_info() is not None
 
 
 class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[misc]
     """A webdataset pipeline that knows where it is. Base of the loaders; not made directly.
 
     ``state_dict()``, ``load_state_dict()``, ``set_epoch()`` and ``len()`` are exact; ``.map(...)``, ``.compose(...)``
-    and the other webdataset methods give a pipeline that goes on from here and shares the same state.
+    and the other webdataset methods give a pipeline that goes on from here and shares the same state. A stage that
+    holds samples back, such as ``.shuffle(…)``, has taken more than it has handed on, and the state counts these too.
     """
 
     def __init__(
@@ -276,7 +348,6 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
         self.drop_last = drop_last
         self.progress = Progress()
         self._rank, self._world_size = _check_rank(rank, world_size)
-        self.append(self._deliver)
 
     @property
     def rank(self) -> int:
@@ -292,6 +363,11 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
     def epoch(self) -> int:
         """The epoch that the next iteration is of, or the running one."""
         return int(self.state_dict()["epoch"])
+
+    @property
+    def skipped(self) -> int:
+        """Samples that this rank has skipped, by `handler`'s leave (in somebody else's DataLoader: not counted)."""
+        return self.progress.skipped
 
     def __len__(self) -> int:
         """Batches (or samples) that this rank gets in a whole epoch."""
@@ -315,7 +391,10 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
         next sample, whatever its number of ranks, workers or its batch size.
         """
         cursor = Cursor(self.progress.epoch, self.progress.position)
-        return cursors.to_state(cursor, self.spec.order(cursor.epoch), self.fingerprint)
+        state = cursors.to_state(cursor, self.spec.order(cursor.epoch), self.fingerprint)
+        if in_worker() and cursor.position == self.spec.n_samples:  # this worker is done; others may not be
+            state |= {"epoch": cursor.epoch, "position": cursor.position}
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next iteration go on where `state` was taken.
@@ -326,13 +405,31 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
         Raises:
             StateError: it is of another dataset, selection, seed, shuffle or version, or damaged.
         """
-        self.progress.set(cursors.from_state(state, self.spec.order, self.fingerprint))
+        cursor = cursors.from_state(state, self.spec.order, self.fingerprint)
+        if in_worker() and state.get("position") == self.spec.n_samples:
+            cursor = Cursor(state["epoch"], state["position"])
+        self.progress.set(cursor)
 
     get_state = state_dict
     set_state = load_state_dict
 
+    def batched(
+        self, batchsize: int, collation_fn: Collate | None = wds.filters.default_collation_fn, partial: bool = True
+    ) -> ResumablePipeline:
+        """webdataset's ``batched``, but a batch is handed on once it is full: theirs first takes one sample more."""
+        return self.compose(functools.partial(_batched, size=batchsize, collate=collation_fn, partial=partial))
+
+    def iterator1(self) -> Iterator[Any]:
+        """One epoch, or its rest: what is delivered here, through the stages that were composed."""
+        # Not a first stage in the list: bound to this object it would make a reference cycle, and workers that are
+        # left to the garbage collector take torch five seconds each to stop.
+        items = self._deliver()
+        for stage in self.pipeline:
+            items = self.invoke(stage, items)
+        return items
+
     def _deliver(self) -> Iterator[Any]:
-        """First stage: what this rank gets, counted as it is handed over."""
+        """What this rank gets, counted as it is handed over."""
         run = self.progress.begin()
         epoch, first = self.progress.epoch, self.progress.position
         rank, world_size = self.rank, self.world_size
@@ -340,10 +437,16 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
         # Inside somebody's DataLoader worker, a step here stands for one in each of the workers.
         workers = pytorch_worker_info()[3]
         last = cursors.n_steps(first, *size)
+        if last == 0:
+            self.progress.delivered(run, self.spec.n_samples, True)
         for step, item in enumerate(self._items(epoch, first, rank, world_size), 1):
-            self.progress.delivered(run, cursors.position_after(first, min(step * workers, last), *size))
-            yield item
-        self.progress.finish(run)
+            done = min(step * workers, last)
+            self.progress.delivered(run, cursors.position_after(first, done, *size), done == last)
+            if isinstance(item, Remnant):
+                self.progress.skipped += item.n_skipped
+                yield from item.rest
+            else:
+                yield item
 
     def _items(self, epoch: int, first: int, rank: int, world_size: int) -> Iterator[Any]:
         raise NotImplementedError
@@ -359,8 +462,17 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        # A spawned worker may not be able to look them up.
+        # A spawned worker may not be able to look them up. A process that is one of several can; before there are
+        # several (a loader handed to torch.multiprocessing.spawn) each will have to look for itself.
+        if self.world_size == 1:
+            return self.__dict__
         return {**self.__dict__, "_rank": self.rank, "_world_size": self.world_size}
+
+
+def _batched(samples: Iterator[Any], size: int, collate: Collate | None, partial: bool) -> Iterator[Any]:
+    while batch := list(itertools.islice(samples, size)):
+        if partial or len(batch) == size:
+            yield batch if collate is None else collate(batch)
 
 
 def _check_rank(rank: int | None, world_size: int | None) -> tuple[int | None, int | None]:
@@ -389,7 +501,8 @@ class WebDatasetLoader(ResumablePipeline):
         modalities: the fields to read; by default all.
         select: which samples: ``{"subject": "A"}``, ``{"session": ["a", "b"]}`` or ``f(metadata) -> bool``.
         transform: ``f(sample)`` or ``f(sample, rng)`` with a generator that depends on seed, epoch and sample only.
-        handler: webdataset's ``reraise_exception``, ``warn_and_continue``, … for samples that cannot be read.
+        handler: webdataset's ``reraise_exception``, ``warn_and_continue``, … for samples that cannot be read or
+            transformed; what it lets go is counted in ``skipped``. An error at which it says stop is raised.
         rank, world_size: this process's share; by default as webdataset finds it (environment, ``torch.distributed``).
         block_size: samples read in one go when `shuffle` is True; by default about 1 MiB, a shard where compressed.
         io: ``"auto"``, ``"mmap"`` or ``"pread"``; see :class:`~neurofmx_wds.readers.ShardReader`.
@@ -489,15 +602,16 @@ class ResumableWebDatasetLoader(WebDatasetLoader):
             raise StateError(error.problem, file=self.checkpoint_path, remedy=error.remedy or remedy) from error
         except (ValueError, RecursionError) as error:
             raise StateError(f"not a checkpoint: {error}", file=self.checkpoint_path, remedy=remedy) from error
+        here = self.state_dict()
         logger.warning(
             "resuming from %s: epoch %d, shard %d, sample %d (position %d of %d)",
-            self.checkpoint_path, state["epoch"], state["shard_idx"], state["sample_offset"],
-            state["position"], state["num_samples"],
+            self.checkpoint_path, here["epoch"], here["shard_idx"], here["sample_offset"],
+            here["position"], here["num_samples"],
         )  # fmt: skip
         return dict(state)
 
     def _deliver(self) -> Iterator[Any]:
-        writes = torch.utils.data.get_worker_info() is None
+        writes = not in_worker()
         for count, item in enumerate(super()._deliver(), 1):
             yield item
             # The consumer is back for more: what it had so far is done with.
@@ -545,11 +659,18 @@ class WebDatasetDataLoader(ResumablePipeline):
         if self.num_workers == 0:
             fetcher = replace(self.fetcher, start=Start(epoch, first, rank, world_size), memory=memory)
             return prefetched(self._stages(fetcher.start, fetcher.batches), self.prefetch_factor or 0)
-        start, loader = self._persistent or self._workers()
-        start.set(epoch, first, rank, world_size)
-        if self.loader_options.get("persistent_workers"):
-            self._persistent = start, loader
-        return unpack(loader, memory)
+        return self._from_workers(Start(epoch, first, rank, world_size), memory)
+
+    def _from_workers(self, begin: Start, memory: BatchMemory) -> Iterator[Any]:
+        # Persistent workers serve one iterator at a time: one begun meanwhile gets its own.
+        workers, self._persistent = self._persistent or self._workers(), None
+        start, loader = workers
+        start.set(*begin.get())
+        try:
+            yield from unpack(loader, memory)
+        finally:
+            if self.loader_options.get("persistent_workers"):
+                self._persistent = workers
 
     def _workers(self) -> tuple[Start, torch.utils.data.DataLoader[Any]]:
         depth = self.prefetch_factor or 2
@@ -606,7 +727,8 @@ def prefetched(source: Iterable[Any], depth: int) -> Iterator[Any]:
             yield item
     finally:
         room.put(False)
-        thread.join()
+        if threading.current_thread() is not thread:  # it may be the one in which garbage is collected
+            thread.join()
 
 
 def create_webdataset_dataloader(
@@ -638,7 +760,8 @@ def create_webdataset_dataloader(
     A batch is a dict: field → tensor of shape (B, …), ``metadata`` → B dicts, ``__key__`` → B strings. The sequence of
     samples depends on dataset, selection, seed, epoch, shuffle, `buffer_size` and `block_size` only. With several
     ranks all get the same number of batches; at the end of an epoch what remains is dealt evenly. Only when fewer
-    samples than ranks remain, some ranks get one again, and that batch has ``__mask__``, False for it.
+    samples than ranks remain, some ranks get one again, and that batch has ``__mask__``, False for it; likewise with
+    several ranks a batch of which `handler` has skipped every sample.
 
     Args:
         shard_dir, shard_pattern, shuffle, buffer_size, seed, modalities, select, transform, handler, rank, world_size,
@@ -707,18 +830,24 @@ def open_dataset(
         What reads it, and the fingerprint of dataset and selection.
     """
     shards = open_shards(shard_dir, shard_pattern, cache_dir, cache_size)
-    fingerprint = shards.fingerprint()
+    fingerprint = hashlib.sha256(f"{ORDER_VERSION} {shards.fingerprint()}".encode()).hexdigest()[:32]
     selected = None if select is None else select_samples(shards, select)
     if selected is not None:
         fingerprint = hashlib.sha256(fingerprint.encode() + selected.tobytes()).hexdigest()[:32]
     reader = ShardReader(shards, modalities, selected, io)
     if block_size is None:
-        sample_bytes = sum(record.n_bytes for record in shards.records) // max(1, shards.n_samples)
-        block_size = int(shards.counts.max()) if shards.compressed else _BLOCK_BYTES // max(1, sample_bytes)
-        block_size = max(1, block_size)
+        block_size = _default_block_size(shards, buffer_size)
     spec = EpochSpec(reader.counts, seed, shuffle, buffer_size, block_size)
     spec.order(0)  # refuses bad values now, not in a worker
     return Fetcher(spec, reader), fingerprint
+
+
+def _default_block_size(shards: ShardSet, buffer_size: int) -> int:
+    """About 1 MiB of samples, but few enough for a window to mix 32 blocks; a shard where shards are unpacked first."""
+    if shards.compressed:
+        return max(1, int(shards.counts.max(initial=1)))
+    sample_bytes = sum(record.n_bytes for record in shards.records) // max(1, shards.n_samples)
+    return max(1, min(_BLOCK_BYTES // max(1, sample_bytes), buffer_size // 32))
 
 
 def select_samples(shards: ShardSet, select: Select) -> np.ndarray:

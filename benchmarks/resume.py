@@ -1,0 +1,205 @@
+"""``python -m benchmarks.resume``: what it costs to go on from a state, and to open a large dataset.
+
+Prints two tables. The dataset of a million samples and the one of 10,000 shards are made here: true manifests and
+indexes beside sparse tars, whose arrays read as zeros and take no room on the disk.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import webdataset as wds
+
+from neurofmx_wds import create_webdataset_dataloader
+from neurofmx_wds.index import ShardIndex, index_path
+from neurofmx_wds.manifest import Manifest
+from neurofmx_wds.writer import WebDatasetWriter, shard_record
+
+from . import datasets
+
+logging.disable(logging.WARNING)  # torchdata says of every resume that it reads everything again
+warnings.filterwarnings("ignore", message=".*set_vital.*")
+BATCH, REPEATS = 32, 5
+PLACES = (0.01, 0.5, 0.99)
+SHAPE = (25, 40)
+
+
+def sparse_dataset(directory: Path, n_shards: int, shard_size: int) -> Path:
+    """A dataset whose first shard is true, and whose others are empty files of its size with its index."""
+
+    def make(path: Path) -> None:
+        with WebDatasetWriter(path, shard_size=shard_size) as writer:
+            for i in range(shard_size):
+                writer.write_sample({"spikes": np.full(SHAPE, i, np.float32)}, metadata={"window_index": i})
+        manifest = Manifest.load(path)
+        first = path / manifest.shards[0].shard_name
+        index = ShardIndex.load(index_path(first))
+        records = []
+        for i in range(n_shards):
+            shard = first.with_name(f"shard_{i:06d}.tar")
+            twin = replace(index, shard_name=shard.name)
+            if i:
+                with open(shard, "wb") as stream:
+                    stream.truncate(index.tar_size)
+                index_path(shard).write_bytes(twin.to_bytes())
+            records.append(shard_record(twin))
+        replace(manifest, shards=records).save(path)
+
+    return datasets.made(directory, make)
+
+
+def first_batch_ms(make: Callable[[], Any], state: Any) -> float:
+    """Milliseconds from nothing to the first batch after `state`."""
+    begin = time.perf_counter()
+    loader = make()
+    loader.load_state_dict(state)
+    next(iter(loader))
+    return (time.perf_counter() - begin) * 1e3
+
+
+def medians(make: Callable[[], Any], states: list[Any], repeats: int = REPEATS) -> list[float]:
+    """The median for each state; one round first does not count."""
+    rounds = [[first_batch_ms(make, state) for state in states] for _ in range(repeats + 1)][1:]
+    return [statistics.median(times) for times in zip(*rounds, strict=True)]
+
+
+def our_row(directory: Path, n_samples: int, **options: Any) -> list[float]:
+    """Our loader at each of PLACES; its state is arithmetic, nothing has to be run to get there."""
+
+    def make() -> Any:
+        return create_webdataset_dataloader(directory, BATCH, **options)
+
+    state = make().state_dict()
+    states = []
+    for place in PLACES:
+        loader = make()
+        at = int(n_samples * place) // BATCH * BATCH
+        order = loader.spec.order(0)
+        shard, offset = order.locate(order.sample_ids(at, at + 1))
+        states.append({**state, "position": at, "shard_idx": int(shard[0]), "sample_offset": int(offset[0])})
+    return medians(make, states)
+
+
+def states_on_the_way(loader: Any, n_samples: int) -> list[Any]:
+    """A loader's states at PLACES, by running it."""
+    states, batches = [], iter(loader)
+    steps = [int(n_samples * place) // BATCH for place in PLACES]
+    for before, after in itertools.pairwise([0, *steps]):
+        for _ in itertools.islice(batches, after - before):
+            pass
+        states.append(loader.state_dict())
+    return states
+
+
+def stateful_row(directory: Path, n_samples: int) -> list[float]:
+    """torchdata's StatefulDataLoader over plain webdataset, which reads again what was read before."""
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    shards = sorted(map(str, directory.glob("*.tar")))
+
+    def make() -> Any:
+        samples = wds.WebDataset(shards, shardshuffle=False).decode().to_tuple("spikes.npy")
+        return StatefulDataLoader(samples, batch_size=BATCH, num_workers=0)
+
+    return medians(make, states_on_the_way(make(), n_samples), repeats=2)
+
+
+def litdata_row(directory: Path, n_samples: int) -> list[float]:
+    """LitData's loader over a dataset of the same arrays."""
+    import litdata
+
+    inputs = directory.with_name(f"{directory.name}-litdata")
+    datasets.made(inputs, lambda path: _write_litdata(litdata, path, n_samples))
+
+    def make() -> Any:
+        return litdata.StreamingDataLoader(litdata.StreamingDataset(str(inputs)), batch_size=BATCH, num_workers=0)
+
+    return medians(make, states_on_the_way(make(), n_samples), repeats=2)
+
+
+def _write_litdata(litdata: Any, path: Path, n_samples: int) -> None:
+    litdata.optimize(litdata_sample, list(range(n_samples)), str(path), chunk_bytes="16MB", num_workers=1)
+
+
+def litdata_sample(i: int) -> dict[str, np.ndarray]:
+    """One sample for LitData's own conversion."""
+    return {"spikes": np.full(SHAPE, i, np.float32)}
+
+
+def opening(directory: Path) -> tuple[float, float, float]:
+    """In a fresh process: seconds to open a dataset and to its first batch; the most memory that this takes, MB."""
+    code = f"import benchmarks.resume as b; b.open_and_tell({str(directory)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600)
+    opened, first, memory = map(float, done.stdout.split())
+    return opened, first, memory
+
+
+def open_and_tell(directory: str) -> None:
+    """Open a dataset, take a batch, and print what it took; for :func:`opening`."""
+    before = _memory_kb("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    begin = time.perf_counter()
+    loader = create_webdataset_dataloader(directory, BATCH, num_workers=0)
+    opened = time.perf_counter() - begin
+    next(iter(loader))
+    first = time.perf_counter() - begin
+    print(opened, first, (_memory_kb("VmHWM") - before) / 1024)
+
+
+def _memory_kb(what: str) -> int:
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
+    return int(line.split()[1])
+
+
+def rows(root: Path) -> Iterator[tuple[str, Callable[[], list[float]]]]:
+    """What is measured, by name."""
+    small = sparse_dataset(root / "10k", 10, 1000)
+    large = sparse_dataset(root / "1M", 1000, 1000)
+    for name, directory, n in (("10 k", small, 10_000), ("1 M", large, 1_000_000)):
+        for shuffle in (True, "full"):
+            label = f"neurofmx_wds, {name} samples, shuffle={shuffle}"
+            yield label, lambda d=directory, n=n, s=shuffle: our_row(d, n, shuffle=s, num_workers=0)
+    yield "neurofmx_wds, 1 M samples, 2 workers", lambda: our_row(large, 1_000_000, num_workers=2)
+    true = datasets.made(root / "10k-true", lambda path: _write_true(path, 10_000))
+    yield "StatefulDataLoader on webdataset, 10 k", lambda: stateful_row(true, 10_000)
+    yield "LitData, 10 k", lambda: litdata_row(true, 10_000)
+
+
+def _write_true(path: Path, n_samples: int) -> None:
+    with WebDatasetWriter(path) as writer:
+        for i in range(n_samples):
+            writer.write_sample({"spikes": np.full(SHAPE, i, np.float32)})
+
+
+def main() -> int:
+    """Measure and print."""
+    with tempfile.TemporaryDirectory(prefix="neurofmx-benchmarks-", ignore_cleanup_errors=True) as name:
+        root = Path(name)
+        print(f"from construction with a state to the first batch of {BATCH}, ms, median of {REPEATS}")
+        print(f"  {'at this part of the epoch':48}" + "".join(f"{place:>9.0%}" for place in PLACES), flush=True)
+        for label, row in rows(root):
+            try:
+                print(f"  {label:48}" + "".join(f"{value:9.1f}" for value in row()), flush=True)
+            except ImportError as error:
+                print(f"  {label:48} not measured: {error}", flush=True)
+        print("opening, in a fresh process" + " " * 23 + "open s  first batch s  memory MB")
+        for n_shards in (10, 1000, 10_000):
+            opened, first, memory = opening(sparse_dataset(root / f"shards-{n_shards}", n_shards, 1000))
+            print(f"  {n_shards:6,} shards × 1,000 samples {'':18}{opened:8.3f}{first:15.3f}{memory:11.1f}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
