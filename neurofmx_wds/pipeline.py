@@ -1,0 +1,234 @@
+"""A webdataset pipeline that knows how far the trainer is, and goes on from there in another process.
+
+Knows the stages and the cursor; knows nothing of files.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.utils.data
+import webdataset as wds
+from webdataset.utils import pytorch_worker_info
+
+from . import cursor as cursors
+from .cursor import BatchPlan, Cursor
+from .stages import Collate, Fetcher, PlanSource, Remnant, SplitByNode, Start
+
+
+class Progress:
+    """How far the trainer is: which epoch, where it began, and what has been delivered since.
+
+    In somebody else's DataLoader each worker has its own, of its share of an epoch. Only the trainer knows when all
+    are done, so a worker moves on to another epoch only where the trainer said so, through shared memory.
+    """
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.position = 0
+        self.skipped = 0
+        self._resume_at = 0
+        self._run: object = None
+        self._heard = 0
+        self._tell()
+
+    def _tell(self) -> None:
+        """Give this process's workers, now and later, something of their own to listen to."""
+        told = torch.tensor([self.epoch, self.position, self._heard])  # and how often it was set
+        self._told, self._teller = told.share_memory_(), os.getpid()  # type: ignore[no-untyped-call]
+
+    def begin(self) -> object:
+        """Start an iteration, at the epoch's start or once where a loaded state says. Returns its token."""
+        epoch, position, times = self._told.tolist()
+        if in_worker() and times != self._heard:
+            self.epoch, self._resume_at, self._heard = epoch, position, times
+        self.position, self._resume_at = self._resume_at, 0
+        self._run = object()
+        return self._run
+
+    def delivered(self, run: object, position: int, last: bool) -> None:
+        """Note that iteration `run` has delivered all before `position`; with the `last` its epoch is over."""
+        if run is self._run:
+            self.position = position
+            if last and not in_worker():
+                self.set(Cursor(self.epoch + 1, 0))
+
+    def set(self, cursor: Cursor) -> None:
+        """Let the next iteration start at `cursor`."""
+        self.epoch, self.position, self._resume_at = cursor.epoch, cursor.position, cursor.position
+        self._run = None
+        if not in_worker():
+            self._heard += 1
+            if self._teller != os.getpid():  # made by a process that has started this one and others as ranks
+                self._tell()
+            self._told.copy_(torch.tensor([cursor.epoch, cursor.position, self._heard]))
+
+
+def in_worker() -> bool:
+    """Whether this is a worker process of a DataLoader."""
+    return torch.utils.data.get_worker_info() is not None
+
+
+class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[misc]
+    """A webdataset pipeline that knows where it is. Base of the loaders; not made directly.
+
+    ``state_dict()``, ``load_state_dict()``, ``set_epoch()`` and ``len()`` are exact; ``.map(...)``, ``.compose(...)``
+    and the other webdataset methods give a pipeline that goes on from here and shares the same state. A stage that
+    holds samples back, such as ``.shuffle(…)``, has taken more than it has handed on, and the state counts these too.
+    """
+
+    def __init__(
+        self,
+        fetcher: Fetcher,
+        fingerprint: str,
+        batch_size: int,
+        drop_last: bool,
+        rank: int | None,
+        world_size: int | None,
+    ) -> None:
+        super().__init__()
+        self.spec = fetcher.spec
+        self.fetcher = fetcher
+        self.fingerprint = fingerprint
+        self.batch_size = batch_size
+        self.drop_last = drop_last
+        self.progress = Progress()
+        self._rank, self._world_size = _check_rank(rank, world_size)
+
+    @property
+    def rank(self) -> int:
+        """This process's rank: as given, or as webdataset finds it now."""
+        return pytorch_worker_info()[0] if self._rank is None else self._rank
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks: as given, or as webdataset finds it now."""
+        return pytorch_worker_info()[1] if self._world_size is None else self._world_size
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next iteration is of, or the running one."""
+        return int(self.state_dict()["epoch"])
+
+    @property
+    def skipped(self) -> int:
+        """Samples that this rank has skipped, by `handler`'s leave (in somebody else's DataLoader: not counted)."""
+        return self.progress.skipped
+
+    def __len__(self) -> int:
+        """Batches (or samples) that this rank gets in a whole epoch."""
+        return cursors.n_steps(0, self.spec.n_samples, self.batch_size, self.world_size, self.drop_last)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next iteration be of this epoch, from its start; a state loaded for this very epoch stays.
+
+        Raises:
+            ValueError: `epoch` is negative.
+        """
+        if epoch < 0:
+            raise ValueError(f"epoch must not be negative, not {epoch}")
+        if epoch != self.epoch:
+            self.progress.set(Cursor(epoch, 0))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the trainer is: one JSON object under 1 KiB, the same on every rank.
+
+        It counts what has been delivered, not what workers have read ahead. With it another process goes on with the
+        next sample, whatever its number of ranks, workers or its batch size.
+        """
+        cursor = Cursor(self.progress.epoch, self.progress.position)
+        state = cursors.to_state(cursor, self.spec.order(cursor.epoch), self.fingerprint)
+        if in_worker() and cursor.position == self.spec.n_samples:  # this worker is done; others may not be
+            state |= {"epoch": cursor.epoch, "position": cursor.position}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the next iteration go on where `state` was taken.
+
+        Args:
+            state: what :meth:`state_dict` returned, or a bare ``{"shard_idx", "sample_offset"}``.
+
+        Raises:
+            StateError: it is of another dataset, selection, seed, shuffle or version, or damaged.
+        """
+        cursor = cursors.from_state(state, self.spec.order, self.fingerprint)
+        if in_worker() and state.get("position") == self.spec.n_samples:
+            cursor = Cursor(state["epoch"], state["position"])
+        self.progress.set(cursor)
+
+    get_state = state_dict
+    set_state = load_state_dict
+
+    def batched(
+        self, batchsize: int, collation_fn: Collate | None = wds.filters.default_collation_fn, partial: bool = True
+    ) -> ResumablePipeline:
+        """webdataset's ``batched``, but a batch is handed on once it is full: theirs first takes one sample more."""
+        return self.compose(functools.partial(_batched, size=batchsize, collate=collation_fn, partial=partial))
+
+    def iterator1(self) -> Iterator[Any]:
+        """One epoch, or its rest: what is delivered here, through the stages that were composed."""
+        # Not a first stage in the list: bound to this object it would make a reference cycle, and workers that are
+        # left to the garbage collector take torch five seconds each to stop.
+        items = self._deliver()
+        for stage in self.pipeline:
+            items = self.invoke(stage, items)
+        return items
+
+    def _deliver(self) -> Iterator[Any]:
+        """What this rank gets, counted as it is handed over."""
+        run = self.progress.begin()
+        epoch, first = self.progress.epoch, self.progress.position
+        rank, world_size = self.rank, self.world_size
+        size = (self.spec.n_samples, self.batch_size, world_size, self.drop_last)
+        # Inside somebody's DataLoader worker, a step here stands for one in each of the workers.
+        workers = pytorch_worker_info()[3]
+        last = cursors.n_steps(first, *size)
+        if last == 0:
+            self.progress.delivered(run, self.spec.n_samples, True)
+        for step, item in enumerate(self._items(epoch, first, rank, world_size), 1):
+            done = min(step * workers, last)
+            self.progress.delivered(run, cursors.position_after(first, done, *size), done == last)
+            if isinstance(item, Remnant):
+                self.progress.skipped += item.n_skipped
+                yield from item.rest
+            else:
+                yield item
+
+    def _items(self, epoch: int, first: int, rank: int, world_size: int) -> Iterator[Any]:
+        raise NotImplementedError
+
+    def _stages(self, start: Start, fetch: Callable[[Iterable[BatchPlan]], Iterator[Any]]) -> wds.DataPipeline:
+        """What a process runs to get its share: plans, split over ranks, split over workers, fetched."""
+        source = PlanSource(start, self.spec.n_samples, self.batch_size, self.drop_last)
+        return wds.DataPipeline(source, SplitByNode(start), wds.split_by_worker, fetch)
+
+    def __copy__(self) -> ResumablePipeline:
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A spawned worker may not be able to look them up. A process that is one of several can; before there are
+        # several (a loader handed to torch.multiprocessing.spawn) each will have to look for itself.
+        if self.world_size == 1:
+            return self.__dict__
+        return {**self.__dict__, "_rank": self.rank, "_world_size": self.world_size}
+
+
+def _batched(samples: Iterator[Any], size: int, collate: Collate | None, partial: bool) -> Iterator[Any]:
+    while batch := list(itertools.islice(samples, size)):
+        if partial or len(batch) == size:
+            yield batch if collate is None else collate(batch)
+
+
+def _check_rank(rank: int | None, world_size: int | None) -> tuple[int | None, int | None]:
+    if (rank is None) != (world_size is None):
+        raise ValueError(f"give rank and world_size together, not rank={rank} and world_size={world_size}")
+    if rank is not None and world_size is not None and not 0 <= rank < world_size:
+        raise ValueError(f"rank must be in [0, world_size), not {rank} of {world_size}")
+    return rank, world_size
