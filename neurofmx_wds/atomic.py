@@ -65,12 +65,14 @@ class StagedDirectory:
     """
 
     def __init__(self, target: str | os.PathLike[str], overwrite: bool = False) -> None:
-        self.target = Path(os.path.abspath(target))
+        self.target = Path(os.path.realpath(target))  # a rename would replace a symbolic link, not what it names
         self.overwrite = overwrite
         self.path = self.target.with_name(f".{self.target.name}.partial")
         self._check_target()
+        self._pid = os.getpid()
         self._lock = self._create_and_lock()
         try:
+            self._restore_or_remove_old()
             self._check_target()  # another run may have finished while this one waited for nothing
         except OutputError:
             self.discard()
@@ -93,27 +95,42 @@ class StagedDirectory:
             )
 
     def _create_and_lock(self) -> int:
+        attempt = 0
         while True:
+            attempt += 1
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
                 fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-            except FileNotFoundError:
-                continue  # the run that owned it finished in this very moment
             except OSError as error:
+                if isinstance(error, FileNotFoundError) and attempt < 100:
+                    continue  # the run that owned it finished in this very moment
                 raise OutputError(
                     f"cannot create the output: {error.strerror}", file=self.path, remedy="choose a writable place"
                 ) from error
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                os.close(fd)
-                raise OutputError(
-                    "another run is writing this output", file=self.target, remedy="wait for it, or end it"
-                ) from error
+            self._take(fd)
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(fd), os.stat(self.path)):
                     return fd
             os.close(fd)  # locked what had just been renamed into place: start again
+
+    def _take(self, fd: int) -> None:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(fd)
+            if isinstance(error, BlockingIOError):
+                problem, remedy = "another run is writing this output", "wait for it, or end it"
+            else:
+                problem, remedy = f"the output cannot be locked: {error.strerror}", "choose another file system"
+            raise OutputError(problem, file=self.target, remedy=remedy) from error
+
+    def _restore_or_remove_old(self) -> None:
+        """Clean up after a run that was killed between the two renames of a file system that cannot exchange."""
+        old = _old_name(self.target)
+        if old.is_dir() and self.target.exists():
+            shutil.rmtree(old)
+        elif old.is_dir():
+            os.rename(old, self.target)
 
     def clear(self) -> None:
         """Remove whatever an earlier, unfinished run left in the staging directory."""
@@ -134,8 +151,7 @@ class StagedDirectory:
             if not (self.target.is_dir() and any(self.target.iterdir())):
                 os.rename(self.path, self.target)
             else:
-                _exchange(self.path, self.target)
-                shutil.rmtree(self.path)  # now the old dataset
+                self._replace()
         except OSError as error:
             raise OutputError(
                 f"cannot put the finished files in place: {error.strerror}", file=self.target, remedy="see the cause"
@@ -143,16 +159,33 @@ class StagedDirectory:
         fsync_path(self.target.parent)
         self.release()
 
+    def _replace(self) -> None:
+        old = os.open(self.target, os.O_RDONLY | os.O_DIRECTORY)
+        self._take(old)  # the next run must not take the old dataset's directory for its own while it is removed
+        try:
+            _exchange(self.path, self.target)
+            shutil.rmtree(self.path)  # now the old dataset
+        finally:
+            os.close(old)
+
     def discard(self) -> None:
-        """Remove the staged files and release the lock; the target stays as it is."""
+        """Remove the staged files and release the lock; the target stays as it is. In a forked child, do nothing."""
+        if os.getpid() != self._pid:
+            return
         shutil.rmtree(self.path, ignore_errors=True)
         self.release()
 
     def release(self) -> None:
         """Let go of the lock, leaving the staged files for a later run."""
         if self._lock >= 0:
+            if os.getpid() == self._pid:  # closing alone would leave it to children forked meanwhile
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
             os.close(self._lock)
             self._lock = -1
+
+
+def _old_name(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
 
 
 def _exchange(a: Path, b: Path) -> None:
@@ -165,7 +198,7 @@ def _exchange(a: Path, b: Path) -> None:
         number = ctypes.get_errno()
         if number not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
             raise OSError(number, os.strerror(number), str(a))
-    old = b.with_name(f".{b.name}.old")
+    old = _old_name(b)
     os.rename(b, old)
     os.rename(a, b)
     os.rename(old, a)

@@ -11,6 +11,8 @@ import gzip
 import hashlib
 import lzma
 import os
+import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -19,11 +21,14 @@ from .atomic import ASIDE_SUFFIX, locked_file
 from .errors import ShardError
 
 DEFAULT_CACHE_SIZE = 64 << 30
+_ABANDONED_AFTER = 3600.0  # seconds without a write, after which an unfinished copy is taken for a killed process's
 _OPENERS: dict[str, Callable[[str], Any]] = {
     ".gz": lambda path: gzip.open(path, "rb"),
     ".tgz": lambda path: gzip.open(path, "rb"),
     ".bz2": lambda path: bz2.open(path, "rb"),
+    ".tbz2": lambda path: bz2.open(path, "rb"),
     ".xz": lambda path: lzma.open(path, "rb"),
+    ".txz": lambda path: lzma.open(path, "rb"),
 }
 
 
@@ -105,14 +110,20 @@ class ShardCache:
                     if written > limit:
                         raise ShardError(f"unpacks to more than {limit} bytes", file=path, remedy=remedy)
                     stream.write(chunk)
-        except (EOFError, lzma.LZMAError, ValueError, gzip.BadGzipFile) as error:
-            if isinstance(error, ShardError):
-                raise
+                stream.flush()
+                os.fsync(stream.fileno())
+        except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the disk's fault, not the shard's
             raise ShardError(f"cannot be unpacked: {error}", file=path, remedy=remedy) from error
         if expected_size is not None and written != expected_size:
             raise ShardError(f"unpacks to {written} bytes, not {expected_size}", file=path, remedy=remedy)
 
     def _make_room(self, needed: int) -> None:
+        for part in self.directory.glob(f".*{ASIDE_SUFFIX}"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - part.stat().st_mtime > _ABANDONED_AFTER:
+                    part.unlink()
         entries = []
         for entry in self.directory.glob("*.tar"):
             with contextlib.suppress(FileNotFoundError):

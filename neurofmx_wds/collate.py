@@ -5,7 +5,6 @@ Knows samples and batches; knows nothing of files.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload
 
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 
 from .errors import FieldError
+from .fields import decode_json
 
 
 class MetadataList:
@@ -39,7 +39,7 @@ class MetadataList:
             return MetadataList(self._items[index])
         item = self._items[index]
         if isinstance(item, bytes):
-            item = self._items[index] = json.loads(item)
+            item = self._items[index] = decode_json(item)
         return item
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -58,8 +58,11 @@ class MetadataList:
 
 def to_tensor(array: np.ndarray) -> torch.Tensor | np.ndarray:
     """The array as a tensor that shares its memory; as it is where torch has no such dtype (strings, dates)."""
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
+    native = array.dtype.newbyteorder("=")  # numpy's own isnative overlooks arrays within structures
+    if array.dtype != native:
+        array = array.astype(native)
+    if not array.flags.writeable or min(array.strides, default=0) < 0:
+        array = array.copy()
     try:
         return torch.from_numpy(array)
     except TypeError:
@@ -75,10 +78,12 @@ def stack(values: Sequence[Any], pad_value: float | None = None) -> Any:
 
     Returns:
         A tensor of shape (B, …) where the values are arrays, tensors or numbers of one dtype and shape (or are
-        padded to it); a list of B values otherwise.
+        padded to it); a list of B values otherwise, in which arrays are tensors too.
     """
     if any(isinstance(value, (str, bytes, Mapping, list, tuple)) or value is None for value in values):
-        return list(values)
+        return [to_tensor(value) if isinstance(value, np.ndarray) else value for value in values]
+    if all(isinstance(value, torch.Tensor) for value in values) and len({(v.dtype, v.shape) for v in values}) == 1:
+        return torch.stack(list(values))
     arrays = [value.numpy() if isinstance(value, torch.Tensor) else np.asarray(value) for value in values]
     shapes = {array.shape for array in arrays}
     if len({array.dtype for array in arrays}) > 1 or len({len(shape) for shape in shapes}) > 1:
@@ -123,7 +128,7 @@ def collate_webdataset(samples: Sequence[Mapping[str, Any]], pad_value: float | 
             continue
         batch[name] = stack(values, pad_value)
         if pad_value is not None and isinstance(batch[name], torch.Tensor):
-            shapes = [tuple(value.shape) for value in values if value is not None]
+            shapes = [np.shape(value) for value in values if value is not None]
             if len(set(shapes)) > 1:
                 batch[f"{name}_lengths"] = torch.tensor(shapes)
     return batch

@@ -5,17 +5,19 @@ Knows nothing of tars, shards or loading.
 
 from __future__ import annotations
 
+import ast
 import functools
 import gzip
 import io
 import json
 import math
+import operator
 import pickle
-import pickletools
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -28,6 +30,7 @@ Buffer = bytes | bytearray | memoryview
 FieldFormat = Literal["npy", "pyd"]
 
 _NPY_MAX_HEADER = 10_000
+_MAX_UNPACKED = 4 << 30  # bytes that one compressed member may become
 _PICKLE_EXTENSIONS = frozenset({"pyd", "pkl", "pickle"})
 # What webdataset's writer encodes or its readers decode by extension; images and the like are stored as given.
 _KNOWN_EXTENSIONS = (
@@ -58,6 +61,7 @@ class ArrayLayout:
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
+@functools.lru_cache(maxsize=1024)
 def check_field_name(name: object) -> None:
     """Refuse a field name that webdataset would change, cut or drop.
 
@@ -85,6 +89,8 @@ def check_key(key: object) -> None:
     Raises:
         FieldError: the key is not a string, is empty, or holds a dot, a control character or an odd slash.
     """
+    if isinstance(key, str) and key.isidentifier() and not key.startswith("__"):
+        return  # quickly: most keys
     if not isinstance(key, str) or not key:
         raise FieldError(f"a sample's key must be a non-empty string, not {key!r}", remedy="name the sample")
     reasons = [
@@ -98,6 +104,7 @@ def check_key(key: object) -> None:
             raise FieldError(f"the sample's key {reason}", sample=key, remedy="rename the sample")
 
 
+@functools.lru_cache(maxsize=1024)
 def field_of(suffix: str) -> str:
     """The field that a member's suffix stands for: its last extension is stripped (``spikes.npy`` → ``spikes``)."""
     if suffix.endswith(".gz"):
@@ -123,23 +130,51 @@ def encode(name: str, value: Any, field_format: FieldFormat = "npy") -> tuple[st
         FieldError: the name or the value cannot be stored.
     """
     check_field_name(name)
+    if "." not in name and field_format == "npy" and isinstance(value, np.ndarray):
+        return _encode_npy(name, value)
     extension = name.rpartition(".")[2] if "." in name else ""
+    if extension == "gz":  # webdataset's own gzip writes the time of day into the file
+        suffix, buffers, _ = encode(name[: -len(".gz")], value)
+        return f"{suffix}.gz", [gzip.compress(b"".join(buffers), mtime=0)], None
     if extension in _KNOWN_EXTENSIONS and extension != "npy":
         return name, [_encode_by_extension(name, value)], None
     stem = name[: -len(".npy")] if extension == "npy" else name
     if isinstance(value, str) and extension != "npy":
-        return f"{name}.txt", [value.encode("utf-8")], None
+        return f"{name}.txt", [_utf8(name, value)], None
     if isinstance(value, (bytes, bytearray, memoryview)) and extension != "npy":
         return f"{name}.bin", [bytes(value)], None
     if isinstance(value, (dict, list, tuple)) and extension != "npy":
         return f"{name}.json", [encode_json(value, name)], None
-    array = _as_array(name, value)
     if field_format == "pyd" and extension != "npy":
-        return f"{name}.pyd", [pickle.dumps(array, protocol=4)], None
-    header = npy_header(array.dtype, array.shape)
-    layout = None if array.dtype.fields else ArrayLayout(array.dtype.str, array.shape, len(header))
-    data = array.reshape(-1).view(np.uint8).data if array.size else b""
-    return f"{stem}.npy", [header, data], layout
+        return f"{name}.pyd", [pickle.dumps(_as_array(name, value), protocol=4)], None
+    return _encode_npy(stem, _as_array(name, value))
+
+
+def _encode_npy(name: str, array: np.ndarray) -> tuple[str, list[Buffer], ArrayLayout | None]:
+    array = _storable(name, array)
+    if array.dtype.fields or not array.dtype.itemsize:
+        stream = io.BytesIO()
+        np.lib.format.write_array(stream, array, allow_pickle=False)
+        return f"{name}.npy", [stream.getvalue()], None
+    header, layout = _npy_header_and_layout(array.dtype, array.shape)
+    return f"{name}.npy", [header, array.reshape(-1).view(np.uint8).data if array.size else b""], layout
+
+
+@functools.lru_cache(maxsize=4096)
+def _npy_header_and_layout(dtype: np.dtype, shape: tuple[int, ...]) -> tuple[bytes, ArrayLayout]:
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": dtype.str, "fortran_order": False, "shape": shape})
+    header = stream.getvalue()
+    return header, ArrayLayout(dtype.str, shape, len(header))
+
+
+def _utf8(name: str, text: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise FieldError(
+            f"cannot be stored as UTF-8: {error}", member=name, remedy="use plain text, or bytes"
+        ) from error
 
 
 def encode_json(value: Any, name: str = "metadata") -> bytes:
@@ -149,7 +184,7 @@ def encode_json(value: Any, name: str = "metadata") -> bytes:
         FieldError: something in `value` has no JSON form.
     """
     try:
-        return json.dumps(value, default=_plain, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+        return _JSON.encode(value).encode("utf-8")
     except (TypeError, ValueError, RecursionError, UnicodeEncodeError) as error:
         raise FieldError(f"cannot be stored as JSON: {error}", member=name, remedy="use plain values") from error
 
@@ -162,14 +197,15 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
+_JSON = json.JSONEncoder(default=_plain, separators=(",", ":"), ensure_ascii=False)
+
+
 def _encode_by_extension(name: str, value: Any) -> Buffer:
-    if name.endswith(".gz"):  # webdataset's own gzip writes the time of day into the file
-        inner = value if isinstance(value, (bytes, bytearray, memoryview)) else b"".join(encode(name[:-3], value)[1])
-        return gzip.compress(inner, mtime=0)
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value)
     try:
         encoded = wds_writer.encode_based_on_extension1(value, name, wds_writer.default_handlers)
+        decode(name, encoded)  # what cannot be read back is refused now
         return memoryview(encoded).cast("B")
     except Exception as error:  # webdataset asserts, raises ValueError, or whatever the encoder raises
         raise FieldError(
@@ -191,30 +227,19 @@ def _as_array(name: str, value: Any) -> np.ndarray:
             member=name,
             remedy="use arrays, tensors, numbers, str, bytes, dict or list",
         )
-    array = np.asarray(value)
+    return _storable(name, value if isinstance(value, np.ndarray) else np.asarray(value))
+
+
+def _storable(name: str, array: np.ndarray) -> np.ndarray:
+    if np.ma.is_masked(array):
+        raise FieldError(
+            "the array's mask would be lost", member=name, remedy="fill it, or store the mask as a field of its own"
+        )
     if array.dtype.hasobject:
         raise FieldError(
             "an array of Python objects cannot be stored safely", member=name, remedy="use a numeric or string dtype"
         )
-    return array if array.flags.c_contiguous else array.copy(order="C")
-
-
-@functools.lru_cache(maxsize=4096)
-def _npy_header(descr: str, shape: tuple[int, ...]) -> bytes:
-    stream = io.BytesIO()
-    np.lib.format.write_array_header_1_0(stream, {"descr": descr, "fortran_order": False, "shape": shape})
-    return stream.getvalue()
-
-
-def npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
-    """The header that numpy writes before a C-ordered array of this dtype and shape."""
-    if not dtype.fields:
-        return _npy_header(dtype.str, shape)
-    stream = io.BytesIO()
-    np.lib.format.write_array_header_2_0(
-        stream, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    )
-    return stream.getvalue()
+    return np.asarray(array, order="C")
 
 
 @functools.lru_cache(maxsize=4096)
@@ -222,8 +247,12 @@ def _parse_npy_header(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bo
     stream = io.BytesIO(header)
     try:
         version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(stream, max_header_size=_NPY_MAX_HEADER)
+        if version == (3, 0):  # numpy reads this one, with names in UTF-8, together with the data only
+            shape, fortran, dtype = _parse_utf8_header(header[12:])
+            stream.seek(len(header))
+        else:
+            read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[version[0]]
+            shape, fortran, dtype = read(stream, max_header_size=_NPY_MAX_HEADER)
     except Exception as error:  # numpy parses the header as a Python literal: many things can go wrong
         raise UnsafeDataError(f"not a valid .npy header: {str(error)[:200]}") from error
     if dtype.hasobject:
@@ -231,6 +260,12 @@ def _parse_npy_header(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bo
     if any(n < 0 for n in shape):
         raise UnsafeDataError(f"the array's shape {shape} is negative")
     return dtype, shape, fortran, stream.tell()
+
+
+def _parse_utf8_header(text: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    about = ast.literal_eval(text.decode("utf-8"))
+    shape = tuple(operator.index(n) for n in about["shape"])
+    return shape, bool(about["fortran_order"]), np.lib.format.descr_to_dtype(about["descr"])
 
 
 def _npy_header_size(data: Buffer) -> int:
@@ -255,7 +290,7 @@ def npy_layout(data: Buffer) -> ArrayLayout | None:
     n_bytes = math.prod(shape) * dtype.itemsize
     if size + n_bytes > len(data):
         raise UnsafeDataError(f"the array needs {n_bytes} bytes, the member has {len(data) - size}")
-    if dtype.fields or dtype.subdtype or (fortran and len(shape) > 1):
+    if dtype.fields or dtype.subdtype or not dtype.itemsize or (fortran and len(shape) > 1):
         return None
     return ArrayLayout(dtype.str, shape, size)
 
@@ -288,15 +323,46 @@ def decode_json(data: Buffer) -> Any:
         raise UnsafeDataError(f"not valid JSON: {error}") from error
 
 
-# --- pickles: an allow-list, and stand-ins that cannot allocate more than the bytes they are given -------------------
+# --- pickles: an allow-list of names and opcodes, interpreted in Python so that each step can be refused --------------
 
 
-class _NdarrayName:
-    """Stands for ``numpy.ndarray`` inside a pickle, where the class itself could be called with any shape."""
+def _dtype(name: object, *_: object) -> np.dtype[Any]:
+    dtype = np.dtype(str(name), copy=True)  # a copy of its own: its state is set next
+    if dtype.hasobject:
+        raise UnsafeDataError("the pickle holds an array of Python objects")
+    return dtype
+
+
+def _set_dtype_state(dtype: np.dtype[Any], state: Any) -> None:
+    """Give a dtype the state in a pickle, by way of numpy's checked constructors.
+
+    numpy's own ``__setstate__`` believes any offset and any flag: such a dtype reads outside its array.
+    """
+    _, order, base, names, fields, itemsize, _, _, *unit = state
+    if names:
+        formats, offsets = [fields[name][0] for name in names], [fields[name][1] for name in names]
+        safe = np.dtype({"names": list(names), "formats": formats, "offsets": offsets, "itemsize": itemsize})
+    elif base:
+        safe = np.dtype((base[0], base[1]))
+    elif unit and dtype.kind in "mM":
+        name, count = unit[0][1][:2]
+        safe = np.dtype(f"{dtype.kind}8[{count}{name.decode()}]").newbyteorder(order)
+    else:
+        safe = dtype.newbyteorder(order)
+    if safe.hasobject or safe.itemsize != dtype.itemsize:
+        raise UnsafeDataError("the pickle holds an array of Python objects, or of an impossible type")
+    dtype.__setstate__(safe.__reduce__()[2])  # type: ignore[attr-defined]
+
+
+def _set_array_state(array: np.ndarray, state: Any) -> None:
+    shape, dtype, fortran, raw = state[-4:]
+    if not (isinstance(raw, bytes) and min(shape, default=0) >= 0 and len(raw) == math.prod(shape) * dtype.itemsize):
+        raise UnsafeDataError(f"the pickle holds an array of shape {shape} without the bytes for it")
+    array.__setstate__((1, shape, dtype, fortran, raw))
 
 
 def _reconstruct(kind: object, shape: object, _typecode: object) -> np.ndarray:
-    if kind is not _NdarrayName or shape != (0,):
+    if kind is not np.ndarray or shape != (0,):
         raise UnsafeDataError("the pickle builds an array in an unusual way")
     return np.empty((0,), "b")
 
@@ -315,31 +381,65 @@ def _storage(data: bytes) -> Any:
     return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
 
 
-_rebuild_tensor = torch._utils._rebuild_tensor_v2  # checks sizes against the storage by itself
-
 _ALLOWED: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): _NdarrayName,
-    ("numpy", "dtype"): np.dtype,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): _dtype,
     ("_codecs", "encode"): _latin1,
     ("builtins", "complex"): complex,
     ("builtins", "set"): set,
     ("builtins", "frozenset"): frozenset,
     ("collections", "OrderedDict"): OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,  # checks sizes against the storage
     ("torch.storage", "_load_from_bytes"): _storage,
 }
 for _package in ("numpy.core", "numpy._core"):
     _ALLOWED[_package + ".multiarray", "_reconstruct"] = _reconstruct
     _ALLOWED[_package + ".multiarray", "scalar"] = np.float64(0).__reduce__()[0]
     _ALLOWED[_package + ".numeric", "_frombuffer"] = _frombuffer
+_REFUSED_OPCODES = (
+    *(pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.PERSID, pickle.BINPERSID, pickle.NEXT_BUFFER),
+    *(pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX),
+)
 
 
-class _ArrayUnpickler(pickle.Unpickler):
+class _ArrayUnpickler(pickle._Unpickler):
+    """pickle's own interpreter in Python, with the opcodes gone that plain arrays and containers do not need."""
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        code: load for code, load in pickle._Unpickler.dispatch.items() if bytes([code]) not in _REFUSED_OPCODES
+    }
+
     def find_class(self, module: str, name: str) -> Any:
         try:
             return _ALLOWED[module, name]
         except KeyError:
             raise UnsafeDataError(f"the pickle asks for {module}.{name}, not a plain array or container") from None
+
+    stack: list[Any]
+    read: Callable[[int], bytes]
+
+    def load_reduce(self) -> None:
+        args = self.stack.pop()
+        function = self.stack[-1]
+        if function is np.ndarray:  # a name only: called, it would allocate any shape
+            raise UnsafeDataError("the pickle builds an array in an unusual way")
+        self.stack[-1] = function(*args)
+
+    def load_build(self) -> None:
+        state = self.stack.pop()
+        target = self.stack[-1]
+        if isinstance(target, np.dtype):
+            _set_dtype_state(target, state)
+        elif isinstance(target, np.ndarray):
+            _set_array_state(target, state)
+        else:
+            raise UnsafeDataError(f"the pickle gives a {type(target).__name__} a state of its own")
+
+    def load_bytearray8(self) -> None:
+        size = int.from_bytes(self.read(8), "little")
+        self.stack.append(bytearray(self.read(size)))  # pickle's own allocates whatever is claimed
+
+    dispatch |= {pickle.REDUCE[0]: load_reduce, pickle.BUILD[0]: load_build, pickle.BYTEARRAY8[0]: load_bytearray8}
 
 
 def decode_pickle(data: Buffer) -> Any:
@@ -348,37 +448,34 @@ def decode_pickle(data: Buffer) -> Any:
     Raises:
         UnsafeDataError: the pickle names anything but numpy/torch array types, or is damaged.
     """
-    raw = bytes(data)
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(raw)):
-            if "PUT" in opcode.name and isinstance(argument, int) and argument > count:
-                raise UnsafeDataError("the pickle's memo is out of proportion")
-            if "EXT" in opcode.name or "PERSID" in opcode.name:
-                raise UnsafeDataError(f"the pickle uses {opcode.name}")
-        value = _ArrayUnpickler(io.BytesIO(raw)).load()
-        _refuse_objects(value)
+        return _ArrayUnpickler(io.BytesIO(bytes(data))).load()
     except UnsafeDataError:
         raise
+    except KeyError as error:
+        raise UnsafeDataError(f"the pickle uses an opcode or memo that plain arrays do not need: {error}") from error
     except Exception as error:  # a damaged pickle can raise anything
         raise UnsafeDataError(f"not a readable pickle: {type(error).__name__}: {error}") from error
-    return value
-
-
-def _refuse_objects(value: Any) -> None:
-    if isinstance(value, (np.ndarray, np.generic)):
-        if value.dtype.hasobject:
-            raise UnsafeDataError("the pickle holds an array of Python objects")
-    elif isinstance(value, dict):
-        for item in value.values():
-            _refuse_objects(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            _refuse_objects(item)
 
 
 def _decode_npz(data: Buffer) -> dict[str, np.ndarray]:
-    with np.load(io.BytesIO(bytes(data)), allow_pickle=False) as arrays:
-        return dict(arrays)
+    with zipfile.ZipFile(io.BytesIO(bytes(data))) as archive:
+        _check_unpacked_size(sum(member.file_size for member in archive.infolist()))
+        return {member.filename.removesuffix(".npy"): decode_npy(archive.read(member)) for member in archive.infolist()}
+
+
+def _gunzip(data: Buffer) -> bytes:
+    raw = bytearray()
+    with gzip.open(io.BytesIO(data)) as stream:
+        while chunk := stream.read(1 << 20):
+            raw += chunk
+            _check_unpacked_size(len(raw))
+    return bytes(raw)
+
+
+def _check_unpacked_size(size: int) -> None:
+    if size > _MAX_UNPACKED:
+        raise UnsafeDataError(f"unpacks to more than {_MAX_UNPACKED} bytes")
 
 
 def _decode_pth(data: Buffer) -> Any:
@@ -415,7 +512,7 @@ def decode(suffix: str, data: Buffer) -> Any:
     extension = suffix.rpartition(".")[2].lower()
     try:
         if extension == "gz":
-            return decode(suffix[:-3], gzip.decompress(data))
+            return decode(suffix[:-3], _gunzip(data))
         decoder = _DECODERS.get(extension)
         return bytes(data) if decoder is None else decoder(data)
     except UnsafeDataError:

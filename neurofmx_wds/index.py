@@ -10,6 +10,7 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 import mmap
 import os
 import re
@@ -58,13 +59,13 @@ class Column:
     """One field of a shard: for each sample that has it, where its payload lies.
 
     Attributes:
-        suffix: the members' suffix, such as ``spikes.npy``.
+        suffix_id: for each sample the member's suffix, an index into the shard's `suffixes`; -1 where it has none.
         offset: payload offset in the (unpacked) tar, shape (n_samples,), int64; -1 where a sample lacks the field.
         size: payload size in bytes, shape (n_samples,), int64.
         layout: what all payloads hold, if every sample has this field as an array of one dtype and shape.
     """
 
-    suffix: str
+    suffix_id: np.ndarray
     offset: np.ndarray
     size: np.ndarray
     layout: ArrayLayout | None
@@ -125,28 +126,38 @@ class ShardIndex:
     def sample_keys(self) -> list[str]:
         """The keys, in shard order."""
         text, ends = self.keys.tobytes(), self.key_end.tolist()
-        return [text[a:b].decode("utf-8") for a, b in zip([0, *ends], ends, strict=False)]
+        return [text[a:b].decode("utf-8", "surrogateescape") for a, b in zip([0, *ends], ends, strict=False)]
 
     @functools.cached_property
     def sample_metadata(self) -> list[bytes]:
-        """Each sample's metadata as stored, in shard order; ``b"{}"`` where it has none."""
+        """Each sample's metadata as stored, in shard order; empty where it has none in readable JSON."""
         text, ends = self.metadata.tobytes(), self.metadata_end.tolist()
-        return [text[a:b] or b"{}" for a, b in zip([0, *ends], ends, strict=False)]
+        return [text[a:b] for a, b in zip([0, *ends], ends, strict=False)]
 
     @functools.cached_property
     def columns(self) -> dict[str, Column]:
-        """The fields, by name. Two suffixes that would get one name keep their extensions."""
-        names = [fields.field_of(suffix) for suffix in self.suffixes]
-        return {
-            (name if names.count(name) == 1 else suffix): self._column(i, suffix)
-            for i, (name, suffix) in enumerate(zip(names, self.suffixes, strict=True))
-        }
+        """The fields, by name. Suffixes that would give a sample two values of one name keep their extensions."""
+        by_name: dict[str, list[int]] = {}
+        for i, suffix in enumerate(self.suffixes):
+            by_name.setdefault(fields.field_of(suffix), []).append(i)
+        columns: dict[str, Column] = {}
+        for name, suffix_ids in by_name.items():
+            taken = name in self.suffixes and self.suffixes.index(name) not in suffix_ids
+            column = None if taken else self._column(suffix_ids)
+            apart = {self.suffixes[i]: self._column([i]) for i in suffix_ids} if column is None else {name: column}
+            columns |= {name: column for name, column in apart.items() if column is not None}
+        return columns
 
-    def _column(self, suffix_id: int, suffix: str) -> Column:
-        members = np.flatnonzero(self.member_suffix == suffix_id)
+    def _column(self, suffix_ids: list[int]) -> Column | None:
+        """The members with these suffixes as one field, unless a sample has several."""
+        members = np.flatnonzero(np.isin(self.member_suffix, suffix_ids))
         samples = np.searchsorted(self.sample_start, members, side="right") - 1
+        if (np.diff(samples) == 0).any():
+            return None
+        suffix_id = np.full(self.n_samples, -1, np.int32)
         offset = np.full(self.n_samples, -1, np.int64)
         size = np.zeros(self.n_samples, np.int64)
+        suffix_id[samples] = self.member_suffix[members]
         offset[samples] = self.member_offset[members]
         size[samples] = self.member_size[members]
         layout = None
@@ -154,7 +165,7 @@ class ShardIndex:
             used = np.unique(self.member_layout[members])
             if len(used) == 1 and used[0] >= 0:
                 layout = self.layouts[used[0]]
-        return Column(suffix, offset, size, layout)
+        return Column(suffix_id, offset, size, layout)
 
     def to_bytes(self) -> bytes:
         """The sidecar file's content: a magic line, a JSON header, little-endian arrays and a CRC-32."""
@@ -247,10 +258,12 @@ class ShardIndex:
         n_members, n_samples = len(self.member_suffix), self.n_samples
         for layout in self.layouts:
             dtype = np.dtype(layout.dtype)
-            if dtype.hasobject or dtype.fields or any(n < 0 for n in layout.shape) or layout.header_size < 0:
+            sound = not (dtype.hasobject or dtype.fields or dtype.subdtype) and dtype.itemsize > 0
+            extent = math.prod(max(n, 1) for n in layout.shape) * dtype.itemsize
+            if not sound or extent >= 1 << 62 or min(layout.shape, default=0) < 0 or layout.header_size < 0:
                 raise ShardIndexError(f"the index describes an impossible array: {layout}")
         needed = np.array(
-            [min(layout.header_size + layout.n_bytes, 2**62) for layout in self.layouts] + [0], np.int64
+            [layout.header_size + layout.n_bytes for layout in self.layouts] + [0], np.int64
         )  # the last stands for "no layout", -1
         checks = {
             "sample_start is not increasing from 0 to the number of members": n_samples >= 0
@@ -307,7 +320,7 @@ class IndexBuilder:
             suffix_id = self.suffixes.setdefault(suffix, len(self.suffixes))
             self.members.append((suffix_id, layout_id, offset, size))
         self.sample_start.append(len(self.members))
-        self.keys.append(key.encode("utf-8"))
+        self.keys.append(key.encode("utf-8", "surrogateescape"))  # tarfile's way with names in another encoding
         self.metadata.append(metadata)
 
     def build(self, shard_name: str, tar_size: int, file_size: int, sha256: str | None) -> ShardIndex:
@@ -364,7 +377,7 @@ def index_tar(path: str | Path, checksum: bool = False, unpacked: IO[bytes] | No
             with tarfile.open(fileobj=stream, mode="r:") as tar:
                 for key, group in itertools.groupby(_grouped_members(tar, view, path), key=lambda member: member[0]):
                     _add_sample(builder, view, path, key, [(suffix, info) for _, suffix, info in group])
-        except (tarfile.TarError, ValueError, OverflowError) as error:
+        except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
             if isinstance(error, ShardError):
                 raise
             raise ShardError(f"not a readable tar: {error}", file=path, remedy=_RESTORE) from error
@@ -391,13 +404,15 @@ def _add_sample(
         with memoryview(view)[info.offset_data : info.offset_data + info.size] as payload:
             members.append((suffix, _layout_or_none(suffix, payload), info.offset_data, info.size))
             if suffix == METADATA_SUFFIX:
-                metadata = bytes(payload)
+                metadata = _json_or_nothing(payload)
     builder.add(key, members, metadata)
 
 
 def _regular_members(tar: tarfile.TarFile, view: mmap.mmap, path: Path) -> Iterator[tarfile.TarInfo]:
     while (info := tar.next()) is not None:
         tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header in memory
+        if info.size < 0:  # tarfile would go back, and round for ever
+            raise ShardError(f"{info.name!r} claims a negative size", file=path, remedy=_RESTORE)
         if not info.isreg() or _META_NAME.match(info.name):
             continue
         if info.issparse():
@@ -410,6 +425,14 @@ def _regular_members(tar: tarfile.TarFile, view: mmap.mmap, path: Path) -> Itera
     if view[tar.offset : tar.offset + 512] != bytes(512):
         problem = f"at byte {tar.offset} stands neither a tar member nor the end mark, so samples may be missing"
         raise ShardError(problem, file=path, remedy=_RESTORE)
+
+
+def _json_or_nothing(payload: memoryview) -> bytes:
+    try:
+        fields.decode_json(payload)
+    except ShardError:
+        return b""  # found again, and named, when the sample is read
+    return bytes(payload)
 
 
 def _layout_or_none(suffix: str, payload: memoryview) -> ArrayLayout | None:

@@ -95,7 +95,7 @@ class Manifest:
             return cls._parse(json.loads(path.read_bytes()))
         except ManifestError as error:
             raise ManifestError(error.problem, file=path, remedy="restore it, or convert again") from error
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             problem = f"the manifest is damaged: {type(error).__name__}: {error}"
             raise ManifestError(problem, file=path, remedy="restore it, or convert again") from error
 
@@ -108,13 +108,15 @@ class Manifest:
                 raise ManifestError(f"the manifest names a shard outside its directory: {name!r}")
             if not _is_count(count) or not _is_count(size):
                 raise ManifestError(f"the manifest gives {name!r} an impossible size")
+            if not isinstance(entry["sha256"], (str, type(None))):
+                raise ManifestError(f"the manifest gives {name!r} an impossible checksum")
             shards.append(ShardRecord(name, count, size, entry["sha256"]))
         if len({shard.shard_name for shard in shards}) != len(shards):
             raise ManifestError("the manifest names a shard twice")
         manifest = cls(
             shard_size=data["shard_size"],
             compression=data["compression"],
-            modalities=dict(data["modalities"]),
+            modalities={name: dict(about) for name, about in data["modalities"].items()},
             shards=shards,
             sources=list(data.get("sources", [])),
             config=dict(data.get("config", {})),
@@ -126,7 +128,7 @@ class Manifest:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 48
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

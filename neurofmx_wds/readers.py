@@ -73,7 +73,7 @@ class _OpenShard:
             with stream:
                 self.source = memoryview(mmap.mmap(stream.fileno(), self.index.tar_size, access=mmap.ACCESS_READ))
         columns = self.index.columns
-        here = [(name, columns.get(name)) for name in names or columns if name != "metadata"]
+        here = [(name, columns.get(name)) for name in (columns if names is None else names) if name != "metadata"]
         self.signature = _same(tuple((name, *_plain_array(column)) for name, column in here))
         starts = [column.data_starts if column else [-1] * self.index.n_samples for _, column in here]
         self.records = list(zip(*starts, self.index.sample_keys, self.index.sample_metadata, strict=True))
@@ -88,17 +88,18 @@ class _OpenShard:
         column = self.index.columns.get(name)
         if column is None or column.offset[row] < 0:
             return None
+        suffix = self.index.suffixes[column.suffix_id[row]]
         payload = bytearray(int(column.size[row]))
         if payload:
             copy([self.source], len(payload), [int(column.offset[row])], memoryview(payload))
         try:
-            return fields.decode(column.suffix, payload)
+            return fields.decode(suffix, payload)
         except NeurofmxError as error:
             raise type(error)(
                 error.problem,
                 file=self.path,
                 sample=self.index.sample_keys[row],
-                member=column.suffix,
+                member=suffix,
                 remedy=error.remedy or "restore the shard from a copy, or skip it with handler=",
             ) from error
 
@@ -178,11 +179,13 @@ class ShardReader:
     def _check_modalities(self) -> None:
         if self.modalities is None or not self.shards.paths:
             return
-        manifest = self.shards.manifest
-        known = set(manifest.modalities) if manifest else set(self.shards.index(0).columns)
-        missing = [name for name in self.modalities if name not in known]
-        if missing and manifest:
-            raise ValueError(f"no field {', '.join(missing)} in the dataset; it has {', '.join(sorted(known))}")
+        known: set[str] = set(self.shards.manifest.modalities) if self.shards.manifest else set()
+        unread = iter(range(0 if self.shards.manifest else len(self.shards.paths)))
+        while missing := [name for name in self.modalities if name not in known and name != "metadata"]:
+            i = next(unread, None)
+            if i is None:
+                raise ValueError(f"no field {', '.join(missing)} in the dataset; it has {', '.join(sorted(known))}")
+            known.update(self.shards.index(i).columns)
 
     @property
     def counts(self) -> np.ndarray:
@@ -231,22 +234,32 @@ class ShardReader:
         where, rows = self.locate(ids)
         opened = {i: self._shard(i) for i in dict.fromkeys(where)}
         shards = [opened[i] for i in where]
-        *starts, keys, metadata = zip(*[shard.records[row] for shard, row in zip(shards, rows, strict=True)], strict=True)
+        records = [shard.records[row] for shard, row in zip(shards, rows, strict=True)]
         signature = shards[0].signature
         batch: dict[str, Any] = {}
         if all(shard.signature is signature for shard in opened.values()):
             sources = [shard.source for shard in shards]
+            *starts, keys, metadata = zip(*records, strict=True)
             for (name, dtype, shape), begin in zip(signature, starts, strict=True):
                 if dtype is None:
                     batch[name] = self._decoded(name, shards, rows)
                 else:
                     batch[name] = self._copied(sources, begin, dtype, shape, memory or self._memory)
         else:
+            keys, metadata = zip(*[record[-2:] for record in records], strict=True)
             for name in dict.fromkeys(name for shard in opened.values() for name, *_ in shard.signature):
                 batch[name] = self._decoded(name, shards, rows)
-        batch["metadata"] = MetadataList(metadata)
+        if any(value is None for value in batch.values()):  # fields that other samples of these shards have
+            batch = {name: value for name, value in batch.items() if value is not None}
+        batch["metadata"] = MetadataList(metadata if all(metadata) else self._metadata(metadata, shards, rows))
         batch["__key__"] = list(keys)
         return batch
+
+    def _metadata(self, texts: Sequence[bytes], shards: Sequence[_OpenShard], rows: Sequence[int]) -> list[Any]:
+        """Where the index has no JSON of a sample's metadata: decoded from its member, else an empty dictionary."""
+        places = zip(texts, shards, rows, strict=True)
+        given = [text or shard.decode("metadata", row, self._copy) for text, shard, row in places]
+        return [{} if about is None else about for about in given]
 
     def _copied(
         self, sources: list[Any], starts: Sequence[int], dtype: torch.dtype, shape: tuple[int, ...], memory: Memory
@@ -258,7 +271,8 @@ class ShardReader:
         return out
 
     def _decoded(self, name: str, shards: Sequence[_OpenShard], rows: Sequence[int]) -> Any:
-        return stack([shard.decode(name, row, self._copy) for shard, row in zip(shards, rows, strict=True)])
+        values = [shard.decode(name, row, self._copy) for shard, row in zip(shards, rows, strict=True)]
+        return None if all(value is None for value in values) else stack(values)
 
     def read_samples(self, ids: np.ndarray) -> list[dict[str, Any]]:
         """The samples with these ids, each a dict of writable numpy arrays, ``metadata`` and ``__key__``.
@@ -276,11 +290,13 @@ class ShardReader:
         return [_sample(columns, row) for row in range(len(ids))]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict()}
+        return {**self.__dict__, "_open": OrderedDict(), "_open_bytes": 0}
 
 
 def _sample(columns: dict[str, Any], row: int) -> dict[str, Any]:
-    values = {name: column[row] for name, column in columns.items()}
+    values = {
+        name: column[row, ...] if isinstance(column, np.ndarray) else column[row] for name, column in columns.items()
+    }
     return {
         name: value.numpy() if isinstance(value, torch.Tensor) else value
         for name, value in values.items()

@@ -11,6 +11,7 @@ import glob
 import hashlib
 import json
 import os
+import tarfile
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from .manifest import MANIFEST_NAME, Manifest, ShardRecord
 
 DEFAULT_SHARD_PATTERN = "shard_*.tar*"
 _INDEX_MEMORY = 256 << 20
+_REPLACED = "it was cut or replaced: restore it, or run `python -m neurofmx_wds index --repair`"
 
 ShardDir = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -89,12 +91,19 @@ class ShardSet:
         return index
 
     def open(self, i: int) -> IO[bytes]:
-        """Open the tar of shard i, unpacked; its size is what its index says.
+        """Open the tar of shard i, unpacked; its size and its first and last member are what its index says.
 
         Raises:
-            ShardError: missing, or of another size.
+            ShardError: missing, of another size, or another shard.
         """
         path, index = self.paths[i], self.index(i)
+        stream = self._open(path, index)
+        if not all(_has_member(stream, index, sample) for sample in {0, index.n_samples - 1} if index.n_samples):
+            stream.close()
+            raise ShardError("the shard does not hold what its index says", file=path, remedy=_REPLACED)
+        return stream
+
+    def _open(self, path: Path, index: ShardIndex) -> IO[bytes]:
         if is_compressed(path):
             return self.cache.open(path, index.tar_size)
         try:
@@ -107,12 +116,26 @@ class ShardSet:
             raise ShardError(
                 f"the shard has {size} bytes, its index says {index.tar_size}",
                 file=path,
-                remedy="it was cut or replaced: restore it, or run `python -m neurofmx_wds index --repair`",
+                remedy=_REPLACED,
             )
         return stream
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_indexes": OrderedDict(), "_index_bytes": 0}
+
+
+def _has_member(stream: IO[bytes], index: ShardIndex, sample: int) -> bool:
+    """Whether the header of a sample's first member stands where the index says: by its size and, if short, name."""
+    member = int(index.sample_start[sample])
+    offset, size = int(index.member_offset[member]), int(index.member_size[member])
+    name = f"{index.sample_keys[sample]}.{index.suffixes[index.member_suffix[member]]}"
+    try:
+        header = os.pread(stream.fileno(), tarfile.BLOCKSIZE, offset - tarfile.BLOCKSIZE)
+        info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+    except (tarfile.TarError, OSError, ValueError):
+        return False
+    long_size, long_name = size >= 8**11, len(name) >= 100 or not name.isascii()  # told in a header of their own
+    return (long_size or info.size == size) and (long_name or info.name.lower() == name.lower())
 
 
 def open_shards(
@@ -156,9 +179,12 @@ def _is_shard(path: Path) -> bool:
 
 
 def _from_manifest(directory: Path, shard_pattern: str, cache: ShardCache) -> ShardSet:
+    inode = os.stat(directory).st_ino
     manifest = Manifest.load(directory)
     present = set(os.listdir(directory))
     missing = [r.shard_name for r in manifest.shards if r.shard_name not in present]
+    if missing and os.stat(directory).st_ino != inode:  # replaced in this very moment: look at the new one
+        return _from_manifest(directory, shard_pattern, cache)
     if missing:
         names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         problem = f"shards that the manifest lists are missing: {names}"
@@ -225,6 +251,8 @@ def read_index(path: Path, cache: ShardCache, record: ShardRecord | None = None)
             f"the index tells of {index.n_samples} samples in {index.file_size} bytes, "
             f"the manifest of {record.n_samples} in {record.n_bytes}"
         )
+    elif record is not None and None not in (index.sha256, record.sha256) and index.sha256 != record.sha256:
+        index_problem = "the index and the manifest have different checksums for the shard"
     elif record is None and index.file_size != path.stat().st_size:
         index_problem = f"the index tells of {index.file_size} bytes, {path.name} has {path.stat().st_size}"
     else:

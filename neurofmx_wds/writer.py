@@ -11,6 +11,7 @@ import functools
 import gzip
 import hashlib
 import lzma
+import operator
 import os
 import tarfile
 import weakref
@@ -99,7 +100,7 @@ class IndexedTarWriter(wds.TarWriter):  # type: ignore[misc]
             encoded = [fields.encode(name, value, self.field_format) for name, value in values]
         except FieldError as error:
             raise FieldError(error.problem, sample=key, member=error.member, remedy=error.remedy) from error
-        encoded.sort(key=lambda member: member[0])
+        encoded.sort(key=operator.itemgetter(0))
         names = [fields.field_of(suffix) for suffix, _, _ in encoded]
         if len(set(names)) < len(names) or not names:
             problem = f"two fields would be read back under one name: {sorted(names)}" if names else "has no fields"
@@ -121,8 +122,7 @@ class IndexedTarWriter(wds.TarWriter):  # type: ignore[misc]
             parts += [header, *buffers, bytes(padding)]
             if suffix == METADATA_SUFFIX:
                 metadata = b"".join(buffers)
-        for part in parts:
-            self.stream.write(part)
+        self.stream.writelines(parts)
         written = place - self.offset
         self.tarstream.offset = place  # tarfile pads the end of the tar by it
         self.index.add(key, members, metadata)
@@ -149,21 +149,25 @@ class _HashedFile:
 
     def write(self, data: Buffer) -> int:
         """Take all of `data`."""
-        size = len(data)
-        end = self._filled + size
-        if end <= _PIECE:
-            self._piece[self._filled : end] = data
-            self._filled = end
-        else:
-            view = memoryview(data)
-            while len(view):
-                part = view[: _PIECE - self._filled]
-                self._piece[self._filled : self._filled + len(part)] = part
-                self._filled += len(part)
-                view = view[len(part) :]
+        self.writelines([data])
+        return len(data)
+
+    def writelines(self, parts: Iterable[Buffer]) -> None:
+        """Take all of `parts`, one after the other."""
+        for data in parts:
+            end = self._filled + len(data)
+            if end <= _PIECE:
+                self._piece[self._filled : end] = data
+                self._filled = end
+                continue
+            rest = memoryview(data)
+            while len(rest):
+                room = _PIECE - self._filled
+                self._piece[self._filled : self._filled + len(rest[:room])] = rest[:room]
+                self._filled += len(rest[:room])
+                rest = rest[room:]
                 if self._filled == _PIECE:
                     self.flush()
-        return size
 
     def flush(self) -> None:
         """Hand what has been taken to the system."""
@@ -223,6 +227,7 @@ class ShardFile:
         self._packer = None if compression == "none" else _compressor(self._file, compression)
         self._tar = IndexedTarWriter(self._packer or cast(BinaryIO, self._file), field_format)
         self.n_samples = 0
+        self._broken = False
 
     def write(self, sample: Mapping[str, Any]) -> None:
         """Add a sample: ``__key__`` and its fields.
@@ -230,11 +235,23 @@ class ShardFile:
         Raises:
             FieldError: it cannot be stored; the shard stays as it was.
         """
-        self._tar.write(sample)
+        try:
+            self._tar.write(sample)
+        except FieldError:
+            raise
+        except BaseException:
+            self._broken = True  # nobody knows how much of the sample was written
+            raise
         self.n_samples += 1
 
     def close(self) -> ShardIndex:
-        """Finish the shard and put it and its index into the directory."""
+        """Finish the shard and put it and its index into the directory.
+
+        Raises:
+            OutputError: a sample was written in part only.
+        """
+        if self._broken:
+            raise OutputError("a write was interrupted half way", file=self.path, remedy="abort, and start again")
         self._tar.close()
         if self._packer is not None:
             self._packer.close()
@@ -342,13 +359,14 @@ class WebDatasetWriter:
         self.pattern = shard_name_pattern
         self.total_samples = 0
         self.summary: dict[str, Any] = {}
-        self._described = {name: dict(about) for name, about in (modalities or {}).items()}
+        self._described = fields.decode_json(fields.encode_json(modalities or {}, "modalities"))
         self._indexes: list[Future[ShardIndex]] = []
         self._shard: ShardFile | None = None
         self._closer = ThreadPoolExecutor(1, "neurofmx_wds fsync")  # a shard reaches the disk while the next is made
         self._staged = StagedDirectory(output_dir, overwrite)
         self._staged.clear()
-        self._forget = weakref.finalize(self, _discard, self._staged, os.getpid())
+        self._pid = os.getpid()
+        self._forget = weakref.finalize(self, _discard, self._staged, self._closer, self._pid)
 
     def write_sample(
         self,
@@ -368,7 +386,7 @@ class WebDatasetWriter:
 
         Raises:
             FieldError: a key, field name or value cannot be stored; nothing of the sample is.
-            OutputError: the writer is finished.
+            OutputError: the writer is finished, or the disk is full: then nothing is kept.
         """
         if not self._forget.alive:
             raise OutputError("the writer is finished", file=self._staged.target, remedy="make a new one")
@@ -376,14 +394,17 @@ class WebDatasetWriter:
             sample_id = sample.get("__key__", self.total_samples)
         if isinstance(sample_id, (int, np.integer)):
             sample_id = f"sample_{sample_id:09d}"
-        about = {**sample.get("metadata", {}), **(metadata or {})}
-        if self._shard is None:
-            name = shard_name(self.pattern, len(self._indexes), self.compression)
-            self._shard = ShardFile(self._staged.path, name, self.compression, self.field_format)
-        self._shard.write({**sample, "metadata": about, "__key__": sample_id})
-        self.total_samples += 1
-        if self._shard.n_samples >= self.shard_size:
-            self._close_shard()
+        about = {**_metadata(sample.get("metadata"), sample_id), **_metadata(metadata, sample_id)}
+        try:
+            if self._shard is None:
+                name = shard_name(self.pattern, len(self._indexes), self.compression)
+                self._shard = ShardFile(self._staged.path, name, self.compression, self.field_format)
+            self._shard.write({**sample, "metadata": about, "__key__": sample_id})
+            self.total_samples += 1
+            if self._shard.n_samples >= self.shard_size:
+                self._close_shard()
+        except OSError as error:
+            raise self._give_up(error) from error
         return str(sample_id)
 
     def write_batch(
@@ -424,13 +445,18 @@ class WebDatasetWriter:
             The manifest: total_samples, total_shards, shard_size, compression, modalities, shards, …
 
         Raises:
-            OutputError: the place cannot be taken.
+            OutputError: the place cannot be taken, the disk is full, or the writer was given up before.
         """
         if self.summary:
             return self.summary
-        if self._shard is not None:
-            self._close_shard()
-        indexes = [closing.result() for closing in self._indexes]
+        if not self._forget.alive:
+            raise OutputError("the writer has given up", file=self._staged.target, remedy="make a new one")
+        try:
+            if self._shard is not None:
+                self._close_shard()
+            indexes = [closing.result() for closing in self._indexes]
+        except OSError as error:
+            raise self._give_up(error) from error
         self._closer.shutdown()
         modalities = modalities_of(indexes)
         for name, about in self._described.items():
@@ -450,14 +476,25 @@ class WebDatasetWriter:
         return self.summary
 
     def abort(self) -> None:
-        """Give up: remove everything written so far; an old dataset in `output_dir` stays."""
+        """Give up: remove everything written so far; an old dataset stays. In a forked child nothing happens."""
+        if os.getpid() != self._pid:
+            return
         if self._shard is not None:
             self._shard.abort()
-        self._closer.shutdown()
         self._forget()
+
+    def _give_up(self, error: OSError) -> OutputError:
+        self.abort()
+        if isinstance(error, OutputError):
+            return error
+        problem = f"cannot be written: {error.strerror or error}; nothing was kept"
+        return OutputError(problem, file=self._staged.target, remedy="free space, or choose another place")
 
     def _close_shard(self) -> None:
         assert self._shard is not None
+        if not self._shard.n_samples:  # every sample for it was refused
+            self._shard.abort()
+            return
         if self._indexes:
             self._indexes[-1].result()  # raises what went wrong with it
         self._indexes.append(self._closer.submit(self._shard.close))
@@ -475,9 +512,17 @@ class WebDatasetWriter:
             self.abort()
 
 
-def _discard(staged: StagedDirectory, pid: int) -> None:
-    if os.getpid() == pid:  # a forked child must not clean up its parent's work
+def _discard(staged: StagedDirectory, closer: ThreadPoolExecutor, pid: int) -> None:
+    if os.getpid() == pid:  # a forked child must not clean up its parent's work, and has none of its threads
+        closer.shutdown()
         staged.discard()
+
+
+def _metadata(given: object, sample_id: object) -> Mapping[str, Any]:
+    if given is not None and not isinstance(given, Mapping):
+        problem = f"metadata must be a dictionary, not a {type(given).__name__}"
+        raise FieldError(problem, sample=str(sample_id), member="metadata", remedy="give it a field name of its own")
+    return given or {}
 
 
 def shard_name(pattern: str, shard_idx: int, compression: Compression) -> str:
@@ -500,7 +545,7 @@ def check_config(shard_size: int, pattern: str, compression: Compression, field_
         raise ValueError(f'field_format must be "npy" or "pyd", not {field_format!r}')
     try:
         names = {pattern.format(shard_idx=i) for i in (0, 1)}
-    except (KeyError, IndexError, ValueError) as error:
+    except (LookupError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"shard_name_pattern {pattern!r} may only use {{shard_idx}}: {error!r}") from error
     if len(names) < 2 or any("/" in name or name.startswith(".") or not name.endswith(".tar") for name in names):
         raise ValueError(f"shard_name_pattern must give distinct file names ending in .tar, not {pattern!r}")

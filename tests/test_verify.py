@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import tarfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -104,8 +106,6 @@ DAMAGE: list[tuple[str, bool, Callable[[Path], object], str]] = [
 def test_each_kind_of_damage_is_told_with_what_to_do(
     deep: bool, damage: Callable[[Path], object], told: str, dataset: Path
 ) -> None:
-    import re
-
     damage(dataset)
     for way in {deep, True}:
         problems = [str(problem) for problem in verify(dataset, deep=way).problems]
@@ -160,7 +160,8 @@ def test_a_key_that_comes_twice_is_found_in_a_shard_and_over_shards(indexed: boo
 
 def test_several_workers_say_the_same(dataset: Path) -> None:
     (dataset / "shard_000001.tar").unlink()
-    assert verify(dataset, deep=True, workers=2) == verify(dataset, deep=True)
+    with ThreadPoolExecutor(2) as threads:
+        assert verify(dataset, deep=True, executor=threads) == verify(dataset, deep=True)
 
 
 def test_a_directory_that_is_not_there_is_an_error(tmp_path: Path) -> None:

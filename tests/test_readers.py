@@ -1,0 +1,265 @@
+"""Samples and batches by id: the three roads (samples collated, batches, the official library) lead to one place."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as nps
+from values import JSON, PLAIN_DTYPES, SHAPES, TEXT_DTYPES, VALUES, native_order, official, same
+from webdataset import ignore_and_continue
+
+from neurofmx_wds import WebDatasetWriter, collate_webdataset
+from neurofmx_wds.errors import NeurofmxError, ShardError
+from neurofmx_wds.readers import ShardReader, skipping
+from neurofmx_wds.shards import open_shards
+
+IOS: tuple[Literal["mmap", "pread"], ...] = ("mmap", "pread")
+
+
+@st.composite
+def datasets(draw: st.DrawFn) -> list[dict[str, Any]]:
+    """Samples whose fields are alike, differ in shape, are of mixed kinds, or are missing here and there."""
+    count = draw(st.integers(1, 7))
+    about = st.dictionaries(st.text(max_size=3), JSON, max_size=2)
+    rows: list[dict[str, Any]] = [{"metadata": draw(about)} for _ in range(count)]
+    alike = draw(st.lists(st.tuples(PLAIN_DTYPES | TEXT_DTYPES, SHAPES), max_size=2))
+    for i, (dtype, shape) in enumerate(alike):
+        for row in rows:
+            row[f"alike{i}"] = draw(nps.arrays(dtype, shape))
+    for i in range(draw(st.integers(0, 2))):
+        dtype = draw(PLAIN_DTYPES)
+        for row in rows:
+            row[f"ragged{i}"] = draw(nps.arrays(dtype, SHAPES))
+    for i in range(draw(st.integers(0, 2))):
+        for row in rows:
+            if draw(st.booleans()):
+                row[f"any{i}"] = draw(VALUES)
+    return rows
+
+
+def same_batch(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return a.keys() == b.keys() and all(
+        list(a[name]) == list(b[name]) if name in ("metadata", "__key__") else same(a[name], b[name]) for name in a
+    )
+
+
+@given(rows=datasets(), data=st.data(), shard_size=st.integers(1, 4))
+@settings(max_examples=60)
+def test_a_batch_is_its_samples_collated_is_what_the_official_library_decodes(
+    rows: list[dict[str, Any]], data: st.DataObject, shard_size: int
+) -> None:
+    n = len(rows)
+    ids = np.array(data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=2 * n)))
+    selected = data.draw(st.none() | st.sets(st.integers(0, n - 1), min_size=1).map(sorted))
+    if selected is not None:
+        ids %= len(selected)
+    with tempfile.TemporaryDirectory() as directory:
+        with WebDatasetWriter(Path(directory) / "d", shard_size=shard_size) as writer:
+            writer.write_batch(rows, show_progress=False)
+        shards = open_shards(Path(directory) / "d")
+        truth = official(*shards.paths)
+        modalities = data.draw(
+            st.none() | st.lists(st.sampled_from(sorted(writer.summary["modalities"]) or ["x"]), unique=True)
+        )
+        if not writer.summary["modalities"]:
+            modalities = None
+        for io in IOS:
+            reader = ShardReader(
+                shards, modalities, None if selected is None else np.array(selected), io=io, max_open=1
+            )
+            batch, samples = reader.read_batch(ids), reader.read_samples(ids)
+            assert same_batch(batch, collate_webdataset(samples))
+            for sample, i in zip(samples, ids, strict=True):
+                expected = truth[i if selected is None else selected[i]]
+                names = {name.rpartition(".")[0] or name: name for name in expected}
+                if modalities is not None:
+                    names = {
+                        name: there for name, there in names.items() if name in (*modalities, "metadata", "__key__")
+                    }
+                assert sample.keys() == names.keys()
+                for name, there in names.items():
+                    assert same(sample[name], native_order(expected[there])), name
+        assert int(reader.counts.sum()) == (n if selected is None else len(selected))
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    with WebDatasetWriter(tmp_path / "d", shard_size=3) as writer:
+        for i in range(8):
+            writer.write_sample({"x": rng.normal(size=(4, 3)), "label": i, "z": np.zeros(i % 2)}, metadata={"i": i})
+    return tmp_path / "d"
+
+
+@pytest.mark.parametrize("io", IOS)
+def test_samples_are_writable_and_independent(dataset: Path, io: Literal["mmap", "pread"]) -> None:
+    reader = ShardReader(open_shards(dataset), io=io)
+    ids = np.array([1, 1, 0])
+    first, twin, other = reader.read_samples(ids)
+    before = {name: other[name].copy() for name in ("x", "label", "z")}
+    for name in before:
+        assert first[name].flags.writeable
+        first[name][...] = -1
+        assert not np.shares_memory(first[name], twin[name]) or not first[name].size
+    again = reader.read_samples(ids)
+    assert (again[0]["x"] == twin["x"]).all() and int(twin["label"]) == 1
+    assert all(same(other[name], before[name]) for name in before)
+    first["metadata"]["i"] = 99
+    assert twin["metadata"] == {"i": 1}
+    assert reader.read_batch(ids)["metadata"] == [{"i": 1}, {"i": 1}, {"i": 0}]
+
+
+@pytest.mark.parametrize("io", IOS)
+def test_what_is_held_is_never_written_over(dataset: Path, io: Literal["mmap", "pread"]) -> None:
+    """Batch memory is used again: but not before its last view is gone."""
+    reader = ShardReader(open_shards(dataset), io=io)
+    rng = np.random.default_rng(1)
+    held: list[tuple[np.ndarray, Any, np.ndarray]] = []
+    truth = np.stack([sample["x"] for sample in reader.read_samples(np.arange(8))])
+    for round_ in range(60):
+        ids = rng.integers(0, 8, 3)
+        batch = reader.read_batch(ids)
+        view: Any = [batch["x"], batch["x"].numpy(), batch["x"][1:], reader.read_samples(ids), batch["x"].numpy()[::2]]
+        held.append((ids, view[round_ % 5], truth[ids]))
+        del batch, view
+        for _, kept, expected in held[-10:]:
+            if isinstance(kept, list):
+                assert all(same(sample["x"], row) for sample, row in zip(kept, expected, strict=True))
+                continue
+            rows = {3: slice(None)}.get(len(kept), slice(1, None))
+            rows = slice(None, None, 2) if len(kept) == 2 and isinstance(kept, np.ndarray) else rows
+            assert np.array_equal(np.asarray(kept), expected[rows])
+
+
+def test_a_reader_crosses_to_another_process(dataset: Path) -> None:
+    reader = ShardReader(open_shards(dataset))
+    expected = reader.read_batch(np.arange(8))
+    assert same_batch(pickle.loads(pickle.dumps(reader)).read_batch(np.arange(8)), expected)
+    child = os.fork()
+    if child == 0:
+        try:
+            os._exit(0 if same_batch(reader.read_batch(np.arange(8)), expected) else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_shard_that_shrinks_while_it_is_open(dataset: Path) -> None:
+    reader = ShardReader(open_shards(dataset), io="pread")
+    reader.read_batch(np.arange(3))
+    path = dataset / "shard_000000.tar"
+    os.truncate(path, 700)
+    with pytest.raises(ShardError) as caught:
+        reader.read_batch(np.arange(3))
+    assert caught.value.file == str(path) and caught.value.remedy
+
+
+@pytest.mark.parametrize("io", IOS)
+@pytest.mark.parametrize("damage", ["gone", "cut", "longer", "empty"])
+def test_a_shard_that_is_not_what_it_was(dataset: Path, io: Literal["mmap", "pread"], damage: str) -> None:
+    shards = open_shards(dataset)
+    path = dataset / "shard_000001.tar"
+    data = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes({"cut": data[:-512], "longer": data + bytes(512), "empty": b""}[damage])
+    reader = ShardReader(shards, io=io)
+    assert reader.read_batch(np.array([0]))["label"].tolist() == [0]
+    with pytest.raises(ShardError) as caught:
+        reader.read_batch(np.array([4]))
+    assert caught.value.file == str(path) and caught.value.remedy
+
+
+@pytest.mark.parametrize("io", IOS)
+def test_a_damaged_payload_names_its_sample(tmp_path: Path, io: Literal["mmap", "pread"]) -> None:
+    with WebDatasetWriter(tmp_path / "d", field_format="pyd") as writer:
+        for i in range(3):
+            writer.write_sample({"x": np.full(4, i), "y": {"i": i}})
+    path = tmp_path / "d" / "shard_000000.tar"
+    data = path.read_bytes()
+    for old, new, member in ((b'"i":1', b'"i" 1', "y.json"), (b"_reconstruct", b"_deconstruct", "x.pyd")):
+        assert old in data
+        at = data.rindex(old) if member == "x.pyd" else data.index(old)
+        path.write_bytes(data[:at] + new + data[at + len(old) :])
+        reader = ShardReader(open_shards(tmp_path / "d"), io=io)
+        bad = 2 if member == "x.pyd" else 1
+        for read in (reader.read_batch, reader.read_samples):
+            with pytest.raises(ShardError) as caught:
+                read(np.arange(3))
+            error = caught.value
+            assert (error.file, error.sample, error.member) == (str(path), f"sample_{bad:09d}", member)
+            assert error.remedy
+        kept = skipping(reader.read_samples, np.arange(3), ignore_and_continue)
+        assert kept == [i for i in range(3) if i != bad]
+
+
+def test_skipping_stops_or_raises_as_the_handler_says(dataset: Path) -> None:
+    def read(ids: np.ndarray) -> None:
+        if ids[0] == 2:
+            raise ShardError("bad")
+
+    assert skipping(read, np.arange(5), lambda error: False) == [0, 1]
+
+    def reraise(error: Exception) -> bool:
+        raise error
+
+    with pytest.raises(ShardError):
+        skipping(read, np.arange(5), reraise)
+
+
+def test_unknown_modalities_and_io_are_refused(dataset: Path) -> None:
+    with pytest.raises(ValueError, match=r"spiks.*label, x, z"):
+        ShardReader(open_shards(dataset), ["spiks"])
+    with pytest.raises(ValueError, match="io must be"):
+        ShardReader(open_shards(dataset), io="fast")  # type: ignore[arg-type]
+    (dataset / "dataset_metadata.json").unlink()
+    with pytest.raises(ValueError, match="spiks"):
+        ShardReader(open_shards(dataset), ["spiks"])
+
+
+def test_only_the_modalities_asked_for_are_touched(tmp_path: Path) -> None:
+    with WebDatasetWriter(tmp_path / "d") as writer:
+        writer.write_sample({"x": np.arange(3), "y": {"a": 1}})
+    path = tmp_path / "d" / "shard_000000.tar"
+    path.write_bytes(path.read_bytes().replace(b'{"a":1}', b"{rubbi}"))
+    assert ShardReader(open_shards(tmp_path / "d"), ["x"]).read_batch(np.array([0]))["x"].tolist() == [[0, 1, 2]]
+    with pytest.raises(NeurofmxError):
+        ShardReader(open_shards(tmp_path / "d")).read_batch(np.array([0]))
+
+
+def test_few_open_shards_serve_many(dataset: Path) -> None:
+    reader = ShardReader(open_shards(dataset), io="pread", max_open=1)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        assert reader.read_batch(np.arange(8))["label"].tolist() == list(range(8))
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= before + 3
+
+
+def test_an_old_dataset_stays_readable_while_it_is_replaced(dataset: Path) -> None:
+    reader = ShardReader(open_shards(dataset))
+    before = reader.read_batch(np.arange(8))
+    with WebDatasetWriter(dataset, overwrite=True) as writer:
+        writer.write_sample({"other": 1})
+    assert same_batch(reader.read_batch(np.arange(8)), before)
+    assert open_shards(dataset).n_samples == 1
+
+
+def test_a_batch_is_a_torch_batch(dataset: Path) -> None:
+    batch = ShardReader(open_shards(dataset)).read_batch(np.array([7, 0, 3]))
+    assert batch["x"].shape == (3, 4, 3) and batch["x"].dtype == torch.float64
+    assert batch["__key__"] == ["sample_000000007", "sample_000000000", "sample_000000003"]
+    assert isinstance(batch["z"], list)
+    shutil.rmtree(dataset)

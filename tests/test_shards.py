@@ -1,0 +1,410 @@
+"""Which shards make a dataset; the manifest, believed only where it fits; the cache of unpacked shards."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import webdataset as wds
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_atomic import ended, in_child
+from values import same
+
+import neurofmx_wds.cache as cache_module
+from neurofmx_wds import WebDatasetWriter
+from neurofmx_wds.cache import ShardCache
+from neurofmx_wds.errors import ManifestError, NeurofmxError, ShardError, ShardIndexError
+from neurofmx_wds.index import index_path
+from neurofmx_wds.manifest import MANIFEST_NAME, Manifest, config_hash
+from neurofmx_wds.readers import ShardReader
+from neurofmx_wds.shards import open_shards
+
+
+def make(directory: Path, n: int = 7, **options: Any) -> Path:
+    with WebDatasetWriter(directory, shard_size=3, **options) as writer:
+        for i in range(n):
+            writer.write_sample({"x": np.full(4, i)}, metadata={"i": i})
+    return directory
+
+
+def values(source: Any, **options: Any) -> list[int]:
+    """The first number of every sample, in order."""
+    shards = open_shards(source, **options)
+    return [int(sample["x"][0]) for sample in ShardReader(shards).read_samples(np.arange(shards.n_samples))]
+
+
+# --- finding shards --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_manifest", [True, False])
+def test_every_way_to_name_a_dataset(tmp_path: Path, with_manifest: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    d = make(tmp_path / "d")
+    if not with_manifest:
+        (d / MANIFEST_NAME).unlink()
+    names = [str(path) for path in sorted(d.glob("*.tar"))]
+    assert values(d) == values(str(d)) == list(range(7))
+    assert values(f"{d}/shard_{{000000..000002}}.tar") == list(range(7))
+    assert values(f"{d}/shard_*.tar") == list(range(7))
+    assert values(names) == values([Path(name) for name in names]) == list(range(7))
+    assert values(names[::-1]) == [6, 3, 4, 5, 0, 1, 2]
+    assert values(f"file:{names[1]}") == [3, 4, 5] == values(names[1])
+    assert values(d, shard_pattern="*_00000[12].tar") == [3, 4, 5, 6]
+    monkeypatch.chdir(d)
+    assert values(".") == list(range(7))
+
+
+@pytest.mark.parametrize(
+    "url", ["http://host/a.tar", "s3://b/a.tar", "pipe:touch canary", "gs://b/{0..3}.tar", "pipe: touch canary"]
+)
+def test_nothing_remote_is_opened_and_no_pipe_runs(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ShardError) as caught:
+        open_shards(url)
+    assert caught.value.remedy
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        open_shards(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"b\.tar"):
+        open_shards([tmp_path / "b.tar"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ShardError, match="no shards") as caught:
+        open_shards(tmp_path / "empty")
+    assert caught.value.file == str(tmp_path / "empty") and caught.value.remedy
+    d = make(tmp_path / "d")
+    with pytest.raises(ShardError, match="no shards match"):
+        open_shards(d, shard_pattern="x*.tar")
+
+
+def test_an_unfinished_dataset_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    writer = WebDatasetWriter(tmp_path / "d", shard_size=1)
+    writer.write_sample({"x": np.zeros(1)})
+    with pytest.raises(ShardError, match="not finished"):
+        open_shards(tmp_path / "d")
+    writer.abort()
+
+
+def test_opening_with_a_manifest_reads_no_shard_and_no_index(tmp_path: Path) -> None:
+    d = make(tmp_path / "d")
+    for path in d.iterdir():
+        if path.name != MANIFEST_NAME:
+            path.write_bytes(b"rubbish")
+    assert open_shards(d).counts.tolist() == [3, 3, 1]
+
+
+def test_ten_thousand_shards_open_in_under_a_second(tmp_path: Path) -> None:
+    d = make(tmp_path / "d", 1)
+    manifest = json.loads((d / MANIFEST_NAME).read_text())
+    (record,) = manifest["shards"]
+    manifest["shards"] = [{**record, "shard_name": f"shard_{i:06d}.tar"} for i in range(10_000)]
+    manifest |= {"total_samples": 10_000, "total_shards": 10_000}
+    (d / MANIFEST_NAME).write_text(json.dumps(manifest))
+    for i in range(1, 10_000):
+        (d / f"shard_{i:06d}.tar").touch()
+    begin = time.perf_counter()
+    assert open_shards(d).n_samples == 10_000
+    assert time.perf_counter() - begin < 1.0
+
+
+def test_own_shard_names(tmp_path: Path) -> None:
+    d = make(tmp_path / "d", shard_name_pattern="part-{shard_idx}.tar")
+    assert values(d) == list(range(7))
+
+
+def test_plain_shards_of_webdataset_get_an_index_where_it_may_be_written(tmp_path: Path) -> None:
+    with wds.ShardWriter(str(tmp_path / "shard_%06d.tar"), maxcount=2, verbose=0) as writer:
+        for i in range(5):
+            writer.write({"__key__": f"k{i}", "x.npy": np.full(3, i)})
+    assert values(tmp_path) == list(range(5))
+    assert len(list(tmp_path.glob("*.index"))) == 3
+    before = open_shards(tmp_path).fingerprint()
+    for path in tmp_path.glob("*.index"):
+        path.unlink()
+    assert open_shards(tmp_path).fingerprint() == before
+
+
+def test_fingerprints_tell_datasets_apart(tmp_path: Path) -> None:
+    a, b = make(tmp_path / "a"), make(tmp_path / "b", 6)
+    assert open_shards(a).fingerprint() == open_shards(shutil.copytree(a, tmp_path / "c")).fingerprint()
+    assert open_shards(a).fingerprint() != open_shards(b).fingerprint()
+    assert open_shards(a, shard_pattern="*0.tar").fingerprint() != open_shards(a).fingerprint()
+
+
+# --- shards, indexes and the manifest must fit -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["shard_000001.tar", "shard_000002.tar"])
+def test_a_missing_shard_is_named(tmp_path: Path, name: str) -> None:
+    d = make(tmp_path / "d")
+    (d / name).unlink()
+    with pytest.raises(ManifestError, match=name) as caught:
+        open_shards(d)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("with_manifest", [True, False])
+def test_shards_and_indexes_that_were_swapped(tmp_path: Path, with_manifest: bool) -> None:
+    d = make(tmp_path / "d")
+    if not with_manifest:
+        (d / MANIFEST_NAME).unlink()
+    first, last = d / "shard_000000", d / "shard_000002"
+    shutil.copy(first.with_suffix(".tar"), last.with_suffix(".tar"))
+    with pytest.raises(ShardError):
+        values(d)
+    shutil.copy(first.with_suffix(".index"), last.with_suffix(".index"))
+    with pytest.raises(ShardIndexError):
+        values(d)
+
+
+def test_a_missing_index_is_made_again(tmp_path: Path) -> None:
+    d = make(tmp_path / "d")
+    before = {path.name: path.read_bytes() for path in d.glob("*.index")}
+    for path in d.glob("*.index"):
+        path.unlink()
+    assert values(d) == list(range(7))
+    assert before.keys() == {path.name for path in d.glob("*.index")}
+
+
+MANIFEST_DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "outside": lambda m: m["shards"][0].update(shard_name="../x.tar"),
+    "absolute": lambda m: m["shards"][0].update(shard_name="/etc/passwd"),
+    "hidden": lambda m: m["shards"][0].update(shard_name=".."),
+    "nul": lambda m: m["shards"][0].update(shard_name="a\0.tar"),
+    "no name": lambda m: m["shards"][0].update(shard_name=""),
+    "name is a list": lambda m: m["shards"][0].update(shard_name=["a"]),
+    "twice": lambda m: m["shards"].append(m["shards"][0]),
+    "negative": lambda m: m["shards"][0].update(n_samples=-1),
+    "huge": lambda m: m["shards"][0].update(n_samples=10**30) or m.update(total_samples=10**30 + 4),
+    "huge for int64": lambda m: m["shards"][0].update(n_samples=2**62) or m.update(total_samples=2**62 + 4),
+    "fraction": lambda m: m["shards"][0].update(n_samples=3.0),
+    "boolean": lambda m: m["shards"][0].update(n_bytes=True),
+    "checksum": lambda m: m["shards"][0].update(sha256=7),
+    "total": lambda m: m.update(total_samples=8),
+    "total shards": lambda m: m.update(total_shards=4),
+    "no shards": lambda m: m.pop("shards"),
+    "shards is a string": lambda m: m.update(shards="abc"),
+    "shards is a number": lambda m: m.update(shards=7),
+    "modalities is a list": lambda m: m.update(modalities=[1, 2]),
+    "modality is a number": lambda m: m.update(modalities={"x": 7}),
+    "config is a list": lambda m: m.update(config=[7]),
+    "fewer": lambda m: m["shards"].pop() and m.update(total_shards=2),
+}
+
+
+@pytest.mark.parametrize("kind", MANIFEST_DAMAGE)
+def test_a_forged_manifest_is_refused(tmp_path: Path, kind: str) -> None:
+    d = make(tmp_path / "d")
+    path = d / MANIFEST_NAME
+    manifest = json.loads(path.read_text())
+    MANIFEST_DAMAGE[kind](manifest)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ManifestError) as caught:
+        open_shards(d)
+    assert caught.value.file == str(path) and caught.value.remedy
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"7", b"null", b"\xff", b"[" * 100_000, b'{"shards": []}'])
+def test_a_manifest_that_is_none(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / MANIFEST_NAME).write_bytes(data)
+    with pytest.raises(ManifestError) as caught:
+        open_shards(tmp_path)
+    assert caught.value.file == str(tmp_path / MANIFEST_NAME)
+
+
+@given(data=st.data())
+@settings(max_examples=150)
+def test_damage_to_a_manifest_gives_the_right_data_or_a_named_error(data: st.DataObject) -> None:
+    """A flipped digit of what only describes (a dtype, a unit) is found by `verify`; no data comes out wrong."""
+    with tempfile.TemporaryDirectory() as directory:
+        d = make(Path(directory) / "d")
+        path = d / MANIFEST_NAME
+        text = bytearray(path.read_bytes())
+        if data.draw(st.booleans()):
+            text[data.draw(st.integers(0, len(text) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+        else:
+            del text[data.draw(st.integers(0, len(text) - 1)) :]
+        path.write_bytes(text)
+        try:
+            found = values(d)
+        except NeurofmxError as error:
+            assert error.file and error.remedy
+        else:
+            assert found == list(range(7))
+
+
+def test_the_manifest_round_trips(tmp_path: Path) -> None:
+    d = make(tmp_path / "d")
+    before = (d / MANIFEST_NAME).read_bytes()
+    Manifest.load(d).save(d)
+    assert (d / MANIFEST_NAME).read_bytes() == before
+    assert config_hash({"a": 1, "b": 2}) == config_hash({"b": 2, "a": 1}) != config_hash({"a": 1, "b": 3})
+
+
+# --- the cache -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compression", ["gz", "bz2", "xz"])
+def test_compressed_shards_read_as_others_do(tmp_path: Path, own_cache: Path, compression: Any) -> None:
+    plain, packed = make(tmp_path / "a"), make(tmp_path / "b", compression=compression)
+    first, second = ShardReader(open_shards(plain)), ShardReader(open_shards(packed))
+    ids = np.array([6, 0, 3, 3])
+    assert all(same(a, b) for a, b in zip(first.read_samples(ids), second.read_samples(ids), strict=True))
+    copies = sorted(path.read_bytes() for path in own_cache.glob("*.tar"))
+    assert copies == sorted(path.read_bytes() for path in plain.glob("*.tar"))
+    assert {path.suffix for path in own_cache.iterdir()} == {".tar"}
+
+
+def packed_shard(path: Path, seed: int = 0, size: int = 100_000) -> tuple[Path, bytes]:
+    data = np.random.default_rng(seed).integers(0, 4, size, np.uint8).tobytes()
+    path.write_bytes(gzip.compress(data))
+    return path, data
+
+
+def test_a_shard_is_unpacked_once_among_many_processes(tmp_path: Path) -> None:
+    path, data = packed_shard(tmp_path / "a.tar.gz", size=3_000_000)
+    log = tmp_path / "log"
+    real = cache_module.ShardCache._write
+
+    def unpack() -> None:
+        def logged(*args: Any) -> None:
+            with open(log, "a") as stream:
+                stream.write("x")
+            real(*args)
+
+        cache_module.ShardCache._write = logged  # type: ignore[method-assign]
+        with ShardCache(tmp_path / "cache").open(path, len(data)) as stream:
+            assert stream.read() == data
+
+    assert [ended(child) for child in [in_child(unpack) for _ in range(6)]] == [0] * 6
+    assert log.read_text() == "x"
+    assert len(os.listdir(tmp_path / "cache")) == 1
+
+
+def test_the_least_recently_used_copy_leaves(tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path / "cache", max_bytes=250_000)
+    shards = [packed_shard(tmp_path / f"{i}.tar.gz", i) for i in range(4)]
+    random.Random(0).shuffle(shards)
+    for i in (0, 1, 0, 2):
+        with cache.open(shards[i][0]) as stream:
+            assert stream.read() == shards[i][1]
+        time.sleep(0.01)
+        assert sum(path.stat().st_size for path in (tmp_path / "cache").iterdir()) <= 250_000
+    kept = {path.read_bytes() for path in (tmp_path / "cache").iterdir()}
+    assert kept == {shards[0][1], shards[2][1]}
+
+
+def test_a_shard_larger_than_the_cache_is_kept_while_it_is_used(tmp_path: Path) -> None:
+    path, data = packed_shard(tmp_path / "a.tar.gz")
+    cache = ShardCache(tmp_path / "cache", max_bytes=10)
+    with cache.open(path, len(data)) as stream:
+        other, more = packed_shard(tmp_path / "b.tar.gz", 1)
+        cache.open(other, len(more)).close()
+        assert stream.read() == data  # though its name is gone
+    assert len(os.listdir(tmp_path / "cache")) == 1
+
+
+def test_a_changed_shard_is_unpacked_again(tmp_path: Path) -> None:
+    path, _ = packed_shard(tmp_path / "a.tar.gz", 0)
+    cache = ShardCache(tmp_path / "cache")
+    cache.open(path).close()
+    os.utime(path, (1, 1))
+    path, data = packed_shard(path, 1)
+    with cache.open(path) as stream:
+        assert stream.read() == data
+
+
+def test_a_damaged_copy_is_made_again(tmp_path: Path) -> None:
+    path, data = packed_shard(tmp_path / "a.tar.gz")
+    cache = ShardCache(tmp_path / "cache")
+    cache.open(path, len(data)).close()
+    (copy,) = (tmp_path / "cache").glob("*.tar")
+    copy.write_bytes(b"cut")
+    with cache.open(path, len(data)) as stream:
+        assert stream.read() == data
+
+
+@pytest.mark.parametrize("expected", [99_999, 100_001, 0])
+def test_a_shard_of_another_size_than_its_index_says(tmp_path: Path, expected: int) -> None:
+    path, _ = packed_shard(tmp_path / "a.tar.gz")
+    with pytest.raises(ShardError, match=f"{expected}") as caught:
+        ShardCache(tmp_path / "cache").open(path, expected)
+    assert caught.value.file == str(path) and caught.value.remedy
+    assert not list((tmp_path / "cache").glob("*.tar")) and not list((tmp_path / "cache").glob(".*"))
+
+
+@pytest.mark.parametrize("compression", ["gz", "bz2", "xz"])
+def test_damage_to_a_compressed_shard_is_named(tmp_path: Path, compression: Any, own_cache: Path) -> None:
+    """Their checksums find every flipped bit of the packed data, and every cut."""
+    d = make(tmp_path / "d", 3, compression=compression)
+    path = d / f"shard_000000.tar.{compression}"
+    whole = path.read_bytes()
+    chance = random.Random(0)
+    for i in range(60):
+        data = bytearray(whole)
+        if i % 3:
+            data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        else:
+            data = data[: chance.randrange(len(data))] + bytes(chance.choice([0, len(data)]))
+        path.write_bytes(data)
+        os.utime(path, ns=(i, i))
+        try:
+            found = values(d)
+        except NeurofmxError as error:
+            assert error.file in (str(path), str(index_path(path))) and error.remedy
+        else:
+            assert found == [0, 1, 2]
+        assert not list(own_cache.glob(".*"))
+
+
+def test_a_bomb_fills_no_disk(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(gzip.compress(bytes(64 << 20)))
+    with pytest.raises(ShardError, match="more than"):
+        ShardCache(tmp_path / "cache", max_bytes=1 << 20).open(path)
+    assert not list((tmp_path / "cache").glob(".*.part"))
+
+
+def test_a_killed_unpacking_leaves_no_lasting_rubbish(tmp_path: Path) -> None:
+    path, data = packed_shard(tmp_path / "a.tar.gz")
+
+    def die() -> None:
+        os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+        ShardCache(tmp_path / "cache").open(path, len(data))
+
+    assert ended(in_child(die)) == -signal.SIGKILL
+    (part,) = (tmp_path / "cache").glob(".*.part")
+    with ShardCache(tmp_path / "cache").open(path, len(data)) as stream:
+        assert stream.read() == data
+    assert part.exists()  # might be another process's
+    os.utime(part, (1, 1))
+    other, more = packed_shard(tmp_path / "b.tar.gz", 1)
+    ShardCache(tmp_path / "cache").open(other, len(more)).close()
+    assert not part.exists()
+
+
+def test_a_full_disk_is_not_the_shards_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, data = packed_shard(tmp_path / "a.tar.gz")
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space") as caught:
+        ShardCache(tmp_path / "cache").open(path, len(data))
+    assert not isinstance(caught.value, ShardError)
+    assert not list((tmp_path / "cache").glob(".*.part"))
