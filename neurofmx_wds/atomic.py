@@ -141,13 +141,15 @@ class StagedDirectory:
                 entry.unlink()
 
     def commit(self) -> None:
-        """Put the staged files in their place; everything in them must have been fsynced.
+        """Bring the staged files to the disk and put them in their place.
 
         Raises:
             OutputError: the place cannot be taken; the staged files stay, and the old directory too.
         """
-        fsync_path(self.path)
         try:
+            for entry in os.scandir(self.path):
+                fsync_path(entry)
+            fsync_path(self.path)
             if not (self.target.is_dir() and any(self.target.iterdir())):
                 os.rename(self.path, self.target)
             else:

@@ -15,6 +15,7 @@ import operator
 import os
 import tarfile
 import weakref
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -26,7 +27,7 @@ import webdataset as wds
 from tqdm import tqdm
 
 from . import fields
-from .atomic import ASIDE_SUFFIX, StagedDirectory, fsync_path
+from .atomic import ASIDE_SUFFIX, StagedDirectory
 from .errors import FieldError, OutputError
 from .fields import Buffer, FieldFormat
 from .index import METADATA_SUFFIX, IndexBuilder, ShardIndex, index_path
@@ -37,7 +38,7 @@ Compression = Literal["none", "gz", "bz2", "xz"]
 COMPRESSIONS: tuple[Compression, ...] = ("none", "gz", "bz2", "xz")
 DEFAULT_PATTERN = "shard_{shard_idx:06d}.tar"
 _BLOCK = 512
-_PIECE = 1 << 20
+_PIECE, _PIECES = 4 << 20, 3  # bytes in one; how many there are
 _OWNER = "bigdata"  # as webdataset's TarWriter
 
 
@@ -136,14 +137,15 @@ class IndexedTarWriter(wds.TarWriter):  # type: ignore[misc]
 
 
 class _HashedFile:
-    """A file being written in large pieces, its checksum growing with it in a thread of its own."""
+    """A file being written in large pieces: one thread writes them, another lets the checksum grow."""
 
     def __init__(self, path: Path) -> None:
         self._file: IO[bytes] = open(path, "wb", buffering=0)
         self._digest = hashlib.sha256()
+        self._writer = ThreadPoolExecutor(1, "neurofmx_wds write")
         self._hasher = ThreadPoolExecutor(1, "neurofmx_wds checksum")
-        self._hashing: Future[None] | None = None
-        self._piece, self._spare = memoryview(bytearray(_PIECE)), memoryview(bytearray(_PIECE))
+        self._under_way: deque[tuple[memoryview, Future[None], Future[None]]] = deque()
+        self._piece = memoryview(bytearray(_PIECE))
         self._filled = 0
         self.size = 0
 
@@ -170,20 +172,39 @@ class _HashedFile:
                     self.flush()
 
     def flush(self) -> None:
-        """Hand what has been taken to the system."""
+        """Hand what has been taken to the threads.
+
+        Raises:
+            OSError: something handed over earlier could not be written.
+        """
         piece = self._piece[: self._filled]
-        if self._hashing is not None:
-            self._hashing.result()  # from here on the spare is free
-        self._hashing = self._hasher.submit(self._digest.update, piece)
-        rest = piece
-        while len(rest):
-            rest = rest[self._file.write(rest) :]
-        self.size += len(piece)
-        self._piece, self._spare, self._filled = self._spare, self._piece, 0
+        jobs = self._writer.submit(self._write_all, piece), self._hasher.submit(self._digest.update, piece)
+        self._under_way.append((self._piece, *jobs))
+        self.size += self._filled
+        self._filled = 0
+        self._piece = memoryview(bytearray(_PIECE)) if len(self._under_way) < _PIECES else self._finished()
+
+    def _write_all(self, piece: memoryview) -> None:
+        while len(piece):
+            piece = piece[self._file.write(piece) :]
+
+    def _finished(self) -> memoryview:
+        """Wait for the piece that is longest under way, and give back its memory."""
+        piece, writing, hashing = self._under_way.popleft()
+        writing.result()
+        hashing.result()
+        return piece
 
     def close(self) -> str:
-        """Put the file on the disk and return its SHA-256."""
+        """Put the file on the disk and return its SHA-256.
+
+        Raises:
+            OSError: it could not be written.
+        """
         self.flush()
+        while self._under_way:
+            self._finished()
+        self._writer.shutdown()
         self._hasher.shutdown()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -191,7 +212,8 @@ class _HashedFile:
 
     def abort(self) -> None:
         """Stop writing."""
-        self._hasher.shutdown()
+        self._writer.shutdown(cancel_futures=True)
+        self._hasher.shutdown(cancel_futures=True)
         self._file.close()
 
 
@@ -205,7 +227,9 @@ def _compressor(raw: _HashedFile, compression: Compression) -> BinaryIO:
 
 
 class ShardFile:
-    """One shard being written into a directory, with its index; it appears there when it is whole.
+    """One shard being written into a staging directory, with its index; it appears there when it is whole.
+
+    The shard's bytes reach the disk before it appears; its index and name may only when the directory is committed.
 
     Args:
         directory: where it shall stand.
@@ -258,9 +282,8 @@ class ShardFile:
         sha256 = self._file.close()
         tar_size = -(-self._tar.offset // tarfile.RECORDSIZE) * tarfile.RECORDSIZE  # as tarfile pads it
         index = self._tar.index.build(self.path.name, tar_size, self._file.size, sha256)
-        index.save(index_path(self.path))  # before the shard: a shard that is there has its index
+        index_path(self.path).write_bytes(index.to_bytes())  # before the shard: a shard that is there has its index
         os.replace(self._aside, self.path)
-        fsync_path(self.path.parent)
         return index
 
     def abort(self) -> None:

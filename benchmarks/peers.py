@@ -1,0 +1,178 @@
+"""Each library's own way to read the same samples: functions that return an iterable of batches, and the limit.
+
+Knows how each library reads; knows nothing of measuring.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import webdataset as wds
+
+from neurofmx_wds.index import ShardIndex, index_path
+
+from . import datasets
+from .datasets import Samples
+
+Batches = Iterable[Any]
+Map = Callable[[dict[str, Any]], dict[str, Any]]
+NAMES = ("spikes.npy", "behavior.npy", "metadata.json")
+
+
+def webdataset(urls: list[str], batch_size: int, transform: Map | None = None) -> wds.WebDataset:
+    """webdataset as its documentation reads arrays."""
+    dataset = wds.WebDataset(urls, shardshuffle=False).decode()
+    if transform is not None:
+        dataset = dataset.map(transform)
+    return dataset.to_tuple(*NAMES).batched(batch_size)
+
+
+def webloader(urls: list[str], batch_size: int, num_workers: int) -> Batches:
+    """webdataset in worker processes that stay."""
+    return wds.WebLoader(
+        webdataset(urls, batch_size), batch_size=None, num_workers=num_workers, persistent_workers=True
+    )
+
+
+def torchdata(urls: list[str], batch_size: int) -> Batches:
+    """webdataset made resumable by torchdata."""
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    return StatefulDataLoader(webdataset(urls, batch_size), batch_size=None, num_workers=0)
+
+
+def litdata(root: Path, samples: Samples, num_workers: int = 0) -> Batches:
+    """LitData, from its own chunks."""
+    from litdata import StreamingDataLoader, StreamingDataset
+
+    dataset = StreamingDataset(str(datasets.litdata(root, samples)), shuffle=False)
+    return StreamingDataLoader(
+        dataset, batch_size=samples.batch_size, num_workers=num_workers, persistent_workers=num_workers > 0
+    )
+
+
+def mosaicml(root: Path, samples: Samples) -> Batches:
+    """MosaicML Streaming, from its own shards."""
+    from streaming import StreamingDataset
+    from streaming.base.util import clean_stale_shared_memory
+
+    clean_stale_shared_memory()
+    dataset = StreamingDataset(
+        local=str(datasets.mosaicml(root, samples)), shuffle=False, batch_size=samples.batch_size
+    )
+    return torch.utils.data.DataLoader(dataset, batch_size=samples.batch_size, num_workers=0)
+
+
+def energon(root: Path, samples: Samples) -> Batches:
+    """Megatron-Energon, from webdataset's shards, in order and once: its way to read validation data."""
+    from megatron.energon import (
+        Cooker,
+        DefaultTaskEncoder,
+        Sample,
+        WorkerConfig,
+        basic_sample_keys,
+        edataclass,
+        get_loader,
+        get_val_dataset,
+        stateless,
+    )
+
+    @edataclass
+    class Arrays(Sample):  # type: ignore[misc]
+        spikes: torch.Tensor
+        behavior: torch.Tensor
+        metadata: dict
+
+    @stateless
+    def cook(sample: dict[str, Any]) -> Arrays:
+        spikes, behavior, metadata = (sample[name] for name in NAMES)
+        return Arrays(
+            **basic_sample_keys(sample),
+            spikes=torch.from_numpy(spikes),
+            behavior=torch.from_numpy(behavior),
+            metadata=metadata,
+        )
+
+    class Encoder(DefaultTaskEncoder):  # type: ignore[misc]
+        cookers = [Cooker(cook)]
+
+    dataset = get_val_dataset(
+        datasets.energon(root, samples),
+        split_part="train",
+        worker_config=WorkerConfig(rank=0, world_size=1, num_workers=0),
+        batch_size=samples.batch_size,
+        task_encoder=Encoder(),
+    )
+    return get_loader(dataset)
+
+
+class Dali:
+    """NVIDIA DALI's reader on the CPU: raw bytes of the members, nothing decoded."""
+
+    def __init__(self, urls: list[str], batch_size: int) -> None:
+        from nvidia.dali import fn, pipeline_def
+
+        @pipeline_def(batch_size=batch_size, num_threads=2, device_id=None)
+        def members() -> Any:
+            return tuple(fn.readers.webdataset(paths=urls, ext=list(NAMES), name="tars"))
+
+        self._pipeline = members()
+        self._pipeline.build()
+        self._n = self._pipeline.epoch_size("tars")
+
+    def __iter__(self) -> Iterator[Any]:
+        left = self._n
+        while left > 0:
+            batch = [list(column)[:left] for column in self._pipeline.run()]
+            yield batch
+            left -= len(batch[0])
+
+
+def ffcv(root: Path, samples: Samples) -> Batches:
+    """FFCV in order, from its own file; arrays only."""
+    from ffcv.fields.decoders import NDArrayDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import ToTensor
+
+    pipelines = {name: [NDArrayDecoder(), ToTensor()] for name in ("spikes", "behavior")}
+    return Loader(
+        str(datasets.ffcv(root, samples)),
+        samples.batch_size,
+        num_workers=1,
+        os_cache=True,
+        order=OrderOption.SEQUENTIAL,
+        pipelines=pipelines,
+        drop_last=False,
+    )
+
+
+class Limit:
+    """The same payloads copied out of mapped shards, one after the other, into one buffer that is used again."""
+
+    def __init__(self, directory: Path, batch_size: int) -> None:
+        self._samples: list[list[memoryview]] = []
+        for path in sorted(directory.glob("*.tar")):
+            index = ShardIndex.load(index_path(path))
+            with open(path, "rb") as stream:
+                tar = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+            columns = [column for name, column in index.columns.items() if name != "metadata"]
+            places = [zip(column.offset.tolist(), column.size.tolist(), strict=True) for column in columns]
+            self._samples += [[tar[a : a + size] for a, size in sample] for sample in zip(*places, strict=True)]
+        self._sample_bytes = sum(map(len, self._samples[0]))
+        self._batch_size = batch_size
+        self._buffer = memoryview(bytearray(batch_size * self._sample_bytes))
+
+    def __iter__(self) -> Iterator[tuple[memoryview]]:
+        buffer = self._buffer
+        for first in range(0, len(self._samples), self._batch_size):
+            samples, filled = self._samples[first : first + self._batch_size], 0
+            for sample in samples:
+                for payload in sample:
+                    end = filled + len(payload)
+                    buffer[filled:end] = payload
+                    filled = end
+            yield (buffer[:filled].cast("B", (len(samples), self._sample_bytes)),)
