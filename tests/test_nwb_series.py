@@ -45,7 +45,8 @@ def test_bin_mean_and_linear_equal_pynapples(seed: int, width: float, period: fl
     frame = nap.TsdFrame(t=times, d=values)
     epoch = nap.IntervalSet(start=round(first * width, 9), end=round((first + n) * width, 9))
     mean = frame.bin_average(width, ep=epoch)
-    np.testing.assert_allclose(series.on_grid("bin_mean", grid, first, first + n, GAP), mean.values[:n], rtol=1e-12)
+    found = series.on_grid("bin_mean", grid, first, first + n, GAP)
+    np.testing.assert_allclose(found, mean.values[:n], rtol=1e-12, atol=1e-14)  # values of size 1 can cancel out
     centres = nap.Ts(t=(np.arange(first, first + n) + 0.5) * width)
     interpolated = frame[:, [0, 2]].interpolate(centres, ep=nap.IntervalSet(0, 1000), left=np.nan, right=np.nan)
     ours = series.on_grid("linear", grid, first, first + n, GAP)[:, [0, 2]]
