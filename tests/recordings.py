@@ -12,6 +12,8 @@ from hdmf.backends.hdf5 import H5DataIO
 from pynwb import behavior as nwb_behavior
 from pynwb.ecephys import LFP
 
+from neurofmx_wds.convert.sources import SourceConfig, SourceDescription, open_source
+
 START = dt.datetime(2024, 5, 17, 9, 30, tzinfo=dt.timezone.utc)
 
 
@@ -110,6 +112,16 @@ def make_recording(
     with pynwb.NWBHDF5IO(str(path), "w") as io:
         io.write(nwb)
     return truth
+
+
+def read_all(path: Path | str, **options: Any) -> tuple[SourceDescription, list[tuple[dict[str, Any], dict[str, Any]]]]:
+    """Opens a source with 10 ms bins and windows of 50 unless told otherwise, and reads all its samples."""
+    source = open_source(path, SourceConfig(**{"bin_size_ms": 10, "sequence_length": 50, **options}))
+    try:
+        description = source.describe()
+        return description, list(source.read(0, description.n_samples))
+    finally:
+        source.close()
 
 
 def _add_behavior(

@@ -153,7 +153,8 @@ def test_all_modalities_of_a_window_are_of_the_same_time(tmp_path: Path, opened:
         trial = [i for i, (a, b) in enumerate(truth["trials"]) if a <= start / 1e9 < b]
         assert metadata["trial"] == (trial[0] if trial else None)
         assert list(metadata) == [
-            *("session_id", "source", "window_index", "t_start_ns", "t_stop_ns", "bin_ns", "trial"),
+            *("session_id", "source", "window_index", "t_start_ns", "t_stop_ns", "bin_ns"),
+            *("trial", "trial_start_time", "trial_stop_time"),
         ]
     json.dumps([metadata for _, metadata in samples])
 
@@ -343,10 +344,10 @@ def test_lfp_is_taken_from_lfp_containers_else_from_electrical_series(tmp_path: 
 
     make_recording(tmp_path / "a.nwb", lfp_channels=2, extra=raw)
     both = Recording(tmp_path / "a.nwb")
-    assert [(name, s.path) for name, s in both.lfp.items()] == [("lfp", "processing/ecephys/LFP/lfp")]
-    assert both.lfp["lfp"].columns == ("10", "11") and len(both.unused()) == 4
+    assert [(name, s.path) for name, s in both.fields_of("lfp").items()] == [("lfp", "processing/ecephys/LFP/lfp")]
+    assert both.fields_of("lfp")["lfp"].columns == ("10", "11") and len(both.unused()) == 4
     make_recording(tmp_path / "b.nwb", extra=raw)
-    assert sorted(Recording(tmp_path / "b.nwb").lfp) == ["lfp_b_c", "lfp_raw", "lfp_raw_2"]
+    assert sorted(Recording(tmp_path / "b.nwb").fields_of("lfp")) == ["lfp_b_c", "lfp_raw", "lfp_raw_2"]
 
 
 def test_two_columns_of_one_name_are_told_apart(tmp_path: Path) -> None:

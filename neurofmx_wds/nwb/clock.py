@@ -6,7 +6,7 @@ Pure arithmetic on integers; knows nothing of files. Floats are rounded once, on
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -153,6 +153,13 @@ def _covered(intervals: Int64, times: int) -> Int64:
     return edges[turns].reshape(-1, 2)
 
 
+def inside(spans: Int64, intervals: Int64) -> npt.NDArray[np.bool_]:
+    """Says which spans, int64 (n, 2), lie wholly in one of some sorted disjoint intervals."""
+    at = np.searchsorted(intervals[:, 0], spans[:, 0], side="right")
+    stops = np.r_[-2 * MAX_NS, intervals[:, 1]]
+    return np.asarray(spans[:, 1] <= stops[at])
+
+
 def stride_of(length: int, overlap: float) -> int:
     """Gives the step between windows in bins: ``max(1, round(L · (1 − o)))``."""
     return max(1, round(length * (1 - overlap)))
@@ -200,3 +207,40 @@ class Windows:
             for first in range(low, high, most):
                 yield first, a + (first - before) * self.stride, min(most, high - first)
             before += n
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """One window for each event: the bins [first, first + length) of a grid of its own, whose origin is the event.
+
+    Attributes:
+        rows: int64 (n,), the row of each event in its table.
+        events: int64 (n,), ns.
+        width: bin width in ns.
+        first: the windows' first bin, negative where they begin before the event.
+        length: bins in a window.
+    """
+
+    rows: Int64
+    events: Int64
+    width: Fraction
+    first: int
+    length: int
+
+    def __len__(self) -> int:
+        return len(self.events)
+
+    def grid(self, i: int) -> Grid:
+        """Gives the grid of window i."""
+        return Grid(self.width, int(self.events[i]))
+
+    def spans(self) -> Int64:
+        """Gives each window's start and stop: int64 (n, 2), ns."""
+        origin = Grid(self.width)
+        edges = [origin.start_of(self.first), origin.start_of(self.first + self.length)]
+        return np.asarray(self.events[:, None] + np.array(edges, dtype=np.int64))
+
+    def within(self, intervals: Int64) -> Aligned:
+        """Gives the windows that lie wholly in one of some sorted disjoint intervals (ns)."""
+        kept = inside(self.spans(), intervals)
+        return replace(self, rows=self.rows[kept], events=self.events[kept])

@@ -1,18 +1,20 @@
-"""One NWB file, opened: its spike trains, behavior series, LFP, trials and identity.
+"""One NWB file, opened: its spike trains, its series by modality or by path, its interval tables and identity.
 
 Reads through pynwb and turns its complaints into ours; knows nothing of bins' purpose, windows or shards.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import h5py
 import numpy as np
@@ -29,11 +31,18 @@ from pynwb.behavior import (
 )
 from pynwb.core import MultiContainerInterface
 from pynwb.ecephys import LFP, ElectricalSeries, SpikeEventSeries
+from pynwb.image import ImageSeries
+from pynwb.misc import AnnotationSeries
+from pynwb.ophys import RoiResponseSeries
 
 from ..errors import SourceError
-from .clock import Int64, intervals_of, no_intervals, to_ns
-from .series import Series, Timeline, timeline_at_rate, timeline_of_timestamps
+from .clock import NS_PER_S, Int64, intervals_of, no_intervals
+from .series import Series, Timeline, Transposed, timeline_at_rate, timeline_of_timestamps
+from .tables import Intervals, cells_of, plain, read_intervals
 from .units import SpikeTrains, read_units
+from .video import Video
+
+AnySeries = TypeVar("AnySeries", Series, Video)
 
 BEHAVIOR_CONTAINERS = (
     Position,
@@ -44,22 +53,14 @@ BEHAVIOR_CONTAINERS = (
     PupilTracking,
 )
 TURNS = {"radian": 2 * np.pi, "rad": 2 * np.pi, "degree": 360.0, "deg": 360.0, "°": 360.0}
-MODALITIES = ("spikes", "behavior", "lfp")
-
-
-@dataclass(frozen=True)
-class Trials:
-    """The trials table on the clock, by start: row in the table, start and stop (int64 ns) of each usable trial."""
-
-    rows: Int64
-    starts: Int64
-    stops: Int64
-
-    def at(self, time: int) -> int | None:
-        """Gives the row of the trial with start ≤ time < stop (ns), the last to start where several have; or None."""
-        started = int(np.searchsorted(self.starts, time, side="right"))
-        running = np.flatnonzero(self.stops[:started] > time)
-        return int(self.rows[running[-1]]) if len(running) else None
+MODALITIES = ("spikes", "behavior", "lfp", "ophys", "events")
+#: Frames that a video of unknown length is taken to have.
+MOST_FRAMES = 2**31
+#: Annotations with more different labels than this are prose, and counted without telling them apart.
+MOST_LABELS = 256
+#: A lower mean rate (spikes/s) of the units of a recording, or a later last spike, in ends of all else, is doubtful.
+LOWEST_RATE, LATEST_SPIKE = 0.05, 20
+_UNLOCK = "wait until it is done; where nothing writes it, set HDF5_USE_FILE_LOCKING=FALSE in the environment"
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class Recording:
 
     Args:
         path: the .nwb file (NWB 2, HDF5).
+        time_scale: what one unit of the Units table's times is in seconds, where it is not one: 1/1000 of those in ms.
 
     Attributes:
         warnings: what was left out or repaired, and what pynwb warned of, one line each.
@@ -85,9 +87,12 @@ class Recording:
         SourceError: the file is missing, empty, damaged, a git-LFS pointer, no HDF5, or not NWB 2.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], time_scale: Fraction = Fraction(1)) -> None:
         self.path = os.fspath(path)
+        self._time_scale = time_scale
         self.warnings: list[str] = []
+        self._fields_of: dict[str, dict[str, Series]] = {}
+        self._videos_of: dict[str, dict[str, Video]] = {}
         _check_is_nwb2(Path(path))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -95,11 +100,8 @@ class Recording:
                 self._io = NWBHDF5IO(self.path, "r", load_namespaces=True)
                 self._nwb = self._io.read()
             except Exception as error:  # pynwb and hdmf raise whatever the file's oddity leads to
-                raise SourceError(
-                    f"pynwb cannot read it: {type(error).__name__}: {error}",
-                    file=self.path,
-                    remedy="run `pynwb-validate` on it, or open it with the tool that wrote it and export it again",
-                ) from error
+                problem, remedy = _why_unreadable(error)
+                raise SourceError(problem, file=self.path, remedy=remedy) from error
         self.warn(*(f"pynwb: {w.message}" for w in caught if "cached namespace" not in str(w.message)))
 
     def close(self) -> None:
@@ -119,15 +121,21 @@ class Recording:
         return {
             "identifier": nwb.identifier,
             "session_id": nwb.session_id or nwb.identifier,
-            "subject": {name: _plain(value) for name, value in known.items() if value},
+            "subject": {name: plain(value) for name, value in known.items() if value},
             "session_start": nwb.session_start_time.isoformat(),
             "timestamps_reference_time": nwb.timestamps_reference_time.isoformat(),
         }
 
     @cached_property
     def modalities(self) -> tuple[str, ...]:
-        """What there is to convert, of spikes, behavior and lfp, in this order."""
-        return tuple(name for name in MODALITIES if (self._has_spikes if name == "spikes" else self._found(name)))
+        """What there is to convert of spikes, behavior, lfp, ophys and events, in this order; video only when asked."""
+        return tuple(name for name in MODALITIES if self.has(name))
+
+    def has(self, modality: str) -> bool:
+        """Says whether there is anything of a modality, or any series at or below a path such as ``acquisition/x``."""
+        if modality == "spikes":
+            return self._has_spikes
+        return bool(self._found(modality)) or (modality == "events" and bool(getattr(self._nwb, "events", None)))
 
     @cached_property
     def contents(self) -> str:
@@ -146,11 +154,29 @@ class Recording:
             SourceError: the table is damaged.
         """
         try:
-            return read_units(self._nwb.units, self.path)
+            trains = read_units(self._nwb.units, self.path, self._time_scale)
         except OSError as error:
             raise SourceError(
                 f"the Units table cannot be read: {error}", file=self.path, remedy="the file is damaged; copy it again"
             ) from error
+        doubt = self._why_not_seconds(trains)
+        if doubt:
+            self.warn(f"units: {doubt}: in ms or samples? time_scale mends that (1/1000; 1/30000 of samples at 30 kHz)")
+        return trains
+
+    def _why_not_seconds(self, trains: SpikeTrains) -> str | None:
+        """Says what makes one doubt that spike times are in seconds; a heuristic, and blind to few spikes."""
+        if len(trains) < 100:
+            return None
+        times, ends = trains.times, [each.stops.max() for each in self.intervals.values() if len(each.stops)]
+        ends += [trains.obs_intervals.max()] if trains.obs_intervals is not None else []
+        if not (times % NS_PER_S).any():
+            return "all spike times are whole seconds"
+        if ends and times[-1] > LATEST_SPIKE * max(ends) > 0:
+            return f"the last spike is at {times[-1] / NS_PER_S:.6g} s, all else ends at {max(ends) / NS_PER_S:.6g} s"
+        span = (times[-1] - times[0]) / NS_PER_S
+        rate = len(trains) / span / np.count_nonzero(trains.per_unit) if span else np.inf
+        return f"the units that fire do so at {rate:.2g} spikes/s" if rate < LOWEST_RATE else None
 
     @cached_property
     def units_table(self) -> dict[str, list[Any]]:
@@ -160,44 +186,106 @@ class Recording:
         if "electrode_group" in table.colnames:
             groups = table["electrode_group"][:]
             columns["electrode_group"] = [group.name for group in groups]
-            columns["location"] = [_plain(group.location) for group in groups]
+            columns["location"] = [plain(group.location) for group in groups]
         for name in ("location", "electrodes"):
             if name in table.colnames:
-                columns[name] = [_plain(value) for value in _cells(table[name])]
+                columns[name] = [plain(value) for value in cells_of(table[name])]
         return columns
 
     @cached_property
     def behavior(self) -> tuple[Series, ...]:
         """The behavior series, by path; angles know their circle."""
-        series = [self._series(found, _behavior_columns) for found in self._found("behavior")]
+        series = [self._series(found) for found in self._found("behavior")]
         return tuple(_on_its_circle(each) for each in _with_distinct_columns([s for s in series if s is not None]))
 
     @cached_property
-    def lfp(self) -> dict[str, Series]:
-        """The LFP series by field name: ``lfp`` where there is one, else ``lfp_<name>``."""
-        made = [(found.series.name, self._series(found, _electrodes)) for found in self._found("lfp")]
-        series = [(name, replace(each, kind="continuous")) for name, each in made if each is not None]
-        if len(series) == 1:
-            return {"lfp": series[0][1]}
-        fields: dict[str, Series] = {}
-        for name, each in series:
-            field = "lfp_" + re.sub(r"[^a-z0-9_]+", "_", name.lower())
-            same = sum(taken == field or re.fullmatch(rf"{field}_\d+", taken) is not None for taken in fields)
-            fields[f"{field}_{same + 1}" if same else field] = each
-        return fields
+    def events(self) -> tuple[Series, ...]:
+        """The annotations and events tables, by path; each label is a column."""
+        series = [self._labels(f.path, f.series.timestamps, f.series.data) for f in self._found("events")]
+        tables = getattr(self._nwb, "events", None) or {}
+        for name, table in sorted(tables.items()):
+            times = table["timestamp"].data
+            series.append(self._labels(f"events/{name}", times, [name] * len(times)))
+        return tuple(_with_distinct_columns([each for each in series if each is not None]))
+
+    def _labels(self, path: str, seconds: Any, labels: Any) -> Series | None:
+        """Makes a series of one column per label; of one for all, where labels are as many as prose has."""
+        name = path.rsplit("/", 1)[-1]
+        n = min(len(seconds), len(labels))
+        texts = [str(plain(label)) for label in labels[:n]]
+        known = sorted(set(texts))
+        if len(known) > MOST_LABELS:
+            self.warn(f"{path}: {len(known)} different labels are counted in one column")
+            texts, known = [name] * n, [name]
+        timeline = timeline_of_timestamps(seconds, n)
+        if timeline.n == 0:
+            self.warn(f"{path} left out: it has no usable timestamp")
+            return None
+        self.warn(*(f"{path}: {count} {what}" for what, count in timeline.notes.items()))
+        columns = tuple(name if label == name else f"{name}/{label}" for label in known)
+        is_label = np.array(texts)[:, None] == np.array(known)
+        return Series(path, self.path, columns, "count", "labels", is_label, timeline)
+
+    def fields_of(self, modality: str) -> dict[str, Series]:
+        """Gives the series of lfp, of ophys, or at and below a path in the file, each with a field of its own.
+
+        Returns:
+            field → series: the modality where there is one, else ``<modality>_<name>``; of a path, the series' names.
+        """
+        if modality not in self._fields_of:
+            found = [each for each in self._found(modality) if not isinstance(each.series, ImageSeries)]
+            made = [(each.series.name, self._series(each)) for each in found]
+            self._fields_of[modality] = _named(modality, [(name, each) for name, each in made if each is not None])
+        return self._fields_of[modality]
+
+    def videos_of(self, modality: str) -> dict[str, Video]:
+        """Gives the image series, all of them or those at and below a path, by field, named as `fields_of` does."""
+        if modality not in self._videos_of:
+            found = [each for each in self._found(modality) if isinstance(each.series, ImageSeries)]
+            made = [(each.series.name, self._video(each)) for each in found]
+            self._videos_of[modality] = _named(modality, [(name, each) for name, each in made if each is not None])
+        return self._videos_of[modality]
+
+    def _video(self, found: Found) -> Video | None:
+        """Makes the video of a pynwb ImageSeries; None, with a warning, where it cannot be placed in time."""
+        source = found.series
+        files = tuple(map(str, source.external_file[:])) if source.external_file is not None else ()
+        numbered = MOST_FRAMES if source.timestamps is None else len(source.timestamps)
+        n = len(source.data) if not files else getattr(source, "num_samples", None) or numbered
+        try:
+            timeline = self._timeline(found, n)
+        except (ValueError, TypeError, OSError) as error:
+            self.warn(f"{found.path} left out: {error}")
+            return None
+        data = None if files else source.data
+        if timeline.n == 0 or (data is not None and (0 in data.shape or data.dtype.kind not in "biuf")):
+            self.warn(f"{found.path} left out: it has no frames of numbers, or no usable timestamp")
+            return None
+        endless = n == MOST_FRAMES
+        if endless:
+            self.warn(f"{found.path}: the file does not say how many frames there are; their numbers go on to the end")
+        self.warn(*(f"{found.path}: {count} {what}" for what, count in timeline.notes.items()))
+        firsts = np.zeros(max(1, len(files)), np.int64) if source.starting_frame is None else source.starting_frame[:]
+        unit = source.unit or ""
+        return Video(found.path, self.path, unit, timeline, endless, data, files, np.asarray(firsts, np.int64))
 
     @cached_property
-    def trials(self) -> Trials | None:
-        """The trials table, or None."""
-        table = self._nwb.trials
-        if table is None:
-            return None
-        starts, stops = (np.asarray(table[name].data[:], dtype=np.float64) for name in ("start_time", "stop_time"))
-        rows = np.flatnonzero(starts < stops)
-        if len(rows) < len(starts):
-            self.warn(f"{len(starts) - len(rows)} trials have no usable start and stop")
-        rows = rows[np.argsort(starts[rows], kind="stable")]
-        return Trials(rows, to_ns(starts[rows]), to_ns(stops[rows]))
+    def intervals(self) -> dict[str, Intervals]:
+        """The tables of trials, epochs and other intervals, by name; invalid_times are none of them."""
+        nwb = self._nwb
+        tables = [nwb.trials, nwb.epochs, *(nwb.intervals or {}).values()]
+        return {
+            table.name: self._intervals(table)
+            for table in tables
+            if table is not None
+            and table.name != "invalid_times"
+            and {"start_time", "stop_time"} <= set(table.colnames)
+        }
+
+    def _intervals(self, table: Any) -> Intervals:
+        intervals, notes = read_intervals(table)
+        self.warn(*notes)
+        return intervals
 
     @cached_property
     def invalid_times(self) -> Int64:
@@ -211,8 +299,8 @@ class Recording:
         return intervals
 
     def unused(self) -> list[Found]:
-        """Lists the time series that belong to no modality."""
-        used = {id(found.series) for name in ("behavior", "lfp") for found in self._found(name)}
+        """Lists the time series that belong to no modality; a path may ask for them."""
+        used = {id(found.series) for name in MODALITIES[1:] for found in self._found(name)}
         return [found for found in self._all_series if id(found.series) not in used]
 
     @cached_property
@@ -228,22 +316,28 @@ class Recording:
         return list({id(each.series): each for each in sorted(found, key=lambda each: each.path)}.values())
 
     def _found(self, modality: str) -> list[Found]:
+        every = self._all_series
+        if "/" in modality:
+            return [f for f in every if f"{f.path}/".startswith(f"{modality.strip('/')}/")]
         if modality == "behavior":
-            return [f for f in self._all_series if isinstance(f.holder, BEHAVIOR_CONTAINERS) or _is_bare_spatial(f)]
-        electrical = [
-            f
-            for f in self._all_series
-            if isinstance(f.series, ElectricalSeries) and not isinstance(f.series, SpikeEventSeries)
-        ]
+            return [f for f in every if _is_behavior(f)]
+        if modality == "events":
+            return [f for f in every if isinstance(f.series, AnnotationSeries)]
+        if modality == "ophys":
+            return [f for f in every if _is_ophys(f)]
+        if modality == "video":
+            return [f for f in every if isinstance(f.series, ImageSeries)]
+        electrical = [f for f in every if modality == "lfp" and _is_voltage(f)]
         return [f for f in electrical if isinstance(f.holder, LFP)] or electrical
 
-    def _series(self, found: Found, columns_of: Any) -> Series | None:
+    def _series(self, found: Found) -> Series | None:
         """Makes the series of a pynwb TimeSeries; None, with a warning, where its data are of no use."""
-        source, data = found.series, found.series.data
+        source, data = found.series, self._time_first(found)
         shape: tuple[int, ...] = getattr(data, "shape", ())
         dtype = getattr(data, "dtype", np.dtype(object))
-        if not 1 <= len(shape) <= 2 or 0 in shape or dtype.kind not in "biuf":
-            self.warn(f"{found.path} left out: data of shape {tuple(shape)} and type {dtype} are no columns of numbers")
+        problem = self._missing_target(found) or _no_columns(shape, dtype)
+        if problem:
+            self.warn(f"{found.path} left out: {problem}")
             return None
         try:
             timeline = self._timeline(found, shape[0])
@@ -261,13 +355,16 @@ class Recording:
             self.warn(f"{found.path} left out: {np.size(scale)} channel_conversion values for data of shape {shape}")
             return None
         offset = float(source.offset or 0.0)
-        coded = dtype.kind == "b" or (dtype.kind in "iu" and np.all(scale == 1) and offset == 0)
+        plain_integers = dtype.kind in "iu" and bool(np.all(scale == 1)) and offset == 0
+        kind = _kind(found, dtype.kind == "b" or plain_integers)
+        if plain_integers and kind in ("voltage", "continuous"):
+            self.warn(f"{found.path}: integers with conversion 1.0 are taken as {source.unit}, and may be raw counts")
         return Series(
             path=found.path,
             file=self.path,
-            columns=columns_of(found, shape),
+            columns=_columns(found, shape),
             unit=source.unit or "",
-            kind="events" if isinstance(found.holder, BehavioralEvents) else "states" if coded else "continuous",
+            kind=kind,
             data=data,
             timeline=timeline,
             scale=scale,
@@ -275,11 +372,35 @@ class Recording:
             turn=_turn(found, shape),
         )
 
+    def _time_first(self, found: Found) -> Any:
+        """Gives a series' data with time on their first axis; the ROI table's length tells which that is."""
+        data: Any = found.series.data
+        n_rois = len(found.series.rois.data) if isinstance(found.series, RoiResponseSeries) else None
+        match getattr(data, "shape", ()):
+            case (rows, columns) if rows == n_rois != columns:
+                self.warn(f"{found.path}: its data are ROI by time and are turned")
+                return Transposed(data)
+        return data
+
+    def _missing_target(self, found: Found) -> str | None:
+        """Says where the data or timestamps should be, if they are links that lead nowhere."""
+        with contextlib.suppress(KeyError):
+            group = self._io._file[found.path]
+            for name in ("data", "timestamps"):
+                link = group.get(name, getlink=True)
+                if isinstance(link, (h5py.SoftLink, h5py.ExternalLink)) and group.get(name) is None:
+                    where = f"{link.filename}:{link.path}" if isinstance(link, h5py.ExternalLink) else link.path
+                    return f"its {name} are a link to {where}, which is not there"
+        return None
+
     def _timeline(self, found: Found, n_rows: int) -> Timeline:
         source = found.series
         if source.timestamps is None:
             return timeline_at_rate(n_rows, float(source.starting_time or 0.0), float(source.rate or np.nan))
         n_times = len(source.timestamps)
+        coarse = _float32_step(source.timestamps)
+        if coarse > 1e-4:
+            self.warn(f"{found.path}: timestamps stored as float32 are only known to {coarse:.2g} s")
         if n_times != n_rows:
             self.warn(f"{found.path}: {n_rows} rows of data but {n_times} timestamps; the rest is left out")
         return timeline_of_timestamps(source.timestamps, min(n_rows, n_times))
@@ -310,14 +431,36 @@ def _other_than_nwb2(path: Path) -> tuple[str | None, str]:
     try:
         with h5py.File(path, "r") as file:
             version = file.attrs.get("nwb_version", file["nwb_version"][()] if "nwb_version" in file else None)
+            is_nwb = "session_start_time" in file
     except (OSError, RuntimeError, KeyError) as error:
+        if isinstance(error, BlockingIOError) or "already open for" in str(error):
+            return "is locked by a program that is writing it", _UNLOCK
         return f"is a damaged HDF5 file: {error}", damaged
-    version = version.decode() if isinstance(version, bytes) else version
-    if version is None:
+    return _other_version_than_2(version, is_nwb)
+
+
+def _other_version_than_2(version: Any, is_nwb: bool) -> tuple[str | None, str]:
+    if version is None and not is_nwb:
         return "is an HDF5 file but not NWB: it has no nwb_version", "convert it to NWB 2 with pynwb or NeuroConv first"
-    if str(version).startswith(("1", "NWB-1", "0")):
-        return f"is NWB {version}, which is not NWB 2", "convert it to NWB 2 first"
+    told = version.decode(errors="replace") if isinstance(version, bytes) else version
+    major = re.match(r"(?:NWB-)?(\d+)\.", told) if isinstance(told, str) else None
+    if major is None:
+        problem = "has no nwb_version attribute" if version is None else f"has a malformed nwb_version: {version!r}"
+        return problem, "give its root the attribute nwb_version, a string such as '2.7.0', with h5py"
+    if int(major[1]) < 2:
+        return f"is NWB {told}, which is not NWB 2", "convert it to NWB 2 first"
     return None, ""
+
+
+def _why_unreadable(error: Exception) -> tuple[str, str]:
+    """Gives what pynwb complains of, without its dump of the file's inside, and what to do about it."""
+    extension = re.search(r"'([\w-]+)' not a namespace", str(error))
+    if extension:
+        name = extension[1]
+        return f"it uses the extension {name}, whose definition is not in it", f"install it: pip install {name}"
+    told = re.sub(r"(?s)^\((.*?) GroupBuilder .*(due to:? |: )", r"\1: ", str(error))
+    problem = f"pynwb cannot read it: {type(error).__name__}: {told[-300:]}"
+    return problem, "run `pynwb-validate` on it, or open it with the tool that wrote it and export it again"
 
 
 def _series_in(path: str, place: str, holder: Any, item: Any) -> Iterator[Found]:
@@ -329,8 +472,64 @@ def _series_in(path: str, place: str, holder: Any, item: Any) -> Iterator[Found]
                 yield from _series_in(f"{path}/{name}", place, item, child)
 
 
-def _is_bare_spatial(found: Found) -> bool:
-    return isinstance(found.series, SpatialSeries) and found.holder is None
+def _is_behavior(found: Found) -> bool:
+    """Says whether a series is of behavior: by its container, its type, or, a plain one, by its module's name."""
+    plain = type(found.series) is TimeSeries and found.place == "behavior"
+    return isinstance(found.holder, BEHAVIOR_CONTAINERS) or isinstance(found.series, SpatialSeries) or plain
+
+
+def _is_voltage(found: Found) -> bool:
+    return isinstance(found.series, ElectricalSeries) and not isinstance(found.series, SpikeEventSeries)
+
+
+def _is_ophys(found: Found) -> bool:
+    photometry = found.series.neurodata_type == "FiberPhotometryResponseSeries"  # an extension's, often not installed
+    return isinstance(found.series, RoiResponseSeries) or photometry
+
+
+def _kind(found: Found, coded: bool) -> Literal["voltage", "events", "states", "continuous"]:
+    if _is_voltage(found):
+        return "voltage"
+    if isinstance(found.holder, BehavioralEvents):
+        return "events"
+    return "states" if coded and not _is_ophys(found) else "continuous"
+
+
+def _no_columns(shape: tuple[int, ...], dtype: np.dtype[Any]) -> str | None:
+    if not 1 <= len(shape) <= 2 or 0 in shape or dtype.kind not in "biuf":
+        return f"data of shape {tuple(shape)} and type {dtype} are no columns of numbers"
+    return None
+
+
+def _float32_step(times: Any) -> float:
+    """Gives the distance (s) of neighbouring float32 numbers at the last of some times; 0 for wider types."""
+    if getattr(times, "dtype", None) != np.float32 or len(times) == 0:
+        return 0.0
+    return float(np.spacing(np.abs(np.float32(times[len(times) - 1]))))
+
+
+def _named(modality: str, made: list[tuple[str, AnySeries]]) -> dict[str, AnySeries]:
+    """Gives series fields: of a modality its name, with the series' where there are several; of a path the series'."""
+    prefix = "" if "/" in modality else f"{modality}_"
+    fields: dict[str, AnySeries] = {}
+    for series_name, each in made:
+        name = modality if prefix and len(made) == 1 else prefix + field_name(series_name)
+        same = sum(taken == name or re.fullmatch(rf"{name}_\d+", taken) is not None for taken in fields)
+        fields[f"{name}_{same + 1}" if same else name] = each
+    return fields
+
+
+def field_name(name: str) -> str:
+    """Makes a name that a field may have: lower-case letters, digits and single underscores between them."""
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "series"
+
+
+def _columns(found: Found, shape: tuple[int, ...]) -> tuple[str, ...]:
+    if isinstance(found.series, ElectricalSeries):
+        return _rows_named(found.series.electrodes, shape)
+    if isinstance(found.series, RoiResponseSeries):
+        return _rows_named(found.series.rois, shape)
+    return _behavior_columns(found, shape)
 
 
 def _behavior_columns(found: Found, shape: tuple[int, ...]) -> tuple[str, ...]:
@@ -342,10 +541,9 @@ def _behavior_columns(found: Found, shape: tuple[int, ...]) -> tuple[str, ...]:
     return tuple(f"{name}_{axis}" for axis in ("xyz"[:n_columns] if spatial else range(n_columns)))
 
 
-def _electrodes(found: Found, shape: tuple[int, ...]) -> tuple[str, ...]:
-    """Names channels by their electrodes' ids; by number where the file does not say one for each."""
+def _rows_named(region: Any, shape: tuple[int, ...]) -> tuple[str, ...]:
+    """Names columns by the ids of the electrodes or ROIs; by number where the file does not say one for each."""
     n_columns = shape[1] if len(shape) == 2 else 1
-    region = found.series.electrodes
     rows = [] if region is None else [int(row) for row in region.data[:]]
     if len(rows) != n_columns:
         return tuple(str(channel) for channel in range(n_columns))
@@ -380,23 +578,3 @@ def _on_its_circle(series: Series) -> Series:
     if not high - low <= series.turn * (1 + 1e-6):
         return replace(series, turn=None)
     return replace(series, lowest=0.0 if low >= 0 else min(low, -series.turn / 2))
-
-
-def _cells(column: Any) -> Iterator[Any]:
-    """Gives a table column's cells as stored: a ragged region's as the row numbers it points to."""
-    if not hasattr(column, "target"):
-        yield from column.data[:]
-        return
-    values, stop = column.target.data, 0
-    for end in column.data[:]:
-        start, stop = stop, int(end)
-        yield values[start:stop]
-
-
-def _plain(value: Any) -> Any:
-    """Makes a cell plain JSON."""
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    if hasattr(value, "isoformat"):
-        return value.isoformat()
-    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value

@@ -213,6 +213,26 @@ def _regular_runs(times: Int64, period: float) -> tuple[Fraction | None, tuple[R
     return None, ()
 
 
+class Transposed:
+    """A (columns, time) dataset seen with time first: what a `Series` asks of its data, and no more.
+
+    Args:
+        stored: 2-D sliceable dataset.
+    """
+
+    def __init__(self, stored: Any) -> None:
+        self._stored = stored
+        self.shape: tuple[int, ...] = stored.shape[::-1]
+        self.dtype: np.dtype[Any] = stored.dtype
+        self.chunks = stored.chunks[::-1] if getattr(stored, "chunks", None) else None
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> npt.NDArray[Any]:
+        return np.ascontiguousarray(self._stored[:, rows].T)
+
+
 @dataclass
 class Series:
     """One series of a recording: ``value = data · conversion (· channel conversion) + offset``, on its timeline.
@@ -221,7 +241,8 @@ class Series:
         path: where it is in the file; file: the file, for errors.
         columns: names of its columns.
         unit: unit of the values.
-        kind: "continuous", "states" (boolean or integer-coded: a value holds until the next) or "events".
+        kind: "continuous", "voltage" (electrical), "states" (boolean or integer-coded: a value holds until the next),
+            "events", or "labels" (events of which each column marks one kind).
         data: sliceable dataset (rows, …) with `columns` columns.
         scale: float64, scalar or (columns,); offset: float.
         turn: a full turn in `unit` where values are angles, which are averaged on the circle; else None.
@@ -262,6 +283,8 @@ class Series:
         if way in ("bin_mean", "count"):
             bins = grid.bin_of(self.timeline.between(low, high)) - first
             counts = np.bincount(bins, minlength=stop - first)
+            if way == "count" and self.kind == "labels":
+                return self._label_counts(low, high, bins, counts)
             if way == "count":
                 return np.repeat(counts[:, None].astype(np.float64), len(self.columns), axis=1)
             return self._bin_mean(low, high, bins, counts)
@@ -272,6 +295,13 @@ class Series:
         times = (self.timeline.between(low, high) - grid.start_of(first)).astype(np.float64)
         at = self._linear if way == "linear" else self._previous
         return at(times, centres, self.values(low, high), max_gap, high == self.timeline.n)
+
+    def _label_counts(self, low: int, high: int, bins: Int64, counts: Int64) -> Float64:
+        sums = np.zeros((len(counts), len(self.columns)))
+        if low < high:
+            filled = np.flatnonzero(counts)
+            sums[filled] = np.add.reduceat(self.values(low, high), np.searchsorted(bins, filled))
+        return sums
 
     def _bin_mean(self, low: int, high: int, bins: Int64, counts: Int64) -> Float64:
         means = np.full((len(counts), len(self.columns)), np.nan)

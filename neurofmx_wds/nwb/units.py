@@ -6,6 +6,7 @@ Knows the table's layout and the clock; nothing of windows' purpose or of other 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import SourceError
-from .clock import MAX_NS, Grid, Int64, intersection, intervals_of, no_intervals, to_ns, usable
+from .clock import MAX_NS, Grid, Int64, intersection, intervals_of, no_intervals, to_ns, union, usable
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class SpikeTrains:
         unsorted_units: ids of the units whose times had to be sorted.
         obs_intervals: int64 (n, 2), ns, the union of all units' observation intervals; None where the table has none.
         bad_obs_intervals: how many observation intervals were left out: NaN, or stop before start.
+        unit_intervals: each unit's own observation intervals (as obs_intervals), where they differ; else None.
+        duplicates: how many spikes are at the very ns of another of their unit; they are counted like any other.
     """
 
     times: Int64
@@ -37,6 +40,8 @@ class SpikeTrains:
     unsorted_units: tuple[int, ...]
     obs_intervals: Int64 | None
     bad_obs_intervals: int
+    unit_intervals: tuple[Int64, ...] | None = None
+    duplicates: int = 0
 
     def __len__(self) -> int:
         return len(self.times)
@@ -62,13 +67,29 @@ class SpikeTrains:
         spikes = self.within(start, stop)
         return self.times[spikes] - start, self.units[spikes].copy()
 
+    def observed(self, grid: Grid, first: int, stop: int) -> npt.NDArray[np.bool_]:
+        """Says which of the bins [first, stop) lie wholly in a unit's own observation intervals.
+
+        Returns:
+            bool (stop − first, n_units); all True where units do not differ.
+        """
+        if self.unit_intervals is None:
+            return np.ones((stop - first, len(self.ids)), dtype=bool)
+        whole = np.zeros((stop - first, len(self.ids)), dtype=bool)
+        start_ns, stop_ns = grid.start_of(first), grid.start_of(stop)
+        for unit, intervals in enumerate(self.unit_intervals):
+            near = intervals[(intervals[:, 1] > start_ns) & (intervals[:, 0] < stop_ns)]
+            for a, b in grid.whole_bins(near):
+                whole[max(a - first, 0) : max(b - first, 0), unit] = True
+        return whole
+
     @cached_property
     def per_unit(self) -> list[int]:
         """Number of valid spikes of each unit."""
         return [int(n) for n in np.bincount(self.units, minlength=len(self.ids))]
 
 
-def read_units(table: Any, file: str) -> SpikeTrains:
+def read_units(table: Any, file: str, time_scale: Fraction = Fraction(1)) -> SpikeTrains:
     """Reads the spike times of a pynwb Units table.
 
     Times (s) become integer ns. NaN, negative and unrepresentable ones are dropped and counted; unsorted units are
@@ -77,12 +98,14 @@ def read_units(table: Any, file: str) -> SpikeTrains:
     Args:
         table: ``NWBFile.units``, with a ``spike_times`` column.
         file: the file's path, for errors.
+        time_scale: seconds in one unit of the table's times.
 
     Raises:
         SourceError: the ragged column's index does not fit its data.
     """
     ids = tuple(int(i) for i in table.id[:])
     seconds, ends = _ragged(table, "spike_times", len(ids), file)
+    seconds = seconds * time_scale.numerator / time_scale.denominator
     units = np.repeat(np.arange(len(ids), dtype=np.int32), np.diff(ends, prepend=0))
     reasons = {
         "NaN": np.isnan(seconds),
@@ -94,20 +117,32 @@ def read_units(table: Any, file: str) -> SpikeTrains:
     backwards = (np.diff(seconds) < 0) & (np.diff(units) == 0)
     times = to_ns(seconds)
     order = np.argsort(times, kind="stable")
-    observed, bad = None, 0
-    if "obs_intervals" in table.colnames:
-        intervals, _ = _ragged(table, "obs_intervals", len(ids), file)
-        intervals = intervals.reshape(-1, 2)
-        observed, bad = intervals_of(intervals[:, 0], intervals[:, 1])
+    observed, bad = _observation(table, len(ids), file, time_scale)
+    everywhere = union(observed)
+    differ = any(not np.array_equal(intervals, everywhere) for intervals in observed)
+    grouped = times[np.lexsort((times, units))] if backwards.any() else times  # units ascend in the table already
+    same = (np.diff(grouped) == 0) & (np.diff(units) == 0)
     return SpikeTrains(
         times=times[order],
         units=units[order],
         ids=ids,
         invalid={reason: int(hits.sum()) for reason, hits in reasons.items() if hits.any()},
         unsorted_units=tuple(ids[row] for row in np.unique(units[1:][backwards])),
-        obs_intervals=observed if observed is not None and len(observed) else None,
+        obs_intervals=everywhere if len(everywhere) else None,
         bad_obs_intervals=bad,
+        unit_intervals=observed if differ else None,
+        duplicates=int(same.sum()),
     )
+
+
+def _observation(table: Any, n_units: int, file: str, time_scale: Fraction) -> tuple[tuple[Int64, ...], int]:
+    """Reads each unit's observation intervals, none where there is no such column, and counts the unusable ones."""
+    if "obs_intervals" not in table.colnames:
+        return (), 0
+    values, ends = _ragged(table, "obs_intervals", n_units, file)
+    pairs = values.reshape(-1, 2) * time_scale.numerator / time_scale.denominator
+    read = [intervals_of(*pairs[low:high].T) for low, high in zip(np.r_[0, ends[:-1]], ends, strict=True)]
+    return tuple(intervals for intervals, _ in read), sum(bad for _, bad in read)
 
 
 def _ragged(table: Any, column: str, n_rows: int, file: str) -> tuple[npt.NDArray[np.float64], Int64]:
@@ -150,7 +185,8 @@ def bulk(times: Int64) -> slice:
     """
     if len(times) == 0:
         return slice(0, 0)
-    low, high = times[len(times) // 10], times[-1 - len(times) // 10]
+    distinct = times[np.diff(times, prepend=times[0] - 1) > 0]  # else a third of sentinels would be no strays
+    low, high = distinct[len(distinct) // 10], distinct[-1 - len(distinct) // 10]
     margin = max(86_400 * 10**9, 20 * (int(high) - int(low)))
     first, stop = np.searchsorted(times, [int(low) - margin, int(high) + margin + 1])
     return slice(int(first), int(stop))

@@ -1,6 +1,7 @@
 """What the conversion asks of a source of samples, and how one is found for a file.
 
-Knows the contract, not the formats: NWB is read in `.nwb`, arrays in `.arrays`, each imported on use.
+Knows the contract, not the formats: NWB is read in `.nwb`, arrays in `.arrays`, those along time in `.time_major`, each
+imported on use.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from ...errors import SourceError
 FORMATS = ("auto", "nwb", "npz", "npy")
 BEHAVIOR_METHODS = ("auto", "bin_mean", "linear", "previous", "count")
 LFP_METHODS = ("auto", "native", "bin_mean", "linear")
+SPIKE_FORMATS = ("dense", "ragged", "both")
+NS_PER_S = 1_000_000_000
 
 _BY_SUFFIX = {".nwb": "nwb", ".npz": "npz", ".npy": "npy"}
 _BY_SIGNATURE = {b"\x89HDF\r\n\x1a\n": "nwb", b"PK\x03\x04": "npz", b"\x93NUMPY": "npy"}
@@ -31,18 +34,30 @@ class SourceConfig:
 
     Args:
         format: "auto" (by suffix, else by the file's first bytes), "nwb", "npz" or "npy".
-        modalities: which to convert; the first decides where windows can be. None: all that a file has, in the order
-            spikes, behavior, lfp.
+        modalities: which to convert; the first decides where windows can be: spikes, behavior, lfp, ophys, events, or
+            the path of a series or group in the file, such as "acquisition/photodiode", whose series get fields of
+            their own names. None: all of these that a file has, in this order. "video" must be asked for: the frames
+            in the file, or the numbers of those in the files that it names.
         bin_size_ms: bin width in ms. A float means its decimal digits (0.1 is a tenth); a string or Fraction may be any
             rational ("100/3").
         sequence_length: bins in a window.
         overlap: shared part of neighbouring windows, in [0, 1).
         spike_dtype: dtype of spike counts: float32, or another float or integer type.
-        behavior_method: one of `BEHAVIOR_METHODS`. lfp_method: one of `LFP_METHODS`.
+        spike_format: "dense" (counts in bins, field ``spikes``), "ragged" (fields ``spike_times``, int64 ns from the
+            window's start on, and ``spike_units``, int32 column numbers) or "both".
+        time_scale: seconds in one unit of the Units table's times, where a file does not keep to NWB: 0.001 where they
+            are in ms, "1/30000" where they are samples at 30 kHz.
+        behavior_method: one of `BEHAVIOR_METHODS`, for behavior and all else but events and electrical series.
+        lfp_method: one of `LFP_METHODS`, for electrical series.
         max_gap_s: a longer step (s) between samples of a series is a gap, which nothing is interpolated across.
         field: name of the field that an .npy file becomes.
+        rate, timestamps: the first dimension of arrays is time, at this rate (samples/s) from 0 s on, or at the times
+            (s) in the npz's array of this name; they are cut into windows like a recording. Neither: it counts samples.
         intervals: (start, stop) pairs in s; windows stay inside them. None: no limit.
         origin_ns: start of bin 0, ns.
+        align: name of a table of intervals ("trials", "epochs", …): one window for each of its rows, from `before_s` to
+            `after_s` around the time in its column `event`. The event is then the start of bin 0, and these two, whole
+            numbers of bins, decide the `sequence_length`. None: windows all along the recording.
 
     Raises:
         ValueError: a value is out of range; the message names it.
@@ -60,13 +75,26 @@ class SourceConfig:
     field: str = "data"
     intervals: tuple[tuple[float, float], ...] | None = None
     origin_ns: int = 0
+    spike_format: str = "dense"
+    time_scale: float | str | Fraction = 1.0
+    align: str | None = None
+    event: str = "start_time"
+    before_s: float | str | Fraction = 0.0
+    after_s: float | str | Fraction = 1.0
+    rate: float | None = None
+    timestamps: str | None = None
 
     def __post_init__(self) -> None:
         if self.modalities is not None:
             object.__setattr__(self, "modalities", tuple(self.modalities))
         if self.intervals is not None:
             object.__setattr__(self, "intervals", tuple((float(a), float(b)) for a, b in self.intervals))
-        for name, choices in (("format", FORMATS), ("behavior_method", BEHAVIOR_METHODS), ("lfp_method", LFP_METHODS)):
+        for name, choices in (
+            ("format", FORMATS),
+            ("behavior_method", BEHAVIOR_METHODS),
+            ("lfp_method", LFP_METHODS),
+            ("spike_format", SPIKE_FORMATS),
+        ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(choices)}")
         for good, name, rule in (
@@ -76,37 +104,93 @@ class SourceConfig:
                 "must name at least one, each once",
             ),
             (self._bin_width() >= 1, "bin_size_ms", "must be a number of at least 0.000001 (1 ns)"),
+            (_is_positive(self.time_scale), "time_scale", "must be a positive number of seconds"),
             (_whole(self.sequence_length) and self.sequence_length >= 1, "sequence_length", "must be at least 1"),
             (0 <= self.overlap < 1, "overlap", "must be at least 0 and less than 1"),
             (_is_count_dtype(self.spike_dtype), "spike_dtype", "must be an integer or floating dtype"),
             (0 < self.max_gap_s < float("inf"), "max_gap_s", "must be a positive number of seconds"),
             (bool(self.field), "field", "must not be empty"),
+            (
+                self.rate is None or 0 < self.rate < float("inf"),
+                "rate",
+                "must be a positive number of samples per second",
+            ),
+            (self.rate is None or self.timestamps is None, "timestamps", "give these or a rate, not both"),
             (all(a < b for a, b in self.intervals or ()), "intervals", "each must be (start, stop) with start < stop"),
             (_whole(self.origin_ns), "origin_ns", "must be a whole number of nanoseconds"),
         ):
             if not good:
                 raise ValueError(f"{name}={getattr(self, name)!r}: {rule}")
+        if self.align is not None:
+            self._check_aligned()
+
+    def _check_aligned(self) -> None:
+        if self.origin_ns:
+            raise ValueError(f"origin_ns={self.origin_ns!r}: where windows are aligned to an event, it is the origin")
+        for name in ("before_s", "after_s"):
+            if not self._whole_bins(getattr(self, name)):
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be seconds that make a whole number of bins")
+        if self.bins_before + self.bins_after < 1:
+            raise ValueError(f"after_s={self.after_s!r}: windows must end after they begin")
+        object.__setattr__(self, "sequence_length", self.bins_before + self.bins_after)
+
+    def _whole_bins(self, seconds: float | str | Fraction) -> bool:
+        try:
+            return (_number(seconds) * NS_PER_S / self.bin_width_ns).denominator == 1
+        except ValueError:
+            return False
+
+    @property
+    def bins_before(self) -> int:
+        """Bins from an aligned window's start to its event; negative where it begins after it."""
+        return int(_number(self.before_s) * NS_PER_S / self.bin_width_ns)
+
+    @property
+    def bins_after(self) -> int:
+        """Bins from an aligned window's event to its end."""
+        return int(_number(self.after_s) * NS_PER_S / self.bin_width_ns)
 
     def _bin_width(self) -> Fraction:
         try:
             return self.bin_width_ns
-        except (ValueError, ZeroDivisionError):
+        except ValueError:
             return Fraction(0)
 
     @property
     def bin_width_ns(self) -> Fraction:
         """Bin width in ns: exact, an integer wherever it is one."""
-        size = self.bin_size_ms
-        return (size if isinstance(size, Fraction) else Fraction(str(size))) * 1_000_000
+        return _number(self.bin_size_ms) * 1_000_000
+
+    @property
+    def seconds_per_time(self) -> Fraction:
+        """`time_scale`, exact."""
+        return _number(self.time_scale)
 
     def to_json(self) -> dict[str, Any]:
         """Gives the configuration as plain JSON values; a Fraction becomes its string, which reads back alike."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         values["modalities"] = None if self.modalities is None else list(self.modalities)
         values["intervals"] = None if self.intervals is None else [list(pair) for pair in self.intervals]
-        if isinstance(self.bin_size_ms, Fraction):
-            values["bin_size_ms"] = str(self.bin_size_ms)
-        return values
+        return {name: str(value) if isinstance(value, Fraction) else value for name, value in values.items()}
+
+
+def _number(value: float | str | Fraction) -> Fraction:
+    """Gives a number exactly as its digits say.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return value if isinstance(value, Fraction) else Fraction(str(value))
+    except ZeroDivisionError:
+        raise ValueError(f"{value!r} is no number") from None
+
+
+def _is_positive(value: float | str | Fraction) -> bool:
+    try:
+        return _number(value) > 0
+    except ValueError:
+        return False
 
 
 def _whole(value: Any) -> bool:
@@ -160,9 +244,14 @@ def open_source(path: str | os.PathLike[str], config: SourceConfig) -> Source:
     """
     kind = _format_of(Path(path)) if config.format == "auto" else config.format
     if kind == "nwb":
-        from .nwb import NWBSource
+        from ...nwb.recording import Recording
+        from .nwb import RecordingSource
 
-        return NWBSource(path, config)
+        return RecordingSource(Recording(path, config.seconds_per_time), config)
+    if config.rate is not None or config.timestamps is not None:
+        from .time_major import TimeMajorSource
+
+        return TimeMajorSource(path, config)
     from .arrays import ArraySource
 
     return ArraySource(path, config)

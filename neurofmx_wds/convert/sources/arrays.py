@@ -47,7 +47,7 @@ class _PackedRows:
         return np.frombuffer(data, self.dtype).reshape(count, *self.shape[1:])
 
 
-_Rows = npt.NDArray[Any] | _PackedRows
+Rows = npt.NDArray[Any] | _PackedRows
 
 
 class ArraySource:
@@ -80,7 +80,7 @@ class ArraySource:
         told = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         return SourceError(f"cannot be read: {told}", file=self.path, remedy=_DAMAGED)
 
-    def _open(self, config: SourceConfig) -> dict[str, _Rows]:
+    def _open(self, config: SourceConfig) -> dict[str, Rows]:
         with open(self.path, "rb") as stream:
             zipped = stream.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
         if config.format == ("npy" if zipped else "npz"):
@@ -118,12 +118,12 @@ class ArraySource:
         except FieldError as error:
             raise SourceError(error.problem, file=self.path, member=error.member, remedy=error.remedy) from error
 
-    def _npy(self, name: str) -> _Rows:
+    def _npy(self, name: str) -> Rows:
         with open(self.path, "rb") as stream:
             header = self._header(name, stream, os.path.getsize(self.path))
         return self._mapped(self.path, *header)
 
-    def _member(self, name: str, member: str) -> _Rows:
+    def _member(self, name: str, member: str) -> Rows:
         """A stored member is mapped where it lies; a deflated one is read forward."""
         info = self._zip.getinfo(member)
         with self._zip.open(info) as stream:
@@ -181,6 +181,11 @@ class ArraySource:
                 remedy="cut them to one length, or pick some with modalities",
             )
         return next(iter(lengths.values()))
+
+    @property
+    def arrays(self) -> dict[str, Rows]:
+        """The arrays, by field: sliceable along their first dimension."""
+        return self._arrays
 
     def describe(self) -> SourceDescription:
         """Says how many rows there are, and of what."""

@@ -1,4 +1,4 @@
-"""NWB recordings as a source of windows: spikes, behavior and LFP of the same bins, side by side.
+"""NWB recordings as a source of windows: spikes, behavior and other series of the same bins, side by side.
 
 Decides where windows are and which way each series goes onto the grid; knows nothing of shards.
 """
@@ -6,23 +6,45 @@ Decides where windows are and which way each series goes onto the grid; knows no
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from ...errors import SourceError
-from ...nwb.clock import NS_PER_S, Grid, Int64, Windows, difference, intersection, intervals_of, stride_of, union
-from ...nwb.recording import MODALITIES, Recording
+from ...nwb.clock import (
+    NS_PER_S,
+    Aligned,
+    Grid,
+    Int64,
+    Windows,
+    difference,
+    intersection,
+    intervals_of,
+    stride_of,
+    to_ns,
+    union,
+    usable,
+)
+from ...nwb.recording import MODALITIES, Recording, field_name
 from ...nwb.series import BLOCK_BYTES, Float64, Series
 from ...nwb.units import support_of
+from ...nwb.video import Video
 from . import SourceConfig, SourceDescription
 
+if TYPE_CHECKING:
+    from .time_major import ArrayRecording
+
 Fields = dict[str, npt.NDArray[Any]]
+#: Modalities whose series are columns of one field; those of the others have fields of their own.
+JOINED = ("behavior", "events")
+#: How the names of fields begin that a series' own name must not be taken for.
+RESERVED = ("spikes", "spike_", "metadata", *JOINED)
 
 
 @dataclass(frozen=True)
@@ -31,34 +53,36 @@ class Plan:
 
     Attributes:
         modalities: what is converted; the first one's support decides.
-        windows: the windows, in segments of whole bins.
+        windows: the windows, in segments of whole bins, or each around an event.
+        valid: int64 (n, 2), ns, where windows may be.
         rule: how the support was found.
         dropped: windows that there are not, by reason.
     """
 
     modalities: tuple[str, ...]
-    windows: Windows
+    windows: Windows | Aligned
+    valid: Int64
     rule: str
     dropped: dict[str, int]
 
 
-class NWBSource:
-    """The windows of one NWB recording.
+class RecordingSource:
+    """The windows of one recording.
 
     Args:
-        path: the .nwb file.
+        recording: an open NWB file, or arrays along time.
         config: bins, windows and ways.
 
     Raises:
-        SourceError: the file cannot be read, or lacks a modality that was asked for.
+        SourceError: the file lacks a modality that was asked for.
     """
 
-    def __init__(self, path: str | os.PathLike[str], config: SourceConfig) -> None:
-        self.recording = Recording(path)
+    def __init__(self, recording: Recording | ArrayRecording, config: SourceConfig) -> None:
+        self.recording = recording
         self.config = config
         self.grid = Grid(config.bin_width_ns, config.origin_ns)
         self._max_gap = config.max_gap_s * NS_PER_S
-        self._name = Path(path).name
+        self._name = Path(recording.path).name
 
     def close(self) -> None:
         """Closes the file."""
@@ -74,32 +98,67 @@ class NWBSource:
             "outside the intervals given": support,
             "in invalid_times": support,
         }
-        hull = np.array([[support[0, 0], support[-1, 1]]]) if len(support) else support
         if self.config.intervals is not None:
             given, _ = intervals_of(*np.array(self.config.intervals).T.reshape(2, -1))
             stages["outside the intervals given"] = intersection([support, given])
-        stages["in invalid_times"] = difference(stages["outside the intervals given"], self.recording.invalid_times)
-        before, dropped = len(self._windows(hull)), {}
+        valid = stages["in invalid_times"] = difference(
+            stages["outside the intervals given"], self.recording.invalid_times
+        )
+        before, dropped = self._most_windows(support), {}
         for reason, intervals in stages.items():
             left = len(self._windows(intervals))
             dropped[reason] = max(0, before - left)
             before = left
-        windows = self._windows(stages["in invalid_times"])
-        dropped["segment shorter than a window"] = windows.counts().count(0)
-        return Plan(modalities, windows, rule, {reason: n for reason, n in dropped.items() if n})
+        windows = self._windows(valid)
+        if isinstance(windows, Windows):
+            dropped["segment shorter than a window"] = windows.counts().count(0)
+        else:
+            dropped[f"{self.config.event} is no time"] = self._events[1]
+        return Plan(modalities, windows, valid, rule, {reason: n for reason, n in dropped.items() if n})
 
-    def _windows(self, intervals: Int64) -> Windows:
+    def _windows(self, intervals: Int64) -> Windows | Aligned:
+        if self.config.align is not None:
+            return self._events[0].within(intervals)
         length = self.config.sequence_length
         return Windows(tuple(self.grid.whole_bins(intervals)), length, stride_of(length, self.config.overlap))
 
+    def _most_windows(self, support: Int64) -> int:
+        """Counts the windows that there would be if nothing between the support's ends kept them from being there."""
+        if self.config.align is not None:
+            return len(self._events[0])
+        return len(self._windows(np.array([[support[0, 0], support[-1, 1]]]))) if len(support) else 0
+
+    @cached_property
+    def _events(self) -> tuple[Aligned, int]:
+        """The windows around all events, by row, and how many rows have no usable time.
+
+        Raises:
+            SourceError: the recording has no such table, or that no such column of times.
+        """
+        config, tables = self.config, self.recording.intervals
+        table = tables.get(config.align or "")
+        seconds = None if table is None else table.times(config.event)
+        if table is None:
+            self._refuse(f"there is no table {config.align} in it to align to", tables)
+        if seconds is None:
+            self._refuse(f"{config.align} has no column {config.event} of times", table.cells)
+        rows = np.flatnonzero(usable(seconds))
+        aligned = Aligned(rows, to_ns(seconds[rows]), self.grid.width, -config.bins_before, config.sequence_length)
+        return aligned, len(seconds) - len(rows)
+
+    def _refuse(self, problem: str, there_are: Iterable[str]) -> NoReturn:
+        told = f"{problem}; it has {', '.join(there_are) or 'none'}"
+        remedy = "align to a table that it has, and a column of one time in seconds per row"
+        raise SourceError(told, file=self.recording.path, remedy=remedy)
+
     def _modalities(self) -> tuple[str, ...]:
         asked, present = self.config.modalities, self.recording.modalities
-        missing = [name for name in asked or () if name not in present]
-        if missing or not present:
+        missing = [name for name in asked or () if not self.recording.has(name)]
+        if missing or not (asked or present):
             raise SourceError(
                 f"there is no {' and no '.join(missing or MODALITIES)} in it; it has {self.recording.contents}",
                 file=self.recording.path,
-                remedy="ask for modalities that it has" if missing else "nothing in it can be converted yet",
+                remedy="ask for modalities that it has, or for series by their path in the file",
             )
         return asked or present
 
@@ -109,22 +168,61 @@ class NWBSource:
             if stray:
                 self.recording.warn(f"{stray} spikes more than a day away from the others do not stretch the support")
             return support, rule
-        series = self.recording.behavior if modality == "behavior" else self.recording.lfp.values()
-        supports = [each.timeline.support(self._max_gap) for each in series]
+        timelines = [each.timeline for each in self._series_of(modality)]
+        timelines += [each.timeline for each in self._videos_of(modality).values() if not each.endless]
+        if modality == "events":
+            ends = [int(times.between(k, k + 1)[0]) for times in timelines for k in (0, times.n - 1)]
+            return union([np.array([[min(ends), max(ends) + 1]])] if ends else []), "first to last event"
+        supports = [times.support(self._max_gap) for times in timelines]
         return union(supports), f"where any {modality} series has samples, cut at gaps over {self.config.max_gap_s} s"
+
+    def _series_of(self, modality: str) -> list[Series]:
+        joined = {"behavior": lambda: self.recording.behavior, "events": lambda: self.recording.events}
+        if modality in joined:
+            return list(joined[modality]())
+        return [] if modality == "spikes" else list(self.recording.fields_of(modality).values())
+
+    def _videos_of(self, modality: str) -> dict[str, Video]:
+        return {} if modality in (*JOINED, "spikes") else self.recording.videos_of(modality)
+
+    @cached_property
+    def _videos(self) -> dict[str, Video]:
+        """The videos, by field; the path is its name where the short one is taken."""
+        fields: dict[str, Video] = {}
+        for modality in self.plan.modalities:
+            for name, each in self._videos_of(modality).items():
+                taken = name in fields or name in self._separate or name.startswith(RESERVED)
+                fields[field_name(each.path) if taken else name] = each
+        return fields
+
+    def _joined(self, modality: str) -> list[Series]:
+        """The series that are columns of one field, behavior or events, where that is asked for."""
+        return self._series_of(modality) if modality in self.plan.modalities else []
+
+    @cached_property
+    def _separate(self) -> dict[str, Series]:
+        """The series that have a field of their own, by field; the path is its name where the short one is taken."""
+        fields: dict[str, Series] = {}
+        for modality in self.plan.modalities:
+            if modality not in (*JOINED, "spikes"):
+                for name, each in self.recording.fields_of(modality).items():
+                    taken = name.removesuffix("_mask") in fields or name.startswith(RESERVED)
+                    fields[field_name(each.path) if taken and each.path != f"/{name}" else name] = each
+        return fields
+
+    @cached_property
+    def _all_series(self) -> list[Series]:
+        every = [*self._joined("behavior"), *self._separate.values(), *self._joined("events")]
+        return list({each.path: each for each in every}.values())
 
     @cached_property
     def _ways(self) -> dict[str, str]:
         """How each series (by path) goes onto the grid."""
-        behavior = {s.path: self._behavior_way(s) for s in self._series("behavior").values()}
-        return behavior | {s.path: self._lfp_way(s) for s in self._series("lfp").values()}
+        return {s.path: self._lfp_way(s) if s.kind == "voltage" else self._other_way(s) for s in self._all_series}
 
-    def _series(self, modality: str) -> dict[str, Series]:
-        if modality not in self.plan.modalities:
-            return {}
-        return self.recording.lfp if modality == "lfp" else {each.path: each for each in self.recording.behavior}
-
-    def _behavior_way(self, series: Series) -> str:
+    def _other_way(self, series: Series) -> str:
+        if series.kind == "labels":
+            return "count"
         if self.config.behavior_method != "auto":
             return self.config.behavior_method
         if series.kind != "continuous":
@@ -149,24 +247,24 @@ class NWBSource:
 
     @cached_property
     def _masked(self) -> frozenset[str]:
-        """Which LFP fields can miss samples in this recording's windows, told by time alone."""
-        return frozenset(f for f, each in self._series("lfp").items() if not self._whole(each))
+        """Which fields of their own can miss samples in this recording's windows, told by time alone."""
+        return frozenset(f for f, each in self._separate.items() if not self._whole(each))
 
     def _whole(self, series: Series) -> bool:
         if self._ways[series.path] != "native":
             return False
         windows, n = self.plan.windows, self._native_length(series)
+        if isinstance(windows, Aligned):
+            grids = (windows.grid(i) for i in range(len(windows)))
+            return all(series.native_covers(_start(grid, windows.first), n) for grid in grids)
         return all(
             any(
-                run.first <= series.native_start(self._start(first), run)
-                and series.native_start(self._start(stop - windows.length), run) + n <= run.first + run.n
+                run.first <= series.native_start(_start(self.grid, first), run)
+                and series.native_start(_start(self.grid, stop - windows.length), run) + n <= run.first + run.n
                 for run in series.timeline.runs
             )
             for first, stop in windows.spans()
         )
-
-    def _start(self, k: int) -> Any:
-        return self.grid.origin + k * self.grid.width
 
     def describe(self) -> SourceDescription:
         """Counts the windows and says what is in them.
@@ -181,24 +279,14 @@ class NWBSource:
         length = self.config.sequence_length
         fields: dict[str, dict[str, Any]] = {}
         if "spikes" in self.plan.modalities:
-            ids = [str(i) for i in self.recording.spikes.ids]
-            dtype = np.dtype(self.config.spike_dtype).name
-            fields["spikes"] = {"dtype": dtype, "shape": [length, len(ids)], "unit": "count", "columns": ids}
-        series = list(self._series("behavior").values())
-        if series:
-            units = [each.unit for each in series for _ in each.columns]
-            columns = [column for each in series for column in each.columns]
-            fields["behavior"] = {
-                "dtype": "float32",
-                "shape": [length, len(columns)],
-                "unit": units[0] if len(set(units)) == 1 else "various",
-                "columns": columns,
-                "units": units,
-                "ways": [self._ways[each.path] for each in series for _ in each.columns],
-                "paths": [each.path for each in series],
-            }
-            fields["behavior_mask"] = _mask_of(fields["behavior"])
-        for field, each in self._series("lfp").items():
+            fields |= self._spike_fields()
+        for modality in JOINED:
+            series = self._joined(modality)
+            if series:
+                fields[modality] = self._joined_field(series)
+                if modality == "behavior":  # a count is never missing
+                    fields["behavior_mask"] = _mask_of(fields["behavior"])
+        for field, each in self._separate.items():
             native = self._ways[each.path] == "native"
             rate = each.timeline.rate if native else NS_PER_S / self.grid.width
             fields[field] = {
@@ -212,7 +300,45 @@ class NWBSource:
             }
             if field in self._masked:
                 fields[f"{field}_mask"] = _mask_of(fields[field])
+        for field, video in self._videos.items():
+            fields |= self._video_fields(field, video)
         return fields
+
+    def _video_fields(self, field: str, video: Video) -> dict[str, dict[str, Any]]:
+        length, paths = self.config.sequence_length, [video.path]
+        if video.data is None:
+            about = {"unit": "number", "columns": ["file", "frame"], "paths": paths, "files": list(video.files)}
+            return {f"{field}_frame": {"dtype": "int64", "shape": [length, 2], **about}}
+        shape, dtype = [length, *video.data.shape[1:]], video.data.dtype.name
+        mask = {"dtype": "bool", "shape": [length], "unit": ""}
+        return {field: {"dtype": dtype, "shape": shape, "unit": video.unit, "paths": paths}, f"{field}_mask": mask}
+
+    def _spike_fields(self) -> dict[str, dict[str, Any]]:
+        length, trains = self.config.sequence_length, self.recording.spikes
+        ids = [str(i) for i in trains.ids]
+        fields: dict[str, dict[str, Any]] = {}
+        if self.config.spike_format != "ragged":
+            dtype = np.dtype(self.config.spike_dtype).name
+            fields["spikes"] = {"dtype": dtype, "shape": [length, len(ids)], "unit": "count", "columns": ids}
+        if trains.unit_intervals is not None:
+            fields["spikes_mask"] = {"dtype": "bool", "shape": [length, len(ids)], "unit": "", "columns": ids}
+        if self.config.spike_format != "dense":
+            fields["spike_times"] = {"dtype": "int64", "shape": [None], "unit": "ns"}
+            fields["spike_units"] = {"dtype": "int32", "shape": [None], "unit": "column", "columns": ids}
+        return fields
+
+    def _joined_field(self, series: list[Series]) -> dict[str, Any]:
+        units = [each.unit for each in series for _ in each.columns]
+        columns = [column for each in series for column in each.columns]
+        return {
+            "dtype": "float32",
+            "shape": [self.config.sequence_length, len(columns)],
+            "unit": units[0] if len(set(units)) == 1 else "various",
+            "columns": columns,
+            "units": units,
+            "ways": [self._ways[each.path] for each in series for _ in each.columns],
+            "paths": [each.path for each in series],
+        }
 
     def _report(self) -> dict[str, Any]:
         plan, recording = self.plan, self.recording
@@ -221,10 +347,12 @@ class NWBSource:
             "size_bytes": os.path.getsize(recording.path),
             **recording.identity,
             "support_rule": plan.rule,
-            "segments": [[self.grid.start_of(a), self.grid.start_of(b)] for a, b in plan.windows.segments],
+            "segments": self._segments(),
             "windows": {"emitted": len(plan.windows), "dropped": plan.dropped},
-            "bins_in_tails": plan.windows.tail_bins(),
+            "bins_in_tails": plan.windows.tail_bins() if isinstance(plan.windows, Windows) else 0,
         }
+        if self.config.align is not None:
+            report["aligned_to"] = f"{self.config.align}/{self.config.event}"
         if "spikes" in plan.modalities:
             report["units"] = recording.units_table
             report["spikes"] = self._spike_account()
@@ -238,22 +366,42 @@ class NWBSource:
                 "regularity": each.timeline.regularity,
                 "gaps": each.timeline.gaps(self._max_gap),
             }
-            for modality in ("behavior", "lfp")
-            for each in self._series(modality).values()
+            for each in self._all_series
         ]
-        report["unused"] = [found.path for found in recording.unused()]
+        report["videos"] = [
+            {"path": each.path, "frames": None if each.endless else each.timeline.n, "files": list(each.files)}
+            for each in self._videos.values()
+        ]
+        taken = {s.path for s in self._all_series} | {video.path for video in self._videos.values()}
+        report["unused"] = [found.path for found in recording.unused() if found.path not in taken]
+        report["intervals"] = {name: len(table.rows) for name, table in recording.intervals.items()}
         if not len(plan.windows):
             recording.warn("no window fits: the recording's segments are shorter than sequence_length bins")
         report["warnings"] = list(recording.warnings)
         return report
 
+    def _segments(self) -> list[list[int]]:
+        windows = self.plan.windows
+        if isinstance(windows, Aligned):
+            return self.plan.valid.tolist()
+        return [[self.grid.start_of(a), self.grid.start_of(b)] for a, b in windows.segments]
+
+    def _covered(self) -> Int64:
+        """Gives what the windows cover, overlaps once: int64 (n, 2), ns."""
+        windows = self.plan.windows
+        if isinstance(windows, Aligned):
+            return union([windows.spans()])
+        return np.array([[*map(self.grid.start_of, span)] for span in windows.spans()], np.int64).reshape(-1, 2)
+
     def _spike_account(self) -> dict[str, int]:
         trains = self.recording.spikes
-        spans = [trains.within(*map(self.grid.start_of, span)) for span in self.plan.windows.spans()]
+        spans = [trains.within(start, stop) for start, stop in self._covered().tolist()]
         binned, invalid = sum(each.stop - each.start for each in spans), sum(trains.invalid.values())
         self.recording.warn(*(f"units: {n} spike times dropped: {reason}" for reason, n in trains.invalid.items()))
         if trains.unsorted_units:
             self.recording.warn(f"units: spike times were out of order and sorted: {list(trains.unsorted_units)}")
+        if trains.duplicates:
+            self.recording.warn(f"units: {trains.duplicates} spikes at the very time of another of their unit; kept")
         if trains.bad_obs_intervals:
             self.recording.warn(f"units: {trains.bad_obs_intervals} obs_intervals have no usable start and stop")
         return {
@@ -267,8 +415,11 @@ class NWBSource:
         """Gives the windows [start, stop) in order.
 
         Yields:
-            (fields, metadata): spikes (L, n_units); behavior float32 (L, columns) and behavior_mask, bool; lfp float32
-            (n, channels), with lfp_mask where this recording's windows can miss samples.
+            (fields, metadata), as `describe` says: spikes (L, n_units), spikes_mask where the units' observation
+            intervals differ; spike_times and spike_units (n_spikes,); behavior float32 (L, columns) and behavior_mask,
+            bool; events float32 (L, labels); series with a field of their own float32 (n, columns), with a mask where
+            this recording's windows can miss samples; a video's frame shown at each bin's centre, as stored, (L, …)
+            and its mask (L,), or, of a video in other files, int64 (L, 2): number of the file, of the frame in it.
 
         Raises:
             IndexError: there are no such windows.
@@ -277,78 +428,106 @@ class NWBSource:
         windows = self.plan.windows
         if not 0 <= start <= stop <= len(windows):
             raise IndexError(f"windows [{start}, {stop}) of {len(windows)} in {self.recording.path}")
-        for index, first, n in windows.runs(start, stop, self._windows_per_block()):
-            block = self._block(first, first + (n - 1) * windows.stride + windows.length)
+        for index, grid, first, n in self._runs(start, stop):
+            stride = windows.stride if isinstance(windows, Windows) else 0
+            block = self._block(grid, first, first + (n - 1) * stride + windows.length)
             for w in range(n):
-                low = w * windows.stride
+                low = w * stride
                 yield (
                     {name: rows[low : low + windows.length].copy() for name, rows in block.items()}
-                    | self._native(first + low),
-                    self._metadata(index + w, first + low),
+                    | self._in_window(grid, first + low),
+                    self._metadata(index + w, grid, first + low),
                 )
 
-    def _windows_per_block(self) -> int:
+    def _runs(self, start: int, stop: int) -> Iterator[tuple[int, Grid, int, int]]:
+        """Gives pieces of consecutive windows on one grid: first window, grid, its first bin there, number of them."""
         windows = self.plan.windows
+        if isinstance(windows, Aligned):
+            yield from ((i, windows.grid(i), windows.first, 1) for i in range(start, stop))
+            return
         widths = [len(self.recording.spikes.ids)] if "spikes" in self.plan.modalities else []
-        widths += [len(s.columns) for m in ("behavior", "lfp") for s in self._series(m).values()]
-        bins = BLOCK_BYTES // (8 * max(1, sum(widths)))
-        return max(1, (bins - windows.length) // windows.stride + 1)
+        bins = BLOCK_BYTES // (8 * max(1, sum(widths) + sum(len(each.columns) for each in self._all_series)))
+        most = max(1, (bins - windows.length) // windows.stride + 1)
+        yield from ((index, self.grid, first, n) for index, first, n in windows.runs(start, stop, most))
 
-    def _block(self, first: int, stop: int) -> Fields:
-        """Gives all fields that are on the grid, for bins [first, stop)."""
+    def _block(self, grid: Grid, first: int, stop: int) -> Fields:
+        """Gives all fields that are on the grid, for its bins [first, stop)."""
         fields: Fields = {}
         if "spikes" in self.plan.modalities:
-            fields["spikes"] = self._counts(first, stop)
-        series = self._series("behavior").values()
-        if series:
-            values = np.concatenate([self._on_grid(each, first, stop) for each in series], axis=1)
-            fields["behavior"], fields["behavior_mask"] = values.astype(np.float32), ~np.isnan(values)
-        for field, each in self._series("lfp").items():
+            if self.config.spike_format != "ragged":
+                fields["spikes"] = self._counts(grid, first, stop)
+            if self.recording.spikes.unit_intervals is not None:
+                fields["spikes_mask"] = self.recording.spikes.observed(grid, first, stop)
+        for modality in JOINED:
+            series = self._joined(modality)
+            if series:
+                values = np.concatenate([self._on_grid(each, grid, first, stop) for each in series], axis=1)
+                fields[modality] = values.astype(np.float32)
+                if modality == "behavior":
+                    fields["behavior_mask"] = ~np.isnan(values)
+        for field, each in self._separate.items():
             if self._ways[each.path] != "native":
-                values = self._on_grid(each, first, stop)
+                values = self._on_grid(each, grid, first, stop)
                 fields[field], fields[f"{field}_mask"] = values.astype(np.float32), ~np.isnan(values)
         return fields
 
-    def _on_grid(self, series: Series, first: int, stop: int) -> Float64:
-        return series.on_grid(self._ways[series.path], self.grid, first, stop, self._max_gap)
+    def _on_grid(self, series: Series, grid: Grid, first: int, stop: int) -> Float64:
+        return series.on_grid(self._ways[series.path], grid, first, stop, self._max_gap)
 
-    def _counts(self, first: int, stop: int) -> npt.NDArray[Any]:
-        counts = self.recording.spikes.counts(self.grid, first, stop)
+    def _counts(self, grid: Grid, first: int, stop: int) -> npt.NDArray[Any]:
+        counts = self.recording.spikes.counts(grid, first, stop)
         cast = counts.astype(self.config.spike_dtype)
         if not np.array_equal(cast, counts):
             k, unit = np.unravel_index(int(counts.argmax()), counts.shape)
             raise SourceError(
                 f"{counts[k, unit]} spikes of unit {self.recording.spikes.ids[unit]} in the bin at "
-                f"{self.grid.start_of(first + int(k)) / NS_PER_S} s do not fit {self.config.spike_dtype}",
+                f"{grid.start_of(first + int(k)) / NS_PER_S} s do not fit {self.config.spike_dtype}",
                 file=self.recording.path,
                 member="spikes",
                 remedy="use a wider spike_dtype (float32 is the default) or smaller bins",
             )
         return cast
 
-    def _native(self, k: int) -> Fields:
-        """Gives the fields at their own rate, and their masks, of the window that starts at bin k."""
+    def _in_window(self, grid: Grid, k: int) -> Fields:
+        """Gives the fields that are not on the grid, and their masks, of the window that starts at bin k."""
         fields: Fields = {}
-        for field, each in self._series("lfp").items():
+        if "spikes" in self.plan.modalities and self.config.spike_format != "dense":
+            ends = grid.start_of(k), grid.start_of(k + self.config.sequence_length)
+            fields["spike_times"], fields["spike_units"] = self.recording.spikes.ragged(*ends)
+        for field, each in self._separate.items():
             if self._ways[each.path] == "native":
-                fields[field] = each.native(self._start(k), self._native_length(each))
+                fields[field] = each.native(_start(grid, k), self._native_length(each))
                 if field in self._masked:
                     fields[f"{field}_mask"] = ~np.isnan(fields[field])
+        for field, video in self._videos.items():
+            shown = video.shown(grid, k, k + self.config.sequence_length, self._max_gap)
+            if video.data is None:
+                fields[f"{field}_frame"] = video.in_files(shown)
+            else:
+                fields[field], fields[f"{field}_mask"] = video.frames(shown), shown >= 0
         return fields
 
-    def _metadata(self, index: int, k: int) -> dict[str, Any]:
-        start = self.grid.start_of(k)
+    def _metadata(self, index: int, grid: Grid, k: int) -> dict[str, Any]:
+        start, windows = grid.start_of(k), self.plan.windows
         metadata: dict[str, Any] = {
             "session_id": self.recording.identity["session_id"],
             "source": self._name,
             "window_index": index,
             "t_start_ns": start,
-            "t_stop_ns": self.grid.start_of(k + self.config.sequence_length),
-            "bin_ns": self.grid.to_json(),
+            "t_stop_ns": grid.start_of(k + self.config.sequence_length),
+            "bin_ns": grid.to_json(),
         }
-        if self.recording.trials is not None:
-            metadata["trial"] = self.recording.trials.at(start)
+        if isinstance(windows, Aligned):
+            metadata["event_ns"] = grid.origin
+        for table in self.recording.intervals.values():
+            aligned = isinstance(windows, Aligned) and table.name == self.config.align
+            row = int(windows.rows[index]) if isinstance(windows, Aligned) and aligned else table.at(start)
+            metadata |= table.metadata(row)
         return metadata
+
+
+def _start(grid: Grid, k: int) -> Fraction:
+    return grid.origin + k * grid.width
 
 
 def _mask_of(field: dict[str, Any]) -> dict[str, Any]:

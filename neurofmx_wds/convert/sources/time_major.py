@@ -1,0 +1,187 @@
+"""Arrays in .npz and .npy files whose first dimension is time, as a source of windows.
+
+Sees arrays as the series of a recording; knows nothing of shards.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import SourceError
+from ...nwb.clock import no_intervals
+from ...nwb.series import Series, Timeline, timeline_at_rate, timeline_of_timestamps
+from ...nwb.tables import Intervals
+from ...nwb.units import SpikeTrains
+from ...nwb.video import Video
+from . import SourceConfig, SourceDescription
+from .arrays import ArraySource, Rows
+from .nwb import RecordingSource
+
+
+class _Frames:
+    """An array seen as rows of numbers: what a `Series` asks of its data, and no more."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        self.shape = (rows.shape[0], math.prod(rows.shape[1:]))
+        self.dtype = rows.dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        if isinstance(rows, slice):
+            start, stop, _ = rows.indices(len(self))
+            return np.asarray(self._rows[start:stop]).reshape(stop - start, self.shape[1])
+        low = int(rows.min())
+        return np.asarray(self[low : int(rows.max()) + 1][rows - low])
+
+
+class ArrayRecording:
+    """Arrays along time, seen as a recording of nothing but series; a modality is a slash and an array's name.
+
+    Args:
+        path: the .npz or .npy file.
+        config: its `rate` or `timestamps` say when the rows are.
+
+    Raises:
+        SourceError: the file cannot be read, or has no such timestamps, or arrays that hold no numbers.
+    """
+
+    behavior: tuple[Series, ...] = ()
+    events: tuple[Series, ...] = ()
+    spikes = SpikeTrains(no_intervals()[:, 0], np.empty(0, np.int32), (), {}, (), None, 0)
+    invalid_times = no_intervals()
+
+    def __init__(self, path: str | os.PathLike[str], config: SourceConfig) -> None:
+        self.path = os.fspath(path)
+        self.warnings: list[str] = []
+        self.intervals: dict[str, Intervals] = {}
+        self.units_table: dict[str, list[Any]] = {}
+        asked = config.modalities and (*config.modalities, *filter(None, [config.timestamps]))
+        self._source = ArraySource(path, replace(config, modalities=asked))
+        try:
+            arrays = dict(self._source.arrays)
+            timeline = self._timeline(arrays.pop(config.timestamps or "", None), config)
+            self.shapes = {name: tuple(rows.shape[1:]) for name, rows in arrays.items()}
+            self._series = {name: self._series_of(name, rows, timeline) for name, rows in arrays.items()}
+        except BaseException:
+            self._source.close()
+            raise
+
+    def _timeline(self, seconds: Rows | None, config: SourceConfig) -> Timeline:
+        n = self._source.describe().n_samples
+        try:
+            if config.rate is not None:
+                return timeline_at_rate(n, 0.0, config.rate)
+            if seconds is None or len(seconds.shape) != 1 or seconds.dtype.kind not in "iuf":
+                raise ValueError("there is no array of timestamps of this name, one number for each row")
+            timeline = timeline_of_timestamps(np.asarray(seconds[0:n]), n)
+        except ValueError as error:
+            remedy = "name the npz's array of times in seconds, or give a rate"
+            raise SourceError(str(error), file=self.path, member=config.timestamps, remedy=remedy) from error
+        self.warn(*(f"{config.timestamps}: {count} {what}" for what, count in timeline.notes.items()))
+        return timeline
+
+    def _series_of(self, name: str, rows: Rows, timeline: Timeline) -> Series:
+        if rows.dtype.kind not in "biuf" or 0 in rows.shape or timeline.n == 0:
+            problem = f"its {rows.dtype} of shape {rows.shape} at {timeline.n} usable times are no series of numbers"
+            raise SourceError(problem, file=self.path, member=name, remedy="leave it out with modalities")
+        columns = tuple(map(str, range(math.prod(rows.shape[1:]))))
+        kind = "states" if rows.dtype.kind == "b" else "voltage"
+        return Series(f"/{name}", self.path, columns, "", kind, _Frames(rows), timeline)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The session is the file."""
+        return {"session_id": Path(self.path).stem}
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The arrays."""
+        return tuple(f"/{name}" for name in self._series)
+
+    @property
+    def contents(self) -> str:
+        """What there is, in words, for errors."""
+        return ", ".join(self._series)
+
+    def has(self, modality: str) -> bool:
+        """Says whether there is such an array."""
+        return modality in self.modalities
+
+    def fields_of(self, modality: str) -> dict[str, Series]:
+        """Gives an array as the series of its field."""
+        name = modality.removeprefix("/")
+        return {name: self._series[name]}
+
+    def videos_of(self, modality: str) -> dict[str, Video]:
+        """Gives nothing: an array of frames is a series like any other."""
+        return {}
+
+    def unused(self) -> list[Any]:
+        """Lists nothing: arrays are left out only when others are asked for."""
+        return []
+
+    def warn(self, *lines: str) -> None:
+        """Notes what was left out or repaired, once each."""
+        self.warnings += [line for line in dict.fromkeys(lines) if line not in self.warnings]
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._source.close()
+
+
+class TimeMajorSource:
+    """The windows of arrays whose first dimension is time; each keeps its other dimensions.
+
+    Floats and integers keep their own rate where it is at least two samples a bin, else they are interpolated
+    (``lfp_method``); booleans hold until the next. A mask says where data is, where it may be missing.
+
+    Args:
+        path: the .npz or .npy file.
+        config: bins, windows and ways, and ``rate`` or ``timestamps``.
+
+    Raises:
+        SourceError: the file cannot be read, or lacks what was asked for.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], config: SourceConfig) -> None:
+        self._recording = ArrayRecording(path, config)
+        asked = config.modalities and tuple(f"/{name}" for name in config.modalities if name != config.timestamps)
+        self._windows = RecordingSource(self._recording, replace(config, modalities=asked or None))
+
+    def describe(self) -> SourceDescription:
+        """Counts the windows and says what is in them."""
+        described = self._windows.describe()
+        fields = {
+            name: {**about, "shape": [about["shape"][0], *self._shape_of(name)]}
+            for name, about in described.fields.items()
+        }
+        return replace(described, fields=fields)
+
+    def _shape_of(self, field: str) -> tuple[int, ...]:
+        shapes = self._recording.shapes
+        return shapes[field] if field in shapes else shapes[field.removesuffix("_mask")]
+
+    def read(self, start: int, stop: int) -> Iterator[tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]]:
+        """Gives the windows [start, stop) in order, float32 and bool.
+
+        Raises:
+            IndexError: there are no such windows.
+            SourceError: the file is damaged.
+        """
+        for fields, metadata in self._windows.read(start, stop):
+            yield {n: rows.reshape(len(rows), *self._shape_of(n)) for n, rows in fields.items()}, metadata
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._windows.close()

@@ -1,0 +1,117 @@
+"""Tables of an NWB file: intervals, such as trials, on the clock, and cells as plain JSON.
+
+Knows pynwb's columns and the clock; nothing of series or of what becomes of the intervals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from hdmf.common import DynamicTableRegion, VectorIndex
+from pynwb.base import TimeSeriesReferenceVectorData
+
+from .clock import Int64, to_ns
+
+#: Lists in cells up to this length become metadata of samples.
+MOST_IN_CELL = 64
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """A table of intervals, such as trials, on the clock.
+
+    Attributes:
+        name: the table's.
+        rows, starts, stops: row in the table, start and stop (int64 ns) of each usable interval, by start.
+        cells: column → the plain JSON values of its rows.
+    """
+
+    name: str
+    rows: Int64
+    starts: Int64
+    stops: Int64
+    cells: dict[str, list[Any]]
+
+    def at(self, time: int) -> int | None:
+        """Gives the row of the interval with start ≤ time < stop (ns), the last to start of several; or None."""
+        started = int(np.searchsorted(self.starts, time, side="right"))
+        running = np.flatnonzero(self.stops[:started] > time)
+        return int(self.rows[running[-1]]) if len(running) else None
+
+    def metadata(self, row: int | None) -> dict[str, Any]:
+        """Gives a row's number and cells, under the table's name in the singular: ``trial``, ``trial_<column>`` …"""
+        name = {"trials": "trial", "epochs": "epoch"}.get(self.name, self.name)
+        cells = {f"{name}_{column}": None if row is None else cells[row] for column, cells in self.cells.items()}
+        return {name: row, **cells}
+
+    def times(self, column: str) -> npt.NDArray[np.float64] | None:
+        """Gives a column of times (s), NaN where a row has none; None where the column is none of numbers."""
+        try:
+            times = np.array(self.cells[column], dtype=np.float64)
+        except (KeyError, TypeError, ValueError):
+            return None
+        return times if times.ndim == 1 else None
+
+
+def read_intervals(table: Any) -> tuple[Intervals, list[str]]:
+    """Reads a pynwb TimeIntervals table.
+
+    Returns:
+        The intervals, and what was left out of them, one line each.
+    """
+    starts, stops = (np.asarray(table[name].data[:], dtype=np.float64) for name in ("start_time", "stop_time"))
+    rows = np.flatnonzero(starts < stops)
+    notes = []
+    if len(rows) < len(starts):
+        notes.append(f"{len(starts) - len(rows)} {table.name} have no usable start and stop")
+    rows = rows[np.argsort(starts[rows], kind="stable")]
+    cells = {name: _plain_cells(table[name]) for name in table.colnames}
+    known = {name: values for name, values in cells.items() if values is not None}
+    if len(known) < len(cells):
+        left_out = ", ".join(sorted(cells.keys() - known))
+        notes.append(f"{table.name}: no metadata of {left_out}: references or long lists")
+    return Intervals(table.name, rows, to_ns(starts[rows]), to_ns(stops[rows]), known), notes
+
+
+def _plain_cells(column: Any) -> list[Any] | None:
+    """Gives a column's cells as plain JSON, NaN as None; None where they are references or long lists."""
+    values = getattr(column, "target", column)
+    if isinstance(values, (VectorIndex, DynamicTableRegion, TimeSeriesReferenceVectorData)):
+        return None
+    cells = [_without_nan(plain(cell)) for cell in cells_of(column)]
+    simple = all(isinstance(c, (str, bool, int, float, type(None))) or _is_short_list(c) for c in cells)
+    return cells if simple else None
+
+
+def _is_short_list(cell: Any) -> bool:
+    return isinstance(cell, list) and len(cell) <= MOST_IN_CELL
+
+
+def _without_nan(cell: Any) -> Any:
+    if isinstance(cell, list):
+        return [_without_nan(each) for each in cell]
+    return None if isinstance(cell, float) and not np.isfinite(cell) else cell
+
+
+def cells_of(column: Any) -> Iterator[Any]:
+    """Gives a table column's cells as stored: a ragged region's as the row numbers it points to."""
+    if not hasattr(column, "target"):
+        yield from column.data[:]
+        return
+    values, stop = column.target.data[:], 0
+    for end in column.data[:]:
+        start, stop = stop, int(end)
+        yield values[start:stop]
+
+
+def plain(value: Any) -> Any:
+    """Makes a cell plain JSON."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
