@@ -6,6 +6,7 @@ Knows only the package's public functions; holds no logic of its own.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import glob
 import os
 import re
@@ -17,7 +18,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .convert.sources import BEHAVIOR_METHODS, FORMATS, LFP_METHODS, SourceConfig
+from .convert.sources import BEHAVIOR_METHODS, FORMATS, LFP_METHODS, SPIKE_FORMATS, SourceConfig
 from .errors import NeurofmxError
 from .version import __version__
 
@@ -26,7 +27,10 @@ _CONVERT_EXAMPLES = """\
 examples:
   python -m neurofmx_wds convert -i session.nwb -o shards
   python -m neurofmx_wds convert -i data/*.nwb -o shards --bin-size-ms 20 --workers 4 --validate
+  python -m neurofmx_wds convert -i session.nwb -o shards --align trials --event cue_start_time --before 0.5 --after 2
   python -m neurofmx_wds convert -i arrays.npz -o shards --shard-size 500 --compression gz
+  python -m neurofmx_wds convert -i data/*.nwb -o sets --split train=0.8,val=0.1,test=0.1 --split-by subject
+  python -m neurofmx_wds convert -i new.nwb -o shards --append
 
 A run that was stopped goes on where it was when the same command is given again.
 Exit status: 0 all done; 1 a file or the output is at fault (what is good is converted); 2 wrong usage."""
@@ -84,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"neurofmx_wds {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
-    for add in (_add_convert, _add_info, _add_verify, _add_index, _add_demo):
+    for add in (_add_convert, _add_merge, _add_info, _add_verify, _add_index, _add_demo):
         command = add(commands)
         command.formatter_class = argparse.RawDescriptionHelpFormatter
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -111,12 +115,15 @@ def _add_convert(commands: Any) -> argparse.ArgumentParser:
     )
     add("-o", "--output", required=True, metavar="DIR", help="directory of the new dataset")
     add("--overwrite", action="store_true", help="replace what is in DIR, in one step, when all is done")
+    add("--dry-run", action="store_true", help="only look, and say what would be written: windows, shards, bytes")
     add("--workers", type=_positive, default=1, metavar="N", help="processes to work with; the result is the same (1)")
     add("--validate", action="store_true", help="afterwards read every byte, and compare samples with their sources")
     add("--format", choices=FORMATS, default=default.format, help="what the files are (auto: by name or first bytes)")
 
+    _add_ways(command)
     group = command.add_argument_group("shards")
     add = group.add_argument
+    add("--key-prefix", default="sample_", metavar="TEXT", help="what samples' keys begin with (sample_)")
     add("--shard-size", type=int, default=1000, metavar="N", help="samples per shard (1000)")
     add("--compression", choices=("none", "gz", "bz2", "xz"), default="none", help="of whole shards (none: fastest)")
 
@@ -127,7 +134,8 @@ def _add_convert(commands: Any) -> argparse.ArgumentParser:
         type=_names,
         metavar="A,B",
         default=default.modalities,
-        help="which to take, of spikes, behavior, lfp; the first decides where windows are (all that a file has)",
+        help="which to take: spikes, behavior, lfp, ophys, events, video, or paths of series in the file (the first "
+        "decides where windows are); or an npz's arrays (all)",
     )
     add(
         "--bin-size-ms",
@@ -154,6 +162,8 @@ def _add_convert(commands: Any) -> argparse.ArgumentParser:
         help="keep windows inside these seconds; may be given several times",
     )
     add("--spike-dtype", default=default.spike_dtype, metavar="DTYPE", help="of spike counts (float32), or e.g. uint8")
+    add("--spike-format", choices=SPIKE_FORMATS, default="dense", help="counts in bins, or each spike's time (dense)")
+    add("--time-scale", default=default.time_scale, metavar="S", help="seconds per unit of spike times (1), as 1/30000")
     add("--behavior-method", choices=BEHAVIOR_METHODS, default="auto", help="how behavior comes into the bins (auto)")
     add("--lfp-method", choices=LFP_METHODS, default="auto", help="how LFP does; native keeps its own rate (auto)")
     add(
@@ -164,53 +174,167 @@ def _add_convert(commands: Any) -> argparse.ArgumentParser:
         help="no interpolation over longer gaps (0.25)",
     )
 
+    group = command.add_argument_group("windows around events")
+    add = group.add_argument
+    add("--align", metavar="TABLE", help="one window for each row of a table of intervals, such as trials")
+    add("--event", default=default.event, metavar="COLUMN", help="its column of times to align to (start_time)")
+    add("--before", dest="before_s", default=default.before_s, metavar="S", help="seconds before the event (0)")
+    add("--after", dest="after_s", default=default.after_s, metavar="S", help="seconds after it (1)")
+
     group = command.add_argument_group("arrays")
-    group.add_argument("--field", default=default.field, metavar="NAME", help="name of an npy file's field (data)")
+    add = group.add_argument
+    add("--field", default=default.field, metavar="NAME", help="name of an npy file's field (data)")
+    add("--rate", type=float, metavar="HZ", help="rows are samples in time at this rate, to be cut into windows")
+    add("--timestamps", metavar="NAME", help="the npz's array with each row's time in seconds, instead of a rate")
     return command
 
 
+def _add_ways(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("growing, splitting, many machines")
+    one = group.add_mutually_exclusive_group()
+    one.add_argument("--append", action="store_true", help="add to the dataset in DIR, made with the same settings")
+    one.add_argument(
+        "--split",
+        type=_shares,
+        metavar="NAME=SHARE,…",
+        help="into several datasets, DIR/NAME each, such as train=0.8,val=0.1,test=0.1; no bin is in two",
+    )
+    one.add_argument(
+        "--task",
+        type=int,
+        metavar="I",
+        help="only make the share of task I (from 0) of a job array; the same command without --task, when all tasks "
+        "have ended, joins the shares",
+    )
+    group.add_argument("--tasks", type=_positive, metavar="N", help="how many tasks there are")
+    group.add_argument(
+        "--split-by",
+        choices=("session", "subject", "time"),
+        default="session",
+        help="what stays in one dataset; time: contiguous blocks with a window left out between them (session)",
+    )
+    group.add_argument("--dask", metavar="ADDRESS", help="work on the workers of this dask scheduler (extra: dask)")
+
+
 def _convert(options: argparse.Namespace) -> int:
-    from .convert.run import compare_with_sources, convert
+    from .convert.plan import ConversionPlan
     from .info import ShardedDatasetInfo
-    from .verify import verify
-    from .writer import DEFAULT_PATTERN, check_config
+    from .processes import dask_executor
 
     given = vars(options)
+    storage = {name: given[name] for name in ("shard_size", "compression", "key_prefix")}
     try:
         config = SourceConfig(**{f.name: given[f.name] for f in fields(SourceConfig) if f.name in given})
-        check_config(options.shard_size, DEFAULT_PATTERN, options.compression, "npy")
+        ConversionPlan((), config, **storage)
+        _check_ways(options)
     except ValueError as error:
         _refuse(options, error)
-    conversion = convert(
-        _files(options.input, options.format),
-        options.output,
-        config,
-        overwrite=options.overwrite,
-        workers=options.workers,
-        show_progress=True,
-        shard_size=options.shard_size,
-        compression=options.compression,
-    )
-    ShardedDatasetInfo(options.output).print_summary()
-    failures, problems = conversion.plan.failures, []
-    if options.validate:
-        problems = verify(options.output, deep=True, workers=options.workers).problems
-        problems += compare_with_sources(conversion, options.output)
-        if not problems:
-            print("\nvalidated: every byte was read, and samples compared with their sources")
+    files = _files(options.input, options.format)
+    with dask_executor(options.dask) if options.dask else contextlib.nullcontext() as executor:
+        pool = {"workers": options.workers, "executor": executor}
+        if options.dry_run:
+            return _dry_run(options, files, config, storage, pool)
+        if options.task is not None:
+            return _share(options, files, config, storage, pool)
+        conversions = _carry_out(options, files, config, storage, pool)
+    problems = []
+    for directory, conversion in conversions.items():
+        ShardedDatasetInfo(directory).print_summary()
+        problems += _validate(conversion, directory, options.workers) if options.validate else []
+    if options.validate and not problems:
+        print("\nvalidated: every byte was read, and samples compared with their sources")
     sys.stdout.flush()
-    if failures:
-        _say(f"\n{len(failures)} of {len(conversion.plan.entries)} files could not be converted:")
-    for failure in failures:
-        _say(f"error: {failure}")
+    failures = [failure for conversion in conversions.values() for failure in conversion.plan.failures]
+    _say_failures(failures, len(files))
     _say_problems(problems)
     return 1 if failures or problems else 0
+
+
+def _check_ways(options: argparse.Namespace) -> None:
+    if options.append and options.overwrite:
+        raise ValueError("append: not together with --overwrite")
+    if (options.task is None) != (options.tasks is None):
+        raise ValueError("task: goes together with --tasks")
+    if options.task is not None and not 0 <= options.task < options.tasks:
+        raise ValueError(f"task {options.task}: must be at least 0 and less than --tasks {options.tasks}")
+    if options.split:
+        from .convert.split import check_shares
+
+        check_shares(options.split)
+
+
+def _carry_out(options: argparse.Namespace, files: Any, config: Any, storage: Any, pool: Any) -> dict[str, Any]:
+    """The conversion asked for, by the directory of each dataset that it made."""
+    from .convert.merge import append
+    from .convert.run import convert
+    from .convert.split import convert_split
+
+    how = {**pool, **storage, "show_progress": True}
+    if options.append:
+        return {options.output: append(files, options.output, config, **how)}
+    how["overwrite"] = options.overwrite
+    if options.split:
+        made = convert_split(files, options.output, options.split, options.split_by, config, **how)
+        return {os.path.join(options.output, name): conversion for name, conversion in made.items()}
+    return {options.output: convert(files, options.output, config, **how)}
+
+
+def _validate(conversion: Any, directory: str, workers: int) -> list[Any]:
+    from .convert.run import compare_with_sources
+    from .verify import verify
+
+    return verify(directory, deep=True, workers=workers).problems + compare_with_sources(conversion, directory)
+
+
+def _dry_run(options: argparse.Namespace, files: Any, config: Any, storage: Any, pool: Any) -> int:
+    from .convert.estimate import estimate
+    from .convert.plan import ConversionPlan
+    from .convert.run import look_at
+    from .convert.split import split
+    from .info import human_size
+    from .processes import ordered_map
+
+    with ordered_map(**pool) as apply:
+        plan = ConversionPlan(look_at(files, config, apply, True), config, **storage)
+        plans = split(plan, options.split, options.split_by, apply) if options.split else {"": plan}
+        for name, part in plans.items():
+            found = estimate(part, apply)
+            print(f"{os.path.join(options.output, name)}: nothing is written; it would get")
+            for path, count, size in found.sources:
+                print(f"  {count:>10,} windows  {human_size(size):>10}  {path}")
+            packed = " before compression" if options.compression != "none" else ""
+            whole = f"{human_size(found.n_bytes):>10}{packed} in {found.n_shards:,} shards"
+            print(f"  {found.n_samples:>10,} windows  {whole}")
+            print(f"  memory: up to about {human_size(found.memory_bytes)} a worker, beside the libraries'")
+    sys.stdout.flush()
+    _say_failures(plan.failures, len(files))
+    return 1 if plan.failures else 0
+
+
+def _share(options: argparse.Namespace, files: Any, config: Any, storage: Any, pool: Any) -> int:
+    from .convert.run import write_share
+
+    numbers = {"task": options.task, "tasks": options.tasks, "overwrite": options.overwrite}
+    plan = write_share(files, options.output, config, **numbers, **pool, **storage, show_progress=True)
+    print(
+        f"task {options.task} of {options.tasks} is done; when all are, give this command without --task to join them"
+    )
+    sys.stdout.flush()
+    _say_failures(plan.failures, len(files))
+    return 1 if plan.failures else 0
+
+
+def _say_failures(failures: Sequence[Exception], total: int) -> None:
+    if failures:
+        _say(f"\n{len(failures)} of {total} files could not be converted:")
+    for failure in failures:
+        _say(f"error: {failure}")
 
 
 def _refuse(options: argparse.Namespace, error: ValueError) -> NoReturn:
     """Wrong usage: the message begins with the setting's name, which is the option's."""
     name = re.sub(r"^\w+", lambda found: "--" + found[0].replace("_", "-"), str(error))
-    options.usage_error(name.replace("--intervals", "--interval"))
+    options.usage_error(re.sub(r"^--(interval|before|after)(s|-s)", r"--\1", name))
     raise AssertionError  # argparse has left
 
 
@@ -229,6 +353,36 @@ def _expand(given: str, kind: str) -> Iterator[str]:
             yield from sorted(str(p) for p in Path(path).rglob("*") if p.suffix.lower() in suffixes and p.is_file())
         else:
             yield path
+
+
+def _add_merge(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        "merge",
+        help="several datasets → one",
+        description="Join datasets into a new one that holds their shards, without writing a tar again.",
+        epilog="example:\n  python -m neurofmx_wds merge monday tuesday -o both --repeat-keys",
+    )
+    command.set_defaults(run=_merge)
+    add = command.add_argument
+    add("datasets", nargs="+", metavar="DATASET", help="directories of shards, in the order wanted")
+    add("-o", "--output", required=True, metavar="DIR", help="directory of the new dataset")
+    add("--overwrite", action="store_true", help="replace what is in DIR, in one step")
+    ways = command.add_mutually_exclusive_group()
+    ways.add_argument("--link", dest="how", action="store_const", const="link", help="hard links: no space (default)")
+    ways.add_argument("--copy", dest="how", action="store_const", const="copy", help="copies, also across file systems")
+    command.set_defaults(how="link")
+    add("--repeat-keys", action="store_true", help="let the datasets have keys in common, instead of refusing it")
+    return command
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from .convert.merge import merge
+    from .info import ShardedDatasetInfo
+
+    given = {name: vars(options)[name] for name in ("how", "overwrite", "repeat_keys")}
+    merge(options.datasets, options.output, **given)
+    ShardedDatasetInfo(options.output).print_summary()
+    return 0
 
 
 def _add_info(commands: Any) -> argparse.ArgumentParser:
@@ -355,6 +509,16 @@ def _positive(text: str) -> int:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(","))
+
+
+def _shares(text: str) -> dict[str, float]:
+    try:
+        pairs = [(name.strip(), float(share)) for name, share in (part.split("=") for part in text.split(","))]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be like train=0.8,val=0.1,test=0.1, not {text!r}") from None
+    if len(dict(pairs)) < len(pairs):
+        raise argparse.ArgumentTypeError(f"names a share twice: {text!r}")
+    return dict(pairs)
 
 
 def _milliseconds(text: str) -> float | Fraction:

@@ -13,10 +13,10 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor, wait
 from typing import Any
 
-from .errors import OutputError
+from .errors import NeurofmxError, OutputError
 
 _UNKNOWN_WORKERS = 256
 
@@ -64,7 +64,9 @@ def _on(submit: Callable[..., Future[Any]], workers: int) -> OrderedMap:
                 jobs.append((item, submit(function, item)))
             while jobs:
                 yield _first_result(jobs)
-        except BrokenExecutor as error:
+        except Exception as error:
+            if not _is_loss(error):
+                raise
             raise OutputError(
                 f"a worker process died while {jobs[0][0] if jobs else item} was being made, or one after it",
                 remedy="perhaps memory ran out: run again with fewer workers, what is finished is kept; "
@@ -74,6 +76,37 @@ def _on(submit: Callable[..., Future[Any]], workers: int) -> OrderedMap:
             wait([job for _, job in jobs])  # what runs may still write somewhere
 
     return apply
+
+
+def _is_loss(error: Exception) -> bool:
+    """Whether an error tells of the workers, not of the work."""
+    lost = isinstance(error, (BrokenExecutor, CancelledError))
+    return lost or type(error).__module__.partition(".")[0] == "distributed"
+
+
+@contextlib.contextmanager
+def dask_executor(address: str) -> Iterator[Executor]:
+    """An executor that works on the workers of a dask cluster, which see the same files under the same names.
+
+    A worker that is lost is no loss: dask gives its work to another one.
+
+    Args:
+        address: of the scheduler, such as ``tcp://10.0.0.1:8786``.
+
+    Raises:
+        NeurofmxError: dask is not installed, or no scheduler answers there.
+    """
+    try:
+        import distributed
+    except ImportError as error:
+        raise NeurofmxError("dask is not installed", remedy="pip install 'neurofmx-wds[dask]'") from error
+    try:
+        client: Any = distributed.Client(address, set_as_default=False)  # type: ignore[no-untyped-call, unused-ignore]
+    except (OSError, ValueError) as error:
+        remedy = "start one with `dask scheduler`, and give the address that it prints"
+        raise NeurofmxError(f"no dask scheduler answers at {address}: {error}", remedy=remedy) from error
+    with client:
+        yield client.get_executor(pure=False)
 
 
 def _first_result(jobs: deque[tuple[Any, Future[Any]]]) -> Any:

@@ -134,7 +134,7 @@ def test_what_sources_agree_on_is_said_once_and_the_rest_of_each(tmp_path: Path)
     )
     for source, units in zip(summary["sources"], [3, 5], strict=True):
         assert source["fields"]["spikes"] == {"shape": [20, units], "columns": [str(100 + u) for u in range(units)]}
-        assert "behavior" not in source["fields"]
+        assert source["fields"]["behavior"] == {}
         assert source["spikes"]["total"] == source["spikes"]["binned"] + source["spikes"]["outside"]
 
 

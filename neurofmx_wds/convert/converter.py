@@ -19,7 +19,7 @@ from ..errors import OutputError, SourceError
 from ..fields import FieldFormat
 from ..processes import ordered_map
 from ..writer import DEFAULT_PATTERN, Compression
-from .plan import ConversionPlan, PlannedSource, report_of
+from .plan import DEFAULT_KEY_PREFIX, ConversionPlan, PlannedSource, report_of
 from .run import look_at, staging, write_plan
 from .sources import SourceConfig
 
@@ -46,6 +46,7 @@ class NWBToWebDatasetConverter:
         show_progress: show bars, on a terminal.
         shard_name_pattern: file name of a shard, with ``{shard_idx}``.
         field_format: how arrays are stored, ``"npy"`` or ``"pyd"``.
+        key_prefix: what the samples' keys begin with; their number follows.
         **options: the other settings of :class:`~neurofmx_wds.convert.sources.SourceConfig`, such as ``spike_dtype``.
 
     Raises:
@@ -74,6 +75,7 @@ class NWBToWebDatasetConverter:
         show_progress: bool = False,
         shard_name_pattern: str = DEFAULT_PATTERN,
         field_format: FieldFormat = "npy",
+        key_prefix: str = DEFAULT_KEY_PREFIX,
         **options: Any,
     ) -> None:
         config = SourceConfig(
@@ -85,7 +87,7 @@ class NWBToWebDatasetConverter:
         )
         self.output_dir = Path(output_dir)
         self.summary: dict[str, Any] = {}
-        self._plan = ConversionPlan((), config, shard_size, shard_name_pattern, compression, field_format)
+        self._plan = ConversionPlan((), config, shard_size, shard_name_pattern, compression, field_format, key_prefix)
         self._show_progress = show_progress
         self._done = False
         self._open = contextlib.ExitStack()

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import NeurofmxError, SourceError
-from ..fields import FieldFormat
+from ..errors import FieldError, NeurofmxError, SourceError
+from ..fields import FieldFormat, check_key
 from ..index import file_sha256
 from ..manifest import config_hash
 from ..version import CREATED_BY
 from ..writer import DEFAULT_PATTERN, Compression, check_config, shard_name
 from .sources import Source, SourceConfig, SourceDescription, open_source
 
+DEFAULT_KEY_PREFIX = "sample_"
 _FROM_SHARDS = ("dtype", "shape")
 
 
@@ -62,19 +64,36 @@ class FileState:
 
 @dataclass(frozen=True)
 class PlannedSource:
-    """A source and what it will give."""
+    """A source and what it will give.
+
+    Attributes:
+        file: the file, as it was found.
+        description: what it will give.
+        config: how it is read, where that differs from the plan's.
+    """
 
     file: FileState
     description: SourceDescription
+    config: SourceConfig | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """What was found, as JSON values; without `config`."""
+        return {"file": asdict(self.file), "description": asdict(self.description)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PlannedSource:
+        """What :meth:`to_json` gave."""
+        return cls(FileState(**data["file"]), SourceDescription(**data["description"]))
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Samples ``[start, stop)`` of one source."""
+    """Samples ``[start, stop)`` of one source, read with `config`."""
 
     file: FileState
     start: int
     stop: int
+    config: SourceConfig
 
 
 @dataclass(frozen=True)
@@ -85,7 +104,7 @@ class ShardPlan:
         name: its file name.
         first: number of its first sample in the dataset.
         pieces: what it is made of, in order.
-        config: how the sources are read.
+        key_prefix: what its samples' keys begin with.
         compression: of the whole tar.
         field_format: how arrays are stored.
     """
@@ -93,7 +112,7 @@ class ShardPlan:
     name: str
     first: int
     pieces: tuple[Piece, ...]
-    config: SourceConfig
+    key_prefix: str
     compression: Compression
     field_format: FieldFormat
 
@@ -107,14 +126,13 @@ class ShardPlan:
 
     def digest(self) -> str:
         """SHA-256 of all that decides the shard's bytes; wherever it is the same, so is the shard."""
-        pieces = [[Path(piece.file.path).name, piece.file.sha256, piece.start, piece.stop] for piece in self.pieces]
+        pieces = [[Path(p.file.path).name, p.file.sha256, p.start, p.stop, p.config.to_json()] for p in self.pieces]
         return config_hash(
             {
                 "made_by": CREATED_BY,
                 "first": self.first,
                 "pieces": pieces,
-                "config": self.config.to_json(),
-                "storage": [self.name, self.compression, self.field_format],
+                "storage": [self.name, self.key_prefix, self.compression, self.field_format],
             }
         )
 
@@ -130,9 +148,12 @@ class ConversionPlan:
         shard_name_pattern: file name of a shard, with ``{shard_idx}``.
         compression: of the shards.
         field_format: how arrays are stored.
+        key_prefix: what the samples' keys begin with; their number follows.
+        first_shard: shards that the dataset has already, which these come after.
+        first_sample: samples that it has already.
 
     Raises:
-        ValueError: a bad shard size, pattern, compression or field format.
+        ValueError: a bad shard size, pattern, compression, field format or key prefix.
     """
 
     entries: tuple[PlannedSource | SourceError, ...]
@@ -141,12 +162,20 @@ class ConversionPlan:
     shard_name_pattern: str = DEFAULT_PATTERN
     compression: Compression = "none"
     field_format: FieldFormat = "npy"
+    key_prefix: str = DEFAULT_KEY_PREFIX
+    first_shard: int = 0
+    first_sample: int = 0
 
     def __post_init__(self) -> None:
         self._storage()
+        try:
+            check_key(f"{self.key_prefix}0")
+        except FieldError as error:
+            raise ValueError(f"key_prefix={self.key_prefix!r}: {error.problem}") from error
 
     def _storage(self) -> dict[str, Any]:
-        return check_config(self.shard_size, self.shard_name_pattern, self.compression, self.field_format)
+        checked = check_config(self.shard_size, self.shard_name_pattern, self.compression, self.field_format)
+        return {**checked, "key_prefix": self.key_prefix}
 
     @property
     def sources(self) -> list[PlannedSource]:
@@ -165,7 +194,7 @@ class ConversionPlan:
 
     def shards(self) -> list[ShardPlan]:
         """The shards, in order."""
-        files = [source.file for source in self.sources]
+        read = [(source.file, source.config or self.config) for source in self.sources]
         ends = [0, *itertools.accumulate(source.description.n_samples for source in self.sources)]
         shards = []
         for k, first in enumerate(range(0, ends[-1], self.shard_size)):
@@ -174,10 +203,15 @@ class ConversionPlan:
             spans = [(i, max(first, ends[i]) - ends[i], min(stop, ends[i + 1]) - ends[i]) for i in sources]
             shards.append(
                 ShardPlan(
-                    name=shard_name(self.shard_name_pattern, k, self.compression),
-                    first=first,
-                    pieces=tuple(Piece(files[i], start, end) for i, start, end in spans if start < end),
-                    config=self.config,
+                    name=shard_name(self.shard_name_pattern, self.first_shard + k, self.compression),
+                    first=self.first_sample + first,
+                    pieces=tuple(
+                        Piece(file, start, end, config)
+                        for i, start, end in spans
+                        if start < end
+                        for file, config in [read[i]]
+                    ),
+                    key_prefix=self.key_prefix,
                     compression=self.compression,
                     field_format=self.field_format,
                 )
@@ -204,9 +238,20 @@ class ConversionPlan:
         }
 
     def reports(self) -> list[dict[str, Any]]:
-        """What the manifest says of each source; ``fields`` holds what differs between sources, such as columns."""
+        """What the manifest says of each source; ``fields`` holds what differs between them, such as columns."""
         agreed = _agreed(source.description.fields for source in self.sources if source.description.n_samples)
         return [report_of(entry, agreed) for entry in self.entries]
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The settings that differ, as sentences; a setting that `before` does not know yet has its default there."""
+    known = json.loads(json.dumps({**ConversionPlan((), SourceConfig()).to_json(), **before}))
+    given = json.loads(json.dumps(now))
+    return [
+        f"{name} was {known.get(name)!r} and is {given.get(name)!r} now"
+        for name in sorted(known | given)
+        if known.get(name) != given.get(name)
+    ]
 
 
 def _agreed(described: Iterable[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
@@ -235,21 +280,32 @@ def report_of(
         name: {key: value for key, value in about.items() if key not in (agreed or {}).get(name, {})}
         for name, about in entry.description.fields.items()
     }
-    own = {name: about for name, about in own.items() if about}
-    return {**entry.description.report, "sha256": entry.file.sha256, **({"fields": own} if own else {})}
+    return {**entry.description.report, "sha256": entry.file.sha256, "fields": own}
 
 
 def plan_source(path: str, config: SourceConfig) -> PlannedSource | SourceError:
     """Look at one file: what it will give, or what is wrong with it."""
     try:
         state = FileState.of(path)
-        source = state.open(config)
-        try:
-            return PlannedSource(state, source.describe())
-        finally:
-            source.close()
+        return PlannedSource(state, _describe(state, config))
     except Exception as error:  # whatever is wrong with one file, the others go on
         return as_source_error(error, path)
+
+
+def plan_again(known: PlannedSource, config: SourceConfig) -> PlannedSource | SourceError:
+    """Look at a known file once more: what it will give when it is read with `config` and not with the plan's."""
+    try:
+        return PlannedSource(known.file, _describe(known.file, config), config)
+    except Exception as error:
+        return as_source_error(error, known.file.path)
+
+
+def _describe(file: FileState, config: SourceConfig) -> SourceDescription:
+    source = file.open(config)
+    try:
+        return source.describe()
+    finally:
+        source.close()
 
 
 def as_source_error(error: Exception, path: str) -> SourceError:

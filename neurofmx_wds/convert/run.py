@@ -6,6 +6,7 @@ Knows plans and shards; knows nothing of what is in a recording.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import json
 import os
@@ -14,7 +15,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,30 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import fields
-from ..atomic import StagedDirectory, write_atomic
+from ..atomic import StagedDirectory, fsync_path, write_atomic
 from ..cache import ShardCache
 from ..errors import FieldError, OutputError, ShardError, SourceError
 from ..index import ShardIndex, index_path
-from ..manifest import Manifest
+from ..manifest import Manifest, config_hash
 from ..processes import OrderedMap, ordered_map
 from ..verify import Problem, members, open_tar
 from ..version import CREATED_BY
 from ..writer import ShardFile, modalities_of, shard_record
-from .plan import ConversionPlan, FileState, Piece, PlannedSource, ShardPlan, as_source_error, plan_source
+from .plan import (
+    ConversionPlan,
+    FileState,
+    Piece,
+    PlannedSource,
+    ShardPlan,
+    as_source_error,
+    differences,
+    plan_source,
+)
 from .sources import Source, SourceConfig
 
 _PLAN_NAME = "plan.json"
+_PLANS = "plan*.json"
+_MADE = "made"  # in it, for each shard by name: the digest of what it was made of
 _VALIDATED_SAMPLES = 100
 
 
@@ -59,16 +71,18 @@ class _OpenSource(threading.local):
 _opened = _OpenSource()
 
 
-def _read(piece: Piece, config: SourceConfig) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def _read(piece: Piece) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """A piece's samples; whatever goes wrong is the source's error."""
     try:
-        yield from _opened.get(piece.file, config).read(piece.start, piece.stop)
+        yield from _opened.get(piece.file, piece.config).read(piece.start, piece.stop)
     except Exception as error:
         raise as_source_error(error, piece.file.path) from error
 
 
 def write_shard(directory: Path, shard: ShardPlan) -> str:
     """Make one shard and its index in `directory`.
+
+    It may be made twice at the same time, as when a cluster gives a silent worker's work to another one.
 
     Returns:
         Its file name.
@@ -78,22 +92,12 @@ def write_shard(directory: Path, shard: ShardPlan) -> str:
         OutputError: it cannot be written.
     """
     try:
-        file = ShardFile(directory, shard.name, shard.compression, shard.field_format)
-        try:
-            for piece in shard.pieces:
-                for sample, metadata in _read(piece, shard.config):
-                    key = f"sample_{shard.first + file.n_samples:09d}"
-                    try:
-                        file.write({**sample, "metadata": metadata, "__key__": key})
-                    except FieldError as error:
-                        raise as_source_error(error, piece.file.path) from error
-            if file.n_samples != shard.n_samples:
-                problem = f"gave {file.n_samples} samples for {shard.name}, not {shard.n_samples}"
-                raise SourceError(problem, file=shard.pieces[-1].file.path, remedy="was it changed meanwhile?")
-            file.close()
-        except BaseException:
-            file.abort()
-            raise
+        _begin(directory, shard)
+        with tempfile.TemporaryDirectory(prefix=".making-", dir=directory) as aside:
+            _fill(ShardFile(aside, shard.name, shard.compression, shard.field_format), shard)
+            for name in files_of(shard.name):
+                os.replace(Path(aside, name), directory / name)
+        fsync_path(directory)
     except OSError as error:
         if isinstance(error, OutputError):
             raise
@@ -102,8 +106,48 @@ def write_shard(directory: Path, shard: ShardPlan) -> str:
     return shard.name
 
 
+def files_of(shard: str) -> tuple[str, str]:
+    """Names of a shard's files, in the order in which they may appear: a shard that is there has its index."""
+    return index_path(shard).name, shard
+
+
+def _begin(directory: Path, shard: ShardPlan) -> None:
+    """Note what the shard is made of, before it is; what stands there under its name may be made of something else."""
+    note = directory / _MADE / shard.name
+    if _read_note(note) == shard.digest():
+        return
+    with contextlib.suppress(FileNotFoundError):
+        (directory / shard.name).unlink()
+        fsync_path(directory)
+    note.parent.mkdir(exist_ok=True)
+    write_atomic(note, shard.digest().encode())
+
+
+def _fill(file: ShardFile, shard: ShardPlan) -> None:
+    try:
+        for piece in shard.pieces:
+            for sample, metadata in _read(piece):
+                key = f"{shard.key_prefix}{shard.first + file.n_samples:09d}"
+                try:
+                    file.write({**sample, "metadata": metadata, "__key__": key})
+                except FieldError as error:
+                    raise as_source_error(error, piece.file.path) from error
+        if file.n_samples != shard.n_samples:
+            problem = f"gave {file.n_samples} samples for {shard.name}, not {shard.n_samples}"
+            raise SourceError(problem, file=shard.pieces[-1].file.path, remedy="was it changed meanwhile?")
+        file.close()
+    except BaseException:
+        file.abort()
+        raise
+
+
 def look_at(
-    paths: Sequence[str | os.PathLike[str]], config: SourceConfig, apply: OrderedMap = map, show_progress: bool = False
+    paths: Sequence[str | os.PathLike[str]],
+    config: SourceConfig,
+    apply: OrderedMap = map,
+    show_progress: bool = False,
+    cache: Path | None = None,
+    keep: bool = False,
 ) -> tuple[PlannedSource | SourceError, ...]:
     """What every file will give, or what is wrong with it, in order.
 
@@ -112,10 +156,29 @@ def look_at(
         config: how they are read.
         apply: how the work is spread, see :func:`neurofmx_wds.processes.ordered_map`.
         show_progress: show a bar, on a terminal.
+        cache: a directory where tasks may have written down what they saw.
+        keep: write down there what is seen.
     """
     names = [os.fspath(path) for path in paths]
-    entries = apply(functools.partial(plan_source, config=config), names)
+    entries = apply(functools.partial(_look, config=config, cache=cache, keep=keep), names)
     return tuple(tqdm(entries, "planning", len(names), unit="file", disable=_hidden(show_progress)))
+
+
+def _look(path: str, config: SourceConfig, cache: Path | None, keep: bool) -> PlannedSource | SourceError:
+    try:
+        stat = os.stat(path)
+    except OSError as error:
+        return as_source_error(error, path)
+    about = [path, stat.st_size, stat.st_mtime_ns, config.to_json(), CREATED_BY]
+    note = (cache or Path()) / f"source-{config_hash({'about': about})[:32]}.json"
+    if cache is not None:
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            return PlannedSource.from_json(json.loads(note.read_bytes()))
+    entry = plan_source(path, config)
+    if keep and isinstance(entry, PlannedSource):
+        with contextlib.suppress(FileNotFoundError):  # another task has just put it there
+            write_atomic(note, json.dumps(entry.to_json()).encode())
+    return entry
 
 
 def _hidden(show_progress: bool) -> bool | None:
@@ -159,7 +222,8 @@ def convert(
         workers: processes to work with.
         executor: any :class:`concurrent.futures.Executor` to use instead.
         show_progress: show bars, on a terminal.
-        **storage: ``shard_size``, ``shard_name_pattern``, ``compression`` and ``field_format``.
+        **storage: ``shard_size``, ``shard_name_pattern``, ``compression``, ``field_format`` and
+            ``key_prefix``.
 
     Returns:
         The plan and the manifest. Files that could not be read are in both; the dataset holds the others.
@@ -172,19 +236,41 @@ def convert(
     config = config or SourceConfig()
     ConversionPlan((), config, **storage)  # before anything is made on disk
     with staging(output_dir, overwrite) as staged, ordered_map(workers, executor) as apply:
-        plan = ConversionPlan(look_at(paths, config, apply, show_progress), config, **storage)
+        plan = ConversionPlan(look_at(paths, config, apply, show_progress, staged.path), config, **storage)
         return write_plan(plan, staged, apply, show_progress)
 
 
+class _SharedStaging(StagedDirectory):
+    """A staging directory that several tasks fill at once, while nobody else may have it; none of them commits it."""
+
+    def _take(self, fd: int) -> None:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(fd)
+            if isinstance(error, BlockingIOError):
+                problem, remedy = "another run, not a task, is writing this output", "wait for it, or end it"
+            else:
+                problem, remedy = f"the output cannot be locked: {error.strerror}", "choose another file system"
+            raise OutputError(problem, file=self.target, remedy=remedy) from error
+
+
 @contextlib.contextmanager
-def staging(output_dir: str | os.PathLike[str], overwrite: bool) -> Iterator[StagedDirectory]:
-    """Hold the output's staging directory; when it is let go of, finished shards stay there for the next run."""
-    staged = StagedDirectory(output_dir, overwrite)
+def staging(output_dir: str | os.PathLike[str], overwrite: bool, shared: bool = False) -> Iterator[StagedDirectory]:
+    """Hold the output's staging directory; when it is let go of, finished shards stay there for the next run.
+
+    Args:
+        output_dir: the dataset's directory.
+        overwrite: whether it may hold something already.
+        shared: let others that say so hold it at the same time.
+    """
+    staged = (_SharedStaging if shared else StagedDirectory)(output_dir, overwrite)
     try:
         yield staged
     finally:
         with contextlib.suppress(OSError):
-            staged.path.rmdir()  # nothing was made
+            if not shared:
+                staged.path.rmdir()  # nothing was made
         staged.release()
 
 
@@ -205,36 +291,125 @@ def write_plan(
 
     Raises:
         SourceError: no source gives any sample.
-        OutputError: the output cannot be written, or a worker process died.
+        OutputError: the output cannot be written, a worker process died, or an unfinished run there had other settings
+            or other files of these names and `staged` is not to be overwritten.
     """
+    try:
+        plan, manifest = build(plan, staged.path, apply, show_progress, anew=staged.overwrite)
+    except NothingToWrite:
+        if plan.n_samples:  # seen, but unreadable; what cannot even be seen may be there again tomorrow
+            staged.discard()
+        raise
+    remove_notes(staged.path)
+    staged.commit()
+    return Conversion(plan, manifest.summary())
+
+
+class NothingToWrite(SourceError):
+    """No source gives any sample."""
+
+
+def build(
+    plan: ConversionPlan, directory: Path, apply: OrderedMap = map, show_progress: bool = False, anew: bool = False
+) -> tuple[ConversionPlan, Manifest]:
+    """Make the plan's shards and manifest in a directory that nobody reads yet; what is in it already is used again.
+
+    Args:
+        plan: what to make.
+        directory: where; the record of what has been made stays there.
+        apply: how the work is spread.
+        show_progress: show a bar, on a terminal.
+        anew: whether what was begun there with other settings may be thrown away.
+
+    Returns:
+        The plan that was carried out, without the sources that turned out to be unreadable, and the manifest.
+
+    Raises:
+        NothingToWrite: no source gives any sample.
+        SourceError, OutputError: as :func:`write_plan`.
+    """
+    if not anew:
+        _refuse_another(plan, directory)
     while plan.n_samples:
         try:
-            _write_shards(plan, staged.path, apply, show_progress)
+            _write_shards(plan, directory, apply, show_progress)
             break
         except SourceError as error:
             fewer = plan.without(error)
             if len(fewer.failures) == len(plan.failures):
                 raise
             plan = fewer
-            if not plan.n_samples:
-                staged.discard()
         finally:
             _opened.close()
     else:
         raise _nothing_to_write(plan)
-    manifest = _manifest(plan, staged.path)
-    manifest.save(staged.path)
-    (staged.path / _PLAN_NAME).unlink()
-    staged.commit()
-    return Conversion(plan, manifest.summary())
+    manifest = _manifest(plan, directory)
+    manifest.save(directory)
+    return plan, manifest
 
 
-def _nothing_to_write(plan: ConversionPlan) -> SourceError:
+def write_share(
+    paths: Sequence[str | os.PathLike[str]],
+    output_dir: str | os.PathLike[str],
+    config: SourceConfig | None = None,
+    *,
+    task: int,
+    tasks: int,
+    overwrite: bool = False,
+    workers: int = 1,
+    executor: Executor | None = None,
+    show_progress: bool = False,
+    **storage: Any,
+) -> ConversionPlan:
+    """Make one task's share of the shards, as one of several tasks of a job array that are given the same files.
+
+    The shares lie in the staging directory; :func:`convert` with the same arguments then makes what is missing and puts
+    the dataset in its place. The tasks may run at once or one after the other, on any machines that share the file
+    system; the files are looked at once, by whichever task comes to them first.
+
+    Args:
+        paths, output_dir, config, overwrite, workers, executor, show_progress, **storage: as :func:`convert`.
+        task: number of this task, from 0.
+        tasks: how many there are.
+
+    Returns:
+        The whole plan; its ``failures`` are the sources that could not be read.
+
+    Raises:
+        SourceError: a source of this share cannot be read, or no file gives any sample.
+        OutputError: as :func:`convert`.
+        ValueError: an impossible setting.
+    """
+    config = config or SourceConfig()
+    ConversionPlan((), config, **storage)
+    if not 0 <= task < tasks:
+        raise ValueError(f"task={task!r}: must be at least 0 and less than tasks ({tasks!r})")
+    with staging(output_dir, overwrite, shared=True) as staged, ordered_map(workers, executor) as apply:
+        turn = len(paths) * task // tasks  # tasks that start together look at different files first
+        turned = [*paths[turn:], *paths[:turn]]
+        seen = look_at(turned, config, apply, show_progress, staged.path, keep=True)
+        back = len(paths) - turn
+        plan = ConversionPlan((*seen[back:], *seen[:back]), config, **storage)
+        if not plan.n_samples:
+            raise _nothing_to_write(plan)
+        if not overwrite:
+            _refuse_another(plan, staged.path)
+        shards = plan.shards()
+        share = shards[len(shards) * task // tasks : len(shards) * (task + 1) // tasks]
+        missing = _missing(share, staged.path)
+        _note(plan, staged.path / f"plan-{task}.json")
+        _make(share, missing, staged.path, apply, show_progress)
+        _opened.close()
+        return plan
+
+
+def _nothing_to_write(plan: ConversionPlan) -> NothingToWrite:
     if len(plan.entries) == 1 and plan.failures:
-        return plan.failures[0]
+        [only] = plan.failures
+        return NothingToWrite(only.problem, file=only.file, sample=only.sample, member=only.member, remedy=only.remedy)
     told = [str(error) for error in plan.failures]
     told += [f"{source.file.path}: no window fits" for source in plan.sources]
-    return SourceError(
+    return NothingToWrite(
         "\n  ".join(["nothing was converted:", *told]),
         remedy="shorter windows (sequence_length) fit shorter recordings" if plan.sources else None,
     )
@@ -242,34 +417,84 @@ def _nothing_to_write(plan: ConversionPlan) -> SourceError:
 
 def _write_shards(plan: ConversionPlan, directory: Path, apply: OrderedMap, show_progress: bool) -> None:
     shards = plan.shards()
-    missing = _prepare(shards, directory)
-    done = plan.n_samples - sum(shard.n_samples for shard in missing)
+    missing = _missing(shards, directory)
+    _clear(directory, {shard.name for shard in shards} - {shard.name for shard in missing})
+    _note(plan, directory / _PLAN_NAME)
+    _make(shards, missing, directory, apply, show_progress)
+
+
+def _make(
+    shards: Sequence[ShardPlan], missing: Sequence[ShardPlan], directory: Path, apply: OrderedMap, show_progress: bool
+) -> None:
+    total, left = (sum(shard.n_samples for shard in each) for each in (shards, missing))
     with tqdm(
-        desc="converting", total=plan.n_samples, initial=done, unit="window", disable=_hidden(show_progress)
+        desc="converting", total=total, initial=total - left, unit="window", disable=_hidden(show_progress)
     ) as bar:
         for shard, _ in zip(missing, apply(functools.partial(write_shard, directory), missing), strict=True):
             bar.update(shard.n_samples)
 
 
-def _prepare(shards: Sequence[ShardPlan], directory: Path) -> list[ShardPlan]:
-    """Clear the staging directory of all that these shards are not made of, and say which are missing."""
-    digests = {shard.name: shard.digest() for shard in shards}
+def _note(plan: ConversionPlan, path: Path) -> None:
+    """Write down what is being made of what, for a later run to compare itself with."""
+    sources = {os.path.realpath(source.file.path): source.file.sha256 for source in plan.sources}
+    write_atomic(path, json.dumps({"settings": plan.to_json(), "sources": sources}).encode())
+
+
+def _refuse_another(plan: ConversionPlan, directory: Path) -> None:
+    """Refuse to take over what was begun with other settings, or from files that have changed since."""
+    now = {os.path.realpath(source.file.path): source.file.sha256 for source in plan.sources}
+    for path in sorted(directory.glob(_PLANS)):
+        noted = json.loads(path.read_bytes())
+        told = differences(noted["settings"], plan.to_json())
+        told += [f"{name} has changed" for name, known in noted["sources"].items() if now.get(name, known) != known]
+        if told:
+            raise OutputError(
+                f"a run that was begun here and not finished differs: {'; '.join(told)}",
+                file=directory,
+                remedy="give the same again to finish it, or overwrite=True (--overwrite) to begin anew",
+            )
+
+
+def _missing(shards: Sequence[ShardPlan], directory: Path) -> list[ShardPlan]:
+    """Which of these shards are not there, or not as they shall be."""
+    return [s for s in shards if _read_note(directory / _MADE / s.name) != s.digest() or not _is_whole(directory, s)]
+
+
+def _read_note(path: Path) -> str | None:
     try:
-        earlier = json.loads((directory / _PLAN_NAME).read_bytes())
+        return path.read_text()
     except (OSError, ValueError):
-        earlier = {}
-    done = {s.name for s in shards if earlier.get(s.name) == digests[s.name] and _is_whole(directory / s.name, s)}
-    keep = done | {index_path(name).name for name in done} | {_PLAN_NAME}
+        return None
+
+
+def _clear(directory: Path, done: set[str]) -> None:
+    """Remove everything but these shards, their indexes and the notes on them."""
+    keep = done | {index_path(name).name for name in done} | {_PLAN_NAME, _MADE}
     for entry in os.scandir(directory):
+        if entry.name in keep:
+            continue
         if entry.is_dir(follow_symlinks=False):
             shutil.rmtree(entry)
-        elif entry.name not in keep:
+        else:
             os.unlink(entry)
-    write_atomic(directory / _PLAN_NAME, json.dumps(digests).encode())
-    return [shard for shard in shards if shard.name not in done]
 
 
-def _is_whole(path: Path, shard: ShardPlan) -> bool:
+def noted(directory: Path) -> list[str]:
+    """The shards that were being made in a staging directory, or have been."""
+    made = directory / _MADE
+    return sorted(os.listdir(made)) if made.is_dir() else []
+
+
+def remove_notes(directory: Path) -> None:
+    """Remove what was noted for another try; what is left is the dataset alone."""
+    for path in directory.glob(_PLANS):
+        path.unlink()
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(directory / _MADE)
+
+
+def _is_whole(directory: Path, shard: ShardPlan) -> bool:
+    path = directory / shard.name
     try:
         index = ShardIndex.load(index_path(path))
         return (index.n_samples, index.file_size) == (shard.n_samples, path.stat().st_size)
@@ -305,7 +530,8 @@ def compare_with_sources(conversion: Conversion, directory: str | os.PathLike[st
         directory: where the dataset is.
     """
     plan, problems = conversion.plan, []
-    spread = set(np.linspace(0, plan.n_samples - 1, _VALIDATED_SAMPLES).astype(int).tolist())
+    spaced = np.linspace(0, plan.n_samples - 1, _VALIDATED_SAMPLES).astype(int)
+    spread = set((plan.first_sample + spaced).tolist())
     for shard in plan.shards():
         with tempfile.TemporaryDirectory(prefix="neurofmx-validate-") as cache:
             problems += _compare_shard(shard, Path(directory) / shard.name, spread, ShardCache(cache))
@@ -319,7 +545,7 @@ def _compare_shard(shard: ShardPlan, path: Path, spread: set[int], cache: ShardC
     with open_tar(path, cache) as tar:
         for i, piece, number in _to_compare(shard, spread):
             stored = {suffix: payload for _, suffix, payload in members(index, tar, range(i, i + 1))}
-            [(sample, metadata)] = _read(Piece(piece.file, number, number + 1), shard.config)
+            [(sample, metadata)] = _read(replace(piece, start=number, stop=number + 1))
             encoded = [fields.encode(*pair, shard.field_format) for pair in {**sample, "metadata": metadata}.items()]
             given = {suffix: b"".join(buffers) for suffix, buffers, _ in encoded}
             names = sorted(suffix for suffix in stored | given if stored.get(suffix) != given.get(suffix))

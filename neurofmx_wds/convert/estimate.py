@@ -1,0 +1,82 @@
+"""What a plan will take, before it is carried out: shards, bytes and memory.
+
+Reads one sample of every source; writes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .. import fields
+from ..processes import OrderedMap
+from ..writer import tar_header
+from .plan import ConversionPlan, Piece, as_source_error
+
+_BLOCK = 512
+_TAR_END = 10_240
+_WORKING_BYTES = 128 << 20  # a held HDF5 chunk row, a block of bins, and the writer's pieces
+_SPIKE_BYTES = 16  # its time, and its place among the sorted ones
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a conversion will take.
+
+    Attributes:
+        sources: for each source that can be read: path, samples, and bytes in the (uncompressed) shards.
+        n_samples: samples in all.
+        n_shards: shards.
+        n_bytes: bytes of the shards before they are compressed: of every source, as many per sample as its first takes.
+        memory_bytes: memory a worker takes at most beside the libraries': one sample and one block of a recording, and
+            its spike times.
+    """
+
+    sources: tuple[tuple[str, int, int], ...]
+    n_samples: int
+    n_shards: int
+    n_bytes: int
+    memory_bytes: int
+
+
+def estimate(plan: ConversionPlan, apply: OrderedMap = map) -> Estimate:
+    """Say what a plan will take.
+
+    Args:
+        plan: the plan.
+        apply: how the work is spread.
+
+    Raises:
+        SourceError: a source's first sample cannot be read.
+    """
+    firsts = [
+        Piece(source.file, 0, min(1, source.description.n_samples), source.config or plan.config)
+        for source in plan.sources
+    ]
+    sizes = list(apply(_sample_bytes, firsts))
+    counts = [source.description.n_samples for source in plan.sources]
+    n_shards = len(plan.shards())
+    spikes = [(source.description.report.get("spikes") or {}).get("total", 0) for source in plan.sources]
+    return Estimate(
+        sources=tuple((p.file.path, n, n * size) for p, n, size in zip(firsts, counts, sizes, strict=True)),
+        n_samples=plan.n_samples,
+        n_shards=n_shards,
+        n_bytes=sum(n * size for n, size in zip(counts, sizes, strict=True)) + n_shards * _TAR_END,
+        memory_bytes=_WORKING_BYTES + 4 * max(sizes, default=0) + _SPIKE_BYTES * max(spikes, default=0),
+    )
+
+
+def _sample_bytes(first: Piece) -> int:
+    """Bytes that the first sample takes in a tar."""
+    if first.stop == first.start:
+        return 0
+    try:
+        source = first.file.open(first.config)
+        try:
+            [(sample, metadata)] = source.read(first.start, first.stop)
+        finally:
+            source.close()
+        encoded = [fields.encode(*pair, "npy") for pair in {**sample, "metadata": metadata}.items()]
+    except Exception as error:
+        raise as_source_error(error, first.file.path) from error
+    sizes = {f"sample_000000000.{suffix}": sum(map(len, buffers)) for suffix, buffers, _ in encoded}
+    return sum(len(tar_header(name, size)) + size + -size % _BLOCK for name, size in sizes.items())

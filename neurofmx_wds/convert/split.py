@@ -1,0 +1,264 @@
+"""Recordings dealt to several datasets (train, val, test) before they are cut into windows, so that no bin is in two.
+
+Knows plans and the clock; knows nothing of shards.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import itertools
+import math
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ..atomic import fsync_path
+from ..errors import SourceError
+from ..nwb.clock import NS_PER_S, Grid
+from ..processes import OrderedMap, ordered_map
+from .plan import ConversionPlan, PlannedSource, plan_again
+from .run import Conversion, NothingToWrite, build, look_at, remove_notes, staging
+from .sources import SourceConfig, SourceDescription
+
+SplitBy = Literal["session", "subject", "time"]
+SPLIT_BY: tuple[SplitBy, ...] = ("session", "subject", "time")
+
+_Entries = list[PlannedSource | SourceError]
+
+
+def convert_split(
+    paths: Sequence[str | os.PathLike[str]],
+    output_dir: str | os.PathLike[str],
+    shares: Mapping[str, float],
+    by: SplitBy,
+    config: SourceConfig | None = None,
+    *,
+    overwrite: bool = False,
+    workers: int = 1,
+    executor: Executor | None = None,
+    show_progress: bool = False,
+    **storage: Any,
+) -> dict[str, Conversion]:
+    """Turn files into several datasets, directories in `output_dir`, which appear in one step when all are whole.
+
+    Args:
+        paths: NWB, npz or npy files.
+        output_dir: new or empty unless `overwrite` is set.
+        shares: name → its share of the windows, such as ``{"train": 0.8, "val": 0.1, "test": 0.1}``.
+        by: what stays together. "session": a recording session (of arrays: a file). "subject": an animal. "time":
+            every recording is cut into contiguous blocks of time, in the order of `shares`, with at least a window left
+            out between two.
+        config: how the files are read.
+        overwrite, workers, executor, show_progress, **storage: as :func:`neurofmx_wds.convert.run.convert`.
+
+    Returns:
+        name → what was converted.
+
+    Raises:
+        SourceError: a name would get no windows, or a file tells of no subject or has no time.
+        OutputError: as :func:`neurofmx_wds.convert.run.convert`.
+        ValueError: impossible shares or another impossible setting.
+    """
+    config = config or SourceConfig()
+    plan = ConversionPlan((), config, **storage)
+    check_shares(shares)
+    with staging(output_dir, overwrite) as staged, ordered_map(workers, executor) as apply:
+        seen = look_at(paths, config, apply, show_progress, staged.path)
+        plans = split(replace(plan, entries=seen), shares, by, apply)
+        for entry in os.scandir(staged.path):
+            if entry.name not in plans:
+                shutil.rmtree(entry) if entry.is_dir(follow_symlinks=False) else os.unlink(entry)
+        done = {}
+        for name, part in plans.items():
+            (staged.path / name).mkdir(exist_ok=True)
+            try:
+                done[name] = build(part, staged.path / name, apply, show_progress, anew=overwrite)
+            except NothingToWrite as error:
+                staged.discard()
+                raise _empty(name, by) from error
+        for name in plans:
+            remove_notes(staged.path / name)
+            fsync_path(staged.path / name)
+        staged.commit()
+    return {name: Conversion(part, manifest.summary()) for name, (part, manifest) in done.items()}
+
+
+def check_shares(shares: Mapping[str, float]) -> None:
+    """Refuse shares that are none.
+
+    Raises:
+        ValueError: fewer than two names, a name that can be no directory, a share that is not positive, or another sum
+            than 1.
+    """
+    if len(shares) < 2 or any(not re.fullmatch(r"[A-Za-z0-9][\w-]*", name) for name in shares):
+        raise ValueError(f"split={dict(shares)!r}: must name two or more, with letters and digits")
+    if any(not share > 0 for share in shares.values()) or not math.isclose(sum(shares.values()), 1, abs_tol=1e-6):
+        raise ValueError(f"split={dict(shares)!r}: shares must be positive and their sum 1")
+
+
+def split(
+    plan: ConversionPlan, shares: Mapping[str, float], by: SplitBy, apply: OrderedMap = map
+) -> dict[str, ConversionPlan]:
+    """Deal a plan's sources, or contiguous blocks of their time, to several plans.
+
+    Args:
+        plan: what would be converted into one dataset.
+        shares: name → its share.
+        by: what stays together, see :func:`convert_split`.
+        apply: how the work is spread.
+
+    Returns:
+        name → its plan. The sources that cannot be read are in the first one.
+
+    Raises:
+        SourceError: a name would get no windows, or a source tells of no subject or has no time.
+        ValueError: impossible shares.
+    """
+    check_shares(shares)
+    if by not in SPLIT_BY:
+        raise ValueError(f"split_by={by!r}: must be one of {', '.join(SPLIT_BY)}")
+    parts = _by_time(plan, shares, apply) if by == "time" else _by_group(plan, shares, by)
+    first = next(iter(shares))
+    parts[first] = [*parts[first], *plan.failures]
+    plans = {name: replace(plan, entries=tuple(parts[name])) for name in shares}
+    for name, part in plans.items():
+        if not part.n_samples:
+            raise _empty(name, by)
+    return plans
+
+
+def _empty(name: str, by: str) -> NothingToWrite:
+    what = "longer recordings or shorter windows" if by == "time" else f"at least one {by} for each name"
+    return NothingToWrite(f"split by {by}: {name} would get no windows", remedy=f"it takes {what}")
+
+
+def _by_group(plan: ConversionPlan, shares: Mapping[str, float], by: str) -> dict[str, _Entries]:
+    twins: dict[str, str] = {}  # copies of one file stay together, whatever they are called
+    groups = [twins.setdefault(source.file.sha256, _group_of(source, by)) for source in plan.sources]
+    sizes: dict[str, int] = {}
+    for group, source in zip(groups, plan.sources, strict=True):
+        sizes[group] = sizes.get(group, 0) + source.description.n_samples
+    dealt = deal(sizes, shares)
+    parts: dict[str, _Entries] = {name: [] for name in shares}
+    for group, source in zip(groups, plan.sources, strict=True):
+        about = {**source.description.report, "split": {"by": by, by: group}}
+        parts[dealt[group]].append(replace(source, description=replace(source.description, report=about)))
+    return parts
+
+
+def _group_of(source: PlannedSource, by: str) -> str:
+    report = source.description.report
+    subject = (report.get("subject") or {}).get("subject_id")
+    if by == "subject":
+        if not subject:
+            remedy = "split by session or time, or name the subject in the file"
+            raise SourceError("tells of no subject", file=source.file.path, remedy=remedy)
+        return str(subject)
+    session = report.get("session_id")
+    return "/".join(str(each) for each in (subject, session) if each) if session else source.file.sha256
+
+
+def deal(sizes: Mapping[str, int], shares: Mapping[str, float]) -> dict[str, str]:
+    """Give each group to a name so that the shares come out as nearly as they can, largest first.
+
+    A pure function of its arguments, whatever their order: groups of one size go by the hash of their name. No name
+    stays empty where there are groups enough.
+
+    Args:
+        sizes: group → its samples.
+        shares: name → its share; they sum to 1.
+
+    Returns:
+        group → name.
+    """
+    total, dealt = sum(sizes.values()), {}
+    given = dict.fromkeys(shares, 0)
+    empty = set(shares)
+    order = sorted(sizes, key=lambda group: (-sizes[group], hashlib.sha256(group.encode()).digest()))
+    for left, group in zip(range(len(order), 0, -1), order, strict=True):
+        among = [name for name in shares if name in empty] if left <= len(empty) else list(shares)
+        name = max(among, key=lambda each: shares[each] * total - given[each])
+        dealt[group] = name
+        given[name] += sizes[group]
+        empty.discard(name)
+    return dealt
+
+
+def _by_time(plan: ConversionPlan, shares: Mapping[str, float], apply: OrderedMap) -> dict[str, _Entries]:
+    grid = Grid(plan.config.bin_width_ns, plan.config.origin_ns)
+    jobs = []
+    for source in plan.sources:
+        if "segments" not in source.description.report:
+            remedy = "split by session"
+            raise SourceError("its samples have no time to be split by", file=source.file.path, remedy=remedy)
+        spans = np.array(source.description.report["segments"], np.int64).reshape(-1, 2)
+        segments = [(int(a), int(b)) for a, b in grid.bin_of(spans)]
+        blocks = time_blocks(segments, list(shares.values()), plan.config.sequence_length)
+        jobs += [
+            (source, name, block and (grid.start_of(block[0]), grid.start_of(block[1])), plan.config)
+            for name, block in zip(shares, blocks, strict=True)
+        ]
+    parts: dict[str, _Entries] = {name: [] for name in shares}
+    for (_, name, _, _), entry in zip(jobs, apply(_look_at_block, jobs), strict=True):
+        parts[name].append(entry)
+    return parts
+
+
+def time_blocks(
+    segments: Sequence[tuple[int, int]], shares: Sequence[float], length: int
+) -> list[tuple[int, int] | None]:
+    """Cut a recording into contiguous blocks of whole bins, `length` bins or more apart.
+
+    Args:
+        segments: (first bin, stop bin) of where windows can be, ascending and disjoint.
+        shares: share of each block in the bins that are left when the guards are taken off; they sum to 1.
+        length: bins in a window, and in a guard.
+
+    Returns:
+        (first bin, stop bin) of each block, None where it is empty. A recording too short for the guards goes whole to
+        the largest share.
+    """
+    ends = [0, *itertools.accumulate(stop - first for first, stop in segments)]
+    usable = ends[-1] - (len(shares) - 1) * length
+    if usable <= 0:
+        largest = shares.index(max(shares))
+        whole = (segments[0][0], segments[-1][1]) if segments else None
+        return [whole if i == largest else None for i in range(len(shares))]
+
+    def bin_at(place: int) -> int:
+        i = bisect.bisect_right(ends, place) - 1
+        return segments[i][0] + place - ends[i]
+
+    cuts = [0, *(round(usable * share) for share in itertools.accumulate(shares[:-1])), usable]
+    places = [(a + i * length, b + i * length) for i, (a, b) in enumerate(itertools.pairwise(cuts))]
+    return [(bin_at(a), bin_at(b - 1) + 1) if a < b else None for a, b in places]
+
+
+def _look_at_block(
+    job: tuple[PlannedSource, str, tuple[int, int] | None, SourceConfig],
+) -> PlannedSource | SourceError:
+    """What one block of a source gives: the source, read within it."""
+    source, name, block, config = job
+    about: dict[str, Any] = {"split": {"by": "time", "block_ns": block and list(block)}}
+    if block is None:
+        report = {"path": Path(source.file.path).name, "windows": {"emitted": 0, "dropped": {}}, **about}
+        report["warnings"] = [f"too short to give {name} a block of its own"]
+        return PlannedSource(source.file, SourceDescription(0, {}, report))
+    start, stop = (ns / NS_PER_S for ns in block)
+    asked = config.intervals or ((start, stop),)
+    inside = tuple((max(a, start), min(b, stop)) for a, b in asked if max(a, start) < min(b, stop))
+    entry = plan_again(source, replace(config, intervals=inside))
+    if isinstance(entry, SourceError):
+        return entry
+    if any(a < block[0] or b > block[1] for a, b in entry.description.report["segments"]):
+        problem = f"gives windows outside of the {start:g} s to {stop:g} s that are for {name}"
+        return SourceError(problem, file=source.file.path, remedy="split by session")
+    return replace(entry, description=replace(entry.description, report={**entry.description.report, **about}))
