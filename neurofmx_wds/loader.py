@@ -9,6 +9,7 @@ import json
 import os
 import queue
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,8 @@ from .pipeline import ResumablePipeline, in_worker
 from .readers import Handler, IOMode
 from .shards import DEFAULT_SHARD_PATTERN, ShardDir
 from .stages import Collate, Fetcher, Select, Shuffle, Start, Transform, logger, open_dataset
+
+_WORTH_A_THREAD = 50e-6  # seconds between two batches from which reading ahead pays
 
 
 class WebDatasetLoader(ResumablePipeline):
@@ -243,10 +246,24 @@ def _as_is(batch: Any) -> Any:
 
 
 def prefetched(source: Iterable[Any], depth: int) -> Iterator[Any]:
-    """Yield what `source` yields, read ahead by a thread; 0 reads nothing ahead and starts no thread."""
-    if depth < 1:
-        yield from source
-        return
+    """Yield what `source` yields, reading `depth` items ahead in a thread once there is something to do meanwhile.
+
+    Handing an item from thread to thread takes longer than many a batch, so as long as the consumer comes straight
+    back there is no thread.
+    """
+    items = iter(source)
+    slow = 0
+    for item in items:
+        handed_over = time.perf_counter()
+        yield item
+        slow = slow + 1 if time.perf_counter() - handed_over > _WORTH_A_THREAD else 0
+        if slow == 2 and depth > 0:
+            yield from _read_ahead(items, depth)
+            return
+
+
+def _read_ahead(items: Iterator[Any], depth: int) -> Iterator[Any]:
+    """Yield what `items` yields, read ahead by a thread."""
     ready: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
     room: queue.SimpleQueue[bool] = queue.SimpleQueue()  # one True for each batch that may be read ahead
     end = object()
@@ -255,9 +272,8 @@ def prefetched(source: Iterable[Any], depth: int) -> Iterator[Any]:
 
     def read() -> None:
         try:
-            batches = iter(source)
             while room.get():
-                ready.put((next(batches, end), None))
+                ready.put((next(items, end), None))
         except BaseException as error:  # the consumer raises it
             ready.put((end, error))
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.utils.data
 
-_KEPT_PER_SIZE, _KEPT_SIZES = 8, 16
+_KEPT_PER_KIND, _KEPT_KINDS = 8, 16
 _ALIGNMENT = 64
 
 
@@ -25,6 +25,20 @@ class Memory(Protocol):
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """A tensor of this shape, its content undefined."""
+
+
+_Kind = tuple[tuple[int, ...], torch.dtype]
+_NUMPY_HAS = frozenset(  # others, such as bfloat16, are rare enough to be made anew
+    torch.from_numpy(np.empty(0, kind)).dtype for kind in "?bhilBefdFD"
+)
+
+
+class _Lease(weakref.ref):
+    """Notices when memory that was given out is free again."""
+
+    __slots__ = ("base", "kind")
+    base: np.ndarray
+    kind: _Kind
 
 
 class BatchMemory:
@@ -37,27 +51,33 @@ class BatchMemory:
 
     def __init__(self, pinned: bool = False) -> None:
         self.pinned = pinned
-        self._free: OrderedDict[int, list[np.ndarray]] = OrderedDict()
+        self._free: OrderedDict[_Kind, list[np.ndarray]] = OrderedDict()
+        self._leases: dict[int, _Lease] = {}  # a weak reference must itself be held
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """A tensor of this shape, its content undefined."""
-        if self.pinned:
-            return torch.empty(*shape, dtype=dtype, pin_memory=True)
-        size = dtype.itemsize * math.prod(shape)
-        if size == 0:
-            return torch.empty(*shape, dtype=dtype)
-        free = self._free.get(size)
-        base = free.pop() if free else np.empty(size, np.uint8)
-        lease = base.view()  # lives as long as the tensor's storage
-        weakref.finalize(lease, self._give_back, base).atexit = False
-        return torch.from_numpy(lease).view(dtype).view(*shape)
+        kind = (tuple(shape), dtype)
+        free = self._free.get(kind)
+        if free:
+            base = free.pop()
+        else:
+            fresh = torch.empty(*shape, dtype=dtype, pin_memory=self.pinned)
+            if self.pinned or not fresh.numel() or dtype not in _NUMPY_HAS:
+                return fresh
+            base = fresh.numpy()
+        array = base.view()  # lives as long as the tensor's storage
+        lease = _Lease(array, self._give_back)
+        lease.base, lease.kind = base, kind
+        self._leases[id(lease)] = lease
+        return torch.from_numpy(array)
 
-    def _give_back(self, base: np.ndarray) -> None:
-        free = self._free.setdefault(base.nbytes, [])
-        self._free.move_to_end(base.nbytes)
-        if len(free) < _KEPT_PER_SIZE:
-            free.append(base)
-        if len(self._free) > _KEPT_SIZES:
+    def _give_back(self, lease: _Lease) -> None:
+        del self._leases[id(lease)]
+        free = self._free.setdefault(lease.kind, [])
+        self._free.move_to_end(lease.kind)
+        if len(free) < _KEPT_PER_KIND:
+            free.append(lease.base)
+        if len(self._free) > _KEPT_KINDS:
             self._free.popitem(last=False)
 
     def __reduce__(self) -> tuple[type[BatchMemory], tuple[bool]]:

@@ -29,8 +29,8 @@ from neurofmx_wds.errors import NeurofmxError, ShardError, ShardIndexError
 from neurofmx_wds.fields import ArrayLayout
 from neurofmx_wds.index import ShardIndex, index_path, index_tar
 from neurofmx_wds.readers import ShardReader
+from neurofmx_wds.shardfile import ShardFile
 from neurofmx_wds.shards import open_shards
-from neurofmx_wds.writer import ShardFile
 
 
 def npy(value: Any) -> bytes:

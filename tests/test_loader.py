@@ -15,6 +15,7 @@ import sys
 import tarfile
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,13 @@ from neurofmx_wds import (
     create_webdataset_dataloader,
 )
 from neurofmx_wds.errors import NeurofmxError, ShardError, StateError
+
+
+@pytest.fixture(autouse=True)
+def always_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test comes straight back for the next batch: the thread would rarely be started."""
+    monkeypatch.setattr("neurofmx_wds.loader._WORTH_A_THREAD", -1.0)
+
 
 LAYOUTS = {
     "equal": (6, 6, 6, 6),
@@ -703,3 +711,26 @@ def test_only_rank_0_writes(dataset: Datasets, tmp_path: Path) -> None:
         assert not (tmp_path / "at.json").exists()
         [*ResumableWebDatasetLoader(dataset(), tmp_path / "at.json", 1, rank=rank, world_size=3)]
     assert json.loads((tmp_path / "at.json").read_text())["epoch"] == 1
+
+
+def test_a_thread_reads_ahead_for_a_consumer_that_takes_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    write_dataset(tmp_path / "d", (24,))
+    loader = create_webdataset_dataloader(tmp_path / "d", batch_size=2, num_workers=0)
+
+    def reading(pause: float) -> tuple[set[bool], list[str]]:
+        seen, keys = set(), []
+        for batch in loader:
+            time.sleep(pause)
+            seen.add(any(thread.name == "neurofmx_wds prefetch" for thread in threading.enumerate()))
+            keys += batch["__key__"]
+        loader.set_epoch(0)
+        return seen, keys
+
+    patient, keys = reading(0.002)
+    assert True in patient
+    monkeypatch.setattr("neurofmx_wds.loader._WORTH_A_THREAD", 60.0)
+    assert reading(0) == ({False}, keys)
+    assert not any(thread.name == "neurofmx_wds prefetch" for thread in threading.enumerate())

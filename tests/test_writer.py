@@ -25,14 +25,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from values import native_order, official, plain, same, samples
 
-import neurofmx_wds.writer as writer_module
+import neurofmx_wds.shardfile as shardfile_module
 from neurofmx_wds import WebDatasetWriter, create_shards_from_arrays
 from neurofmx_wds.errors import FieldError, OutputError
 from neurofmx_wds.index import ShardIndex, index_path, index_tar
 from neurofmx_wds.manifest import MANIFEST_NAME
 from neurofmx_wds.readers import ShardReader
+from neurofmx_wds.shardfile import tar_header
 from neurofmx_wds.shards import open_shards
-from neurofmx_wds.writer import tar_header
 
 Compression = Literal["none", "gz", "bz2", "xz"]
 COMPRESSIONS: tuple[Compression, ...] = ("none", "gz", "bz2", "xz")
@@ -422,7 +422,7 @@ def test_an_interrupted_write_cannot_be_finished(tmp_path: Path, monkeypatch: py
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(writer_module.IndexBuilder, "add", interrupted)
+        patched.setattr(shardfile_module.IndexBuilder, "add", interrupted)
         with pytest.raises(KeyboardInterrupt):
             writer.write_sample({"x": 2})
     with pytest.raises(OutputError, match="half way"):

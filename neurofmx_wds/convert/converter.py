@@ -18,7 +18,8 @@ from typing import Any
 from ..errors import OutputError, SourceError
 from ..fields import FieldFormat
 from ..processes import ordered_map
-from ..writer import DEFAULT_PATTERN, Compression
+from ..shardfile import Compression
+from ..writer import DEFAULT_PATTERN
 from .plan import DEFAULT_KEY_PREFIX, ConversionPlan, PlannedSource, report_of
 from .run import look_at, staging, write_plan
 from .sources import SourceConfig

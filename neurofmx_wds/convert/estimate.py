@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from .. import fields
 from ..processes import OrderedMap
-from ..writer import tar_header
+from ..shardfile import tar_header
 from .plan import ConversionPlan, Piece, as_source_error
 
 _BLOCK = 512

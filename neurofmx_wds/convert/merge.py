@@ -22,9 +22,10 @@ from ..errors import ManifestError, OutputError, ShardError, SourceError
 from ..index import ShardIndex, index_path
 from ..manifest import MANIFEST_NAME, Manifest, ShardRecord, config_hash
 from ..processes import ordered_map
+from ..shardfile import COMPRESSIONS
 from ..shards import ShardSet, open_shards
 from ..version import CREATED_BY
-from ..writer import COMPRESSIONS, DEFAULT_PATTERN, modalities_of, shard_name
+from ..writer import DEFAULT_PATTERN, modalities_of, shard_name
 from .plan import ConversionPlan, PlannedSource, differences
 from .run import Conversion, NothingToWrite, build, files_of, look_at, noted, remove_notes, staging
 from .sources import SourceConfig

@@ -18,8 +18,9 @@ from ..errors import FieldError, NeurofmxError, SourceError
 from ..fields import FieldFormat, check_key
 from ..index import file_sha256
 from ..manifest import config_hash
+from ..shardfile import Compression
 from ..version import CREATED_BY
-from ..writer import DEFAULT_PATTERN, Compression, check_config, shard_name
+from ..writer import DEFAULT_PATTERN, check_config, shard_name
 from .sources import Source, SourceConfig, SourceDescription, open_source
 
 DEFAULT_KEY_PREFIX = "sample_"

@@ -29,9 +29,10 @@ from ..errors import FieldError, OutputError, ShardError, SourceError
 from ..index import ShardIndex, index_path
 from ..manifest import Manifest, config_hash
 from ..processes import OrderedMap, ordered_map
+from ..shardfile import ShardFile
 from ..verify import Problem, members, open_tar
 from ..version import CREATED_BY
-from ..writer import ShardFile, modalities_of, shard_record
+from ..writer import modalities_of, shard_record
 from .plan import (
     ConversionPlan,
     FileState,
