@@ -21,7 +21,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a recording where the README expects one."""
     directory = tmp_path_factory.mktemp("readme")
     (directory / "neurofmx_demo").mkdir()
-    make_recording(directory / "neurofmx_demo" / "demo_recording.nwb", seconds=250, n_units=12, behavior_rate=60.0)
+    make_recording(
+        directory / "neurofmx_demo" / "demo_recording.nwb", seconds=250, n_units=12, behavior_rate=60.0, trials=20
+    )
     return directory
 
 
