@@ -30,9 +30,12 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(command: list[str] | str, desk: Path, shell: bool = False) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=desk, env=environment, shell=shell, capture_output=True, text=True, timeout=300, check=False
-    )
+    for _ in range(3):
+        done = subprocess.run(
+            command, cwd=desk, env=environment, shell=shell, capture_output=True, text=True, timeout=300, check=False
+        )
+        if "terminate called without an active exception" not in done.stderr:
+            break  # else: seen about once in 40 runs, when a torch process with gloo ends
     assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
 
 

@@ -48,6 +48,7 @@ from .sources import Source, SourceConfig
 _PLAN_NAME = "plan.json"
 _PLANS = "plan*.json"
 _MADE = "made"  # in it, for each shard by name: the digest of what it was made of
+_MAKING = ".making-"  # begins the name of the directory in which a worker makes a shard
 _VALIDATED_SAMPLES = 100
 
 
@@ -94,7 +95,7 @@ def write_shard(directory: Path, shard: ShardPlan) -> str:
     """
     try:
         _begin(directory, shard)
-        with tempfile.TemporaryDirectory(prefix=".making-", dir=directory) as aside:
+        with tempfile.TemporaryDirectory(prefix=_MAKING, dir=directory) as aside:
             _fill(ShardFile(aside, shard.name, shard.compression, shard.field_format), shard)
             for name in files_of(shard.name):
                 os.replace(Path(aside, name), directory / name)
@@ -344,6 +345,8 @@ def build(
             _opened.close()
     else:
         raise _nothing_to_write(plan)
+    for left in directory.glob(f"{_MAKING}*"):  # by a worker that died
+        shutil.rmtree(left, ignore_errors=True)
     manifest = _manifest(plan, directory)
     manifest.save(directory)
     return plan, manifest
