@@ -37,7 +37,7 @@ SHAPE = (25, 40)
 
 
 def sparse_dataset(directory: Path, n_shards: int, shard_size: int) -> Path:
-    """A dataset whose first shard is true, and whose others are empty files of its size with its index."""
+    """A dataset whose first shard is true; the others are holes of its size, with its index and a few headers."""
 
     def make(path: Path) -> None:
         with WebDatasetWriter(path, shard_size=shard_size) as writer:
@@ -46,6 +46,8 @@ def sparse_dataset(directory: Path, n_shards: int, shard_size: int) -> Path:
         manifest = Manifest.load(path)
         first = path / manifest.shards[0].shard_name
         index = ShardIndex.load(index_path(first))
+        tar = first.read_bytes()
+        ends = index.member_offset[: index.sample_start[1]], index.member_offset[index.sample_start[-2] :]
         records = []
         for i in range(n_shards):
             shard = first.with_name(f"shard_{i:06d}.tar")
@@ -53,6 +55,9 @@ def sparse_dataset(directory: Path, n_shards: int, shard_size: int) -> Path:
             if i:
                 with open(shard, "wb") as stream:
                     stream.truncate(index.tar_size)
+                    for payload in np.concatenate(ends).tolist():  # a shard is known by its first and last sample
+                        stream.seek(payload - 512)
+                        stream.write(tar[payload - 512 : payload])
                 index_path(shard).write_bytes(twin.to_bytes())
             records.append(shard_record(twin))
         replace(manifest, shards=records).save(path)
