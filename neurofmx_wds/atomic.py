@@ -64,6 +64,9 @@ class StagedDirectory:
             cannot be replaced because it is a mount point.
     """
 
+    _lock_kind = fcntl.LOCK_EX
+    _other = "another run"
+
     def __init__(self, target: str | os.PathLike[str], overwrite: bool = False) -> None:
         self.target = Path(os.path.realpath(target))  # a rename would replace a symbolic link, not what it names
         self.overwrite = overwrite
@@ -115,11 +118,11 @@ class StagedDirectory:
 
     def _take(self, fd: int) -> None:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, self._lock_kind | fcntl.LOCK_NB)
         except OSError as error:
             os.close(fd)
             if isinstance(error, BlockingIOError):
-                problem, remedy = "another run is writing this output", "wait for it, or end it"
+                problem, remedy = f"{self._other} is writing this output", "wait for it, or end it"
             else:
                 problem, remedy = f"the output cannot be locked: {error.strerror}", "choose another file system"
             raise OutputError(problem, file=self.target, remedy=remedy) from error

@@ -245,16 +245,8 @@ def convert(
 class _SharedStaging(StagedDirectory):
     """A staging directory that several tasks fill at once, while nobody else may have it; none of them commits it."""
 
-    def _take(self, fd: int) -> None:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(fd)
-            if isinstance(error, BlockingIOError):
-                problem, remedy = "another run, not a task, is writing this output", "wait for it, or end it"
-            else:
-                problem, remedy = f"the output cannot be locked: {error.strerror}", "choose another file system"
-            raise OutputError(problem, file=self.target, remedy=remedy) from error
+    _lock_kind = fcntl.LOCK_SH
+    _other = "another run, not a task,"
 
 
 @contextlib.contextmanager
