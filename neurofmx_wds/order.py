@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -20,6 +20,7 @@ _ROUNDS, _ROUNDS_IF_SMALL, _SMALL = 8, 24, 64  # few elements need more rounds t
 _M1 = np.uint64(0x9E3779B97F4A7C15)  # the golden ratio's bits, as in splitmix64
 _M2 = np.uint64(0xBF58476D1CE4E5B9)  # splitmix64's first multiplier
 _S32 = np.uint64(32)
+_Turn = Callable[[np.ndarray, np.ndarray, np.uint64], np.ndarray]
 LIMIT = 1 << 62  # of samples, epochs and sizes: sums of two stay within 64 bits
 _SEEDS = 1 << 128  # a state holds the seed and must stay small
 
@@ -58,13 +59,13 @@ class Bijection:
 
     def forward(self, x: np.ndarray, key: np.ndarray) -> np.ndarray:
         """Images of `x` (uint64, below n) under the permutations of `key` (uint64, one for each)."""
-        return self._walk(x, key, range(self._n_rounds), np.add)
+        return self._walk(x, key, range(self._n_rounds), _add)
 
     def inverse(self, x: np.ndarray, key: np.ndarray) -> np.ndarray:
         """The numbers whose images are `x`."""
-        return self._walk(x, key, range(self._n_rounds - 1, -1, -1), np.subtract)
+        return self._walk(x, key, range(self._n_rounds - 1, -1, -1), _subtract)
 
-    def _walk(self, x: np.ndarray, key: np.ndarray, rounds: range, turn: np.ufunc) -> np.ndarray:
+    def _walk(self, x: np.ndarray, key: np.ndarray, rounds: range, turn: _Turn) -> np.ndarray:
         y = self._rounds(x, key, rounds, turn)
         out = np.flatnonzero(y >= np.uint64(self.n))
         while len(out):
@@ -72,20 +73,35 @@ class Bijection:
             out = out[y[out] >= np.uint64(self.n)]
         return y
 
-    def _rounds(self, x: np.ndarray, key: np.ndarray, rounds: range, turn: np.ufunc) -> np.ndarray:
+    def _rounds(self, x: np.ndarray, key: np.ndarray, rounds: range, turn: _Turn) -> np.ndarray:
         a, b = self._radix
-        left: np.ndarray
-        right: np.ndarray
-        left, right = np.divmod(x, b)
+        left, right = _divmod(x, b)
         for i in rounds:
             k = key + np.uint64(i * int(_M1) % 2**64)
             if i % 2 == 0:
-                shift = _round(right, k, a)
-                left = turn(left + a, shift) % a
+                left = turn(left, _round(right, k, a), a)
             else:
-                shift = _round(left, k, b)
-                right = turn(right + b, shift) % b
+                right = turn(right, _round(left, k, b), b)
         return left * b + right
+
+
+# A sum that is too large, or a difference below 0 (a huge number without a sign), is the larger of its two forms; both,
+# and a quotient's remainder, are worked out so because dividing arrays is slow.
+
+
+def _add(value: np.ndarray, shift: np.ndarray, modulus: np.uint64) -> np.ndarray:
+    total = value + shift
+    return np.minimum(total, total - modulus)
+
+
+def _subtract(value: np.ndarray, shift: np.ndarray, modulus: np.uint64) -> np.ndarray:
+    difference = value - shift
+    return np.minimum(difference, difference + modulus)
+
+
+def _divmod(x: np.ndarray, by: np.uint64) -> tuple[np.ndarray, np.ndarray]:
+    quotient = x // by
+    return quotient, x - quotient * by
 
 
 def _round(value: np.ndarray, key: np.ndarray, modulus: np.uint64) -> np.ndarray:
@@ -262,9 +278,7 @@ class EpochOrder:
         behind = x >= np.uint64(begin + short)
         inside = (x >= np.uint64(begin)) & ~behind
         x = x + behind.astype(np.uint64) * np.uint64(self.block_size - short)  # as if that block were whole
-        slot: np.ndarray
-        place: np.ndarray
-        slot, place = np.divmod(x, size)
+        slot, place = _divmod(x, size)
         place[inside] = x[inside] - np.uint64(begin)
         return self._blocks.forward(slot, self._keys("blocks", len(x))) * size + place
 
@@ -273,7 +287,7 @@ class EpochOrder:
             return ids
         size = np.uint64(self.block_size)
         begin, short = self._short_block
-        block, place = np.divmod(ids, size)
+        block, place = _divmod(ids, size)
         x = self._blocks.inverse(block, self._keys("blocks", len(ids))) * size + place
         behind = x >= np.uint64(begin + self.block_size)
         return x - behind.astype(np.uint64) * np.uint64(self.block_size - short)
