@@ -30,6 +30,7 @@ from .readers import Handler, IOMode
 from .shards import DEFAULT_SHARD_PATTERN, ShardDir
 from .stages import Collate, Fetcher, Select, Shuffle, Start, Transform, logger, open_dataset
 
+_BUNDLE, _BUNDLE_BYTES = 16, 8 << 20  # batches, and their bytes, that a worker hands over at once
 _WORTH_A_THREAD = 50e-6  # seconds between two batches from which reading ahead pays
 
 
@@ -202,31 +203,33 @@ class WebDatasetDataLoader(ResumablePipeline):
         self.prefetch_factor = prefetch_factor
         self.pin_memory = pin_memory and torch.cuda.is_available()
         self.loader_options = dict(loader_options)
+        self._memory = BatchMemory(self.pin_memory)  # kept from epoch to epoch: new memory is slow to touch
         self._persistent: tuple[Start, torch.utils.data.DataLoader[Any]] | None = None
 
     def _items(self, epoch: int, first: int, rank: int, world_size: int) -> Iterator[Any]:
-        memory = BatchMemory(self.pin_memory)
+        start = Start(epoch, first, rank, world_size)
         if self.num_workers == 0:
-            fetcher = replace(self.fetcher, start=Start(epoch, first, rank, world_size), memory=memory)
-            return prefetched(self._stages(fetcher.start, fetcher.batches), self.prefetch_factor or 0)
-        return self._from_workers(Start(epoch, first, rank, world_size), memory)
+            fetcher = replace(self.fetcher, start=start, memory=self._memory)
+            return prefetched(self._stages(start, fetcher.batches), self.prefetch_factor or 0)
+        return self._from_workers(start)
 
-    def _from_workers(self, begin: Start, memory: BatchMemory) -> Iterator[Any]:
+    def _from_workers(self, begin: Start) -> Iterator[Any]:
         # Persistent workers serve one iterator at a time: one begun meanwhile gets its own.
         workers, self._persistent = self._persistent or self._workers(), None
         start, loader = workers
         start.set(*begin.get())
         try:
-            yield from unpack(loader, memory)
+            yield from unpack(loader, self._memory)
         finally:
             if self.loader_options.get("persistent_workers"):
                 self._persistent = workers
 
     def _workers(self) -> tuple[Start, torch.utils.data.DataLoader[Any]]:
         depth = self.prefetch_factor or 2
-        slots = Slots(depth + 1)
+        bundle = self._bundle()
+        slots = Slots(depth, bundle)
         fetcher = replace(self.fetcher, start=Start().share(), memory=slots)
-        stages = self._stages(fetcher.start, fetcher.batches)
+        stages = self._stages(fetcher.start, fetcher.batches, bundle)
         stages.append(slots)
         return fetcher.start, torch.utils.data.DataLoader(
             stages,
@@ -236,6 +239,13 @@ class WebDatasetDataLoader(ResumablePipeline):
             collate_fn=_as_is,
             **self.loader_options,
         )
+
+    def _bundle(self) -> int:
+        """Batches that a worker hands over at once: several where it only copies and they are small."""
+        if not self.fetcher.only_copies:
+            return 1
+        batch_bytes = self.batch_size * self.fetcher.reader.shards.sample_bytes
+        return max(1, min(_BUNDLE, _BUNDLE_BYTES // batch_bytes, len(self) // (4 * self.num_workers)))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_persistent": None}

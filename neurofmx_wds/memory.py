@@ -5,6 +5,7 @@ A batch in fresh memory costs as much in page faults as in copying. Knows tensor
 
 from __future__ import annotations
 
+import itertools
 import math
 import weakref
 from collections import OrderedDict
@@ -106,17 +107,19 @@ class Parcel:
 
 
 class Slots:
-    """Worker's side: batches are put into a few shared slots, in turn; a pipeline stage.
+    """Worker's side: bundles of batches are put into a few shared slots, in turn; a pipeline stage.
 
-    A DataLoader asks a worker for at most ``prefetch_factor`` batches before it takes one, so with one slot more none
-    is written while the trainer still copies from it.
+    A DataLoader asks a worker for at most ``prefetch_factor`` bundles before it takes one, so with one slot's set more
+    none is written while the trainer still copies from it.
 
     Args:
-        n_slots: how many.
+        depth: ``prefetch_factor``.
+        bundle: batches handed over at once: each hop from process to process takes longer than reading a small one.
     """
 
-    def __init__(self, n_slots: int) -> None:
-        self._slots = [torch.empty(0, dtype=torch.uint8)] * n_slots
+    def __init__(self, depth: int, bundle: int = 1) -> None:
+        self._size = depth, bundle
+        self._slots = [torch.empty(0, dtype=torch.uint8)] * ((depth + 1) * bundle)
         self._current = 0
         self._used = 0
 
@@ -132,8 +135,13 @@ class Slots:
         self._used = end
         return start, dtype, tuple(shape)
 
-    def __call__(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """Stage: batches → parcels; whatever is no dict of tensors goes as it is."""
+    def __call__(self, batches: Iterable[Any]) -> Iterator[list[Any]]:
+        """Stage: batches → bundles of parcels; whatever is no dict of tensors goes as it is."""
+        parcels = self._packed(batches)
+        while bundle := list(itertools.islice(parcels, self._size[1])):
+            yield bundle
+
+    def _packed(self, batches: Iterable[Any]) -> Iterator[Any]:
         info = torch.utils.data.get_worker_info()
         worker = info.id if info else 0
         known: set[int] = set()
@@ -172,14 +180,14 @@ class Slots:
         known.add(self._current)
         return Parcel(rest, found, worker, self._current, memory)
 
-    def __reduce__(self) -> tuple[type[Slots], tuple[int]]:
-        return Slots, (len(self._slots),)
+    def __reduce__(self) -> tuple[type[Slots], tuple[int, int]]:
+        return Slots, self._size
 
 
-def unpack(parcels: Iterable[Any], memory: BatchMemory) -> Iterator[Any]:
-    """Trainer's side: copy each batch out of its slot."""
+def unpack(bundles: Iterable[list[Any]], memory: BatchMemory) -> Iterator[Any]:
+    """Trainer's side: copy each batch out of its slot, when it is asked for."""
     slots: dict[tuple[int, int], torch.Tensor] = {}
-    for parcel in parcels:
+    for parcel in itertools.chain.from_iterable(bundles):
         if not isinstance(parcel, Parcel):
             yield parcel
             continue

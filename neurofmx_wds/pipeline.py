@@ -202,10 +202,13 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
     def _items(self, epoch: int, first: int, rank: int, world_size: int) -> Iterator[Any]:
         raise NotImplementedError
 
-    def _stages(self, start: Start, fetch: Callable[[Iterable[BatchPlan]], Iterator[Any]]) -> wds.DataPipeline:
-        """What a process runs to get its share: plans, split over ranks, split over workers, fetched."""
+    def _stages(
+        self, start: Start, fetch: Callable[[Iterable[BatchPlan]], Iterator[Any]], bundle: int = 1
+    ) -> wds.DataPipeline:
+        """What a process runs to get its share: plans, split over ranks, split over workers in bundles, fetched."""
         source = PlanSource(start, self.spec.n_samples, self.batch_size, self.drop_last)
-        return wds.DataPipeline(source, SplitByNode(start), wds.split_by_worker, fetch)
+        bundles = functools.partial(_bundled, size=bundle)
+        return wds.DataPipeline(source, SplitByNode(start), bundles, wds.split_by_worker, _unbundled, fetch)
 
     def __copy__(self) -> ResumablePipeline:
         twin = object.__new__(type(self))
@@ -218,6 +221,15 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
         if self.world_size == 1:
             return self.__dict__
         return {**self.__dict__, "_rank": self.rank, "_world_size": self.world_size}
+
+
+def _bundled(plans: Iterable[BatchPlan], size: int) -> Iterator[list[BatchPlan]]:
+    plans = iter(plans)
+    while bundle := list(itertools.islice(plans, size)):
+        yield bundle
+
+
+_unbundled = itertools.chain.from_iterable
 
 
 def _batched(samples: Iterator[Any], size: int, collate: Collate | None, partial: bool) -> Iterator[Any]:

@@ -284,5 +284,3 @@ class ShardFile:
         self._file.abort()
         with contextlib.suppress(OSError):
             self._aside.unlink()
-
-

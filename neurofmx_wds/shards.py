@@ -64,6 +64,11 @@ class ShardSet:
         return sum(record.n_samples for record in self.records)
 
     @property
+    def sample_bytes(self) -> int:
+        """About how many bytes a sample takes in its shard; 1 where that is not known."""
+        return max(1, sum(record.n_bytes for record in self.records) // max(1, self.n_samples))
+
+    @property
     def compressed(self) -> bool:
         """Whether any shard goes through the cache."""
         return any(is_compressed(path) for path in self.paths)

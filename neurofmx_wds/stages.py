@@ -39,7 +39,7 @@ Transform = Callable[..., Any]
 Collate = Callable[[Sequence[Any]], Any]
 Read = Callable[[np.ndarray], Any]
 
-_ORDER_CHUNK = 4096  # positions whose ids are worked out at once
+_ORDER_CHUNK = 1 << 14  # positions whose ids are worked out at once
 _BLOCK_BYTES = 1 << 20  # samples that are read in one go with shuffle=True
 
 
@@ -135,6 +135,11 @@ class Fetcher:
     start: Start = field(default_factory=Start)
     memory: Memory | None = None
 
+    @property
+    def only_copies(self) -> bool:
+        """Whether nothing but copying is done to samples."""
+        return self.transform is None and self.collate_fn is collate_webdataset
+
     def planned_ids(self, plans: Iterable[BatchPlan]) -> Iterator[tuple[BatchPlan, np.ndarray]]:
         """Each plan with the ids of its samples; the order is worked out for many positions at once."""
         order = self.spec.order(self.start.get()[0])
@@ -153,7 +158,7 @@ class Fetcher:
 
     def batches(self, plans: Iterable[BatchPlan]) -> Iterator[Any]:
         """Stage: plans → batches."""
-        if self.transform is None and self.collate_fn is collate_webdataset:
+        if self.only_copies:
             fast = functools.partial(self.reader.read_batch, memory=self.memory)
             yield from self._fetch(plans, fast, self.reader.read_batch)
         else:
@@ -300,8 +305,7 @@ def _default_block_size(shards: ShardSet, buffer_size: int) -> int:
     """About 1 MiB of samples, but few enough for a window to mix 32 blocks; a shard where shards are unpacked first."""
     if shards.compressed:
         return max(1, int(shards.counts.max(initial=1)))
-    sample_bytes = sum(record.n_bytes for record in shards.records) // max(1, shards.n_samples)
-    return max(1, min(_BLOCK_BYTES // max(1, sample_bytes), buffer_size // 32))
+    return max(1, min(_BLOCK_BYTES // shards.sample_bytes, buffer_size // 32))
 
 
 def select_samples(shards: ShardSet, select: Select) -> np.ndarray:

@@ -360,4 +360,3 @@ def create_shards_from_arrays(
         for i in range(count):
             writer.write_sample({name: array[i] for name, array in data_dict.items()}, metadata=about[i])
     return writer.summary
-

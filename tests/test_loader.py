@@ -50,6 +50,7 @@ from neurofmx_wds import (
     create_webdataset_dataloader,
 )
 from neurofmx_wds.errors import NeurofmxError, ShardError, StateError
+from neurofmx_wds.loader import WebDatasetDataLoader
 
 
 @pytest.fixture(autouse=True)
@@ -206,7 +207,9 @@ def test_the_rest_equals_the_uninterrupted_rest(dataset: Datasets, case: Case) -
 
 
 @pytest.mark.parametrize("case", [*sampled(WITH_WORKERS, 8), *sampled(SPAWNED, 1)], ids=repr)
-def test_with_worker_processes(dataset: Datasets, case: Case) -> None:
+def test_with_worker_processes(dataset: Datasets, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = random.Random(f"bundle of {case}").choice((1, 2, 3))  # batches so small would not be bundled
+    monkeypatch.setattr(WebDatasetDataLoader, "_bundle", lambda self: bundle)
     assert_resumes_everywhere(dataset(case.layout, case.compression), case, at_every_step=False)
 
 
@@ -234,8 +237,10 @@ def test_any_chain_of_topologies_gives_one_sequence(
     assert (state["epoch"], state["position"]) == (1, 0)
 
 
-def test_a_chain_across_ranks_and_workers(dataset: Datasets) -> None:
+@pytest.mark.parametrize("bundle", [1, 2])
+def test_a_chain_across_ranks_and_workers(dataset: Datasets, bundle: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """2 ranks × 2 workers → 3 × 1 → 1 × 4, each stopped before all its workers have delivered."""
+    monkeypatch.setattr(WebDatasetDataLoader, "_bundle", lambda self: bundle)
     directory = dataset("unequal")
     state, seen = plain(directory).state_dict(), []
     for world_size, num_workers, batch_size, n_steps in ((2, 2, 2, 1), (3, 1, 1, 2), (1, 4, 3, 2), (1, 2, 4, 99)):
@@ -243,6 +248,20 @@ def test_a_chain_across_ranks_and_workers(dataset: Datasets) -> None:
         seen += global_rows(itertools.islice(steps(loaders), n_steps))
         state = loaders[-1].state_dict()
     assert tuple(seen) == epoch_rows(directory, True)
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_bundles_of_small_batches_stay_in_order(tmp_path: Path, persistent: bool) -> None:
+    directory = write_dataset(tmp_path / "shards", (50,) * 8)
+    options = {"batch_size": 2, "num_workers": 3, "shuffle": "full", "prefetch_factor": 1}
+    loader = create_webdataset_dataloader(directory, persistent_workers=persistent, **options)
+    assert loader._bundle() == 16
+    for epoch in range(2):
+        whole = epoch_rows(directory, "full", epoch)
+        assert tuple(global_rows(itertools.islice(steps([loader]), 37))) == whole[:74]
+        (again,) = resumed(directory, loader.state_dict(), **options)
+        assert tuple(global_rows(steps([again]))) == whole[74:]
+        loader.set_epoch(epoch + 1)
 
 
 @pytest.mark.parametrize("kind", [WebDatasetLoader, functools.partial(plain, batch_size=2)], ids=["samples", "batches"])
