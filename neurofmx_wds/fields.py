@@ -231,7 +231,7 @@ def _as_array(name: str, value: Any) -> np.ndarray:
 
 
 def _storable(name: str, array: np.ndarray) -> np.ndarray:
-    if np.ma.is_masked(array):
+    if type(array) is not np.ndarray and np.ma.is_masked(array):
         raise FieldError(
             "the array's mask would be lost", member=name, remedy="fill it, or store the mask as a field of its own"
         )

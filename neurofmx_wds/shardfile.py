@@ -129,6 +129,16 @@ class IndexedTarWriter(wds.TarWriter):  # type: ignore[misc]
         return int(self.tarstream.offset)
 
 
+_spare_pieces: list[memoryview] = []  # of files that are finished: new memory is slow to touch
+
+
+def _new_piece() -> memoryview:
+    try:
+        return _spare_pieces.pop()
+    except IndexError:
+        return memoryview(bytearray(_PIECE))
+
+
 class _HashedFile:
     """A file being written in large pieces: one thread writes them, another lets the checksum grow."""
 
@@ -138,7 +148,7 @@ class _HashedFile:
         self._writer = ThreadPoolExecutor(1, "neurofmx_wds write")
         self._hasher = ThreadPoolExecutor(1, "neurofmx_wds checksum")
         self._under_way: deque[tuple[memoryview, Future[None], Future[None]]] = deque()
-        self._piece = memoryview(bytearray(_PIECE))
+        self._piece = _new_piece()
         self._filled = 0
         self.size = 0
 
@@ -175,7 +185,7 @@ class _HashedFile:
         self._under_way.append((self._piece, *jobs))
         self.size += self._filled
         self._filled = 0
-        self._piece = memoryview(bytearray(_PIECE)) if len(self._under_way) < _PIECES else self._finished()
+        self._piece = _new_piece() if len(self._under_way) < _PIECES else self._finished()
 
     def _write_all(self, piece: memoryview) -> None:
         while len(piece):
@@ -195,8 +205,8 @@ class _HashedFile:
             OSError: it could not be written.
         """
         self.flush()
-        while self._under_way:
-            self._finished()
+        used = [self._piece, *(self._finished() for _ in range(len(self._under_way)))]
+        _spare_pieces.extend(used[: _PIECES - len(_spare_pieces)])
         self._writer.shutdown()
         self._hasher.shutdown()
         os.fsync(self._file.fileno())
