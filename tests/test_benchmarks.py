@@ -1,0 +1,92 @@
+"""The benchmarks: figures and verdicts are what they are called, and a peer that is not there is a row that says so."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.harness import Case, Group, Row, Setting, Target, Unavailable, Work, judge, measure, table, to_json
+
+ROOT = Path(__file__).parents[1]
+
+
+def sleeping(seconds: float) -> Work:
+    def work() -> float:
+        time.sleep(seconds)
+        return 10.0
+
+    return work
+
+
+def absent() -> Work:
+    raise ImportError("No module named 'peer'")
+
+
+def impossible() -> Work:
+    raise Unavailable("not on this machine")
+
+
+def faulty() -> Work:
+    raise ValueError("a fault")
+
+
+def group(setting: Setting) -> Group:
+    """Cases that take a known time."""
+    return Group(
+        "sleeping",
+        [
+            Case("short", lambda: sleeping(0.02), ours=True),
+            Case("long", lambda: sleeping(0.2)),
+            Case("absent", absent),
+            Case("impossible", impossible),
+            Case("faulty", faulty),
+        ],
+        [
+            Target("short", "long", at_least=3),
+            Target("long", "short", at_least=3),
+            Target("short", "absent", at_least=1),
+        ],
+        unit="work/s",
+        scale=1,
+    )
+
+
+def test_figures_ratios_and_peers_that_are_not_there(tmp_path: Path) -> None:
+    result = measure("sleep", group, Setting(tmp_path), repeats=2)
+    short, long, missing, elsewhere, broken = result.rows
+    assert len(short.values) == len(long.values) == 2
+    assert max(short.values) <= 10 / 0.02 and max(long.values) <= 10 / 0.2
+    assert (missing.missing, elsewhere.missing) == ("No module named 'peer'", "not on this machine")
+    assert broken.broken and "ValueError: a fault" in broken.missing and not missing.broken
+    assert [verdict.met for verdict in result.verdicts] == [True, False, None]
+    lines = "\n".join(table(result))
+    assert "No module named 'peer'" in lines and "MISSED" in lines and "not measured" in lines
+    assert [row.get("missing") for row in to_json(result)["rows"]][2:4] == [
+        "No module named 'peer'",
+        "not on this machine",
+    ]
+
+
+def test_of_several_cases_the_slowest_counts() -> None:
+    rows = [Row("a", False, [4.0, 6.0, 5.0]), Row("b", False, [2.0]), Row("ours", True, [4.0])]
+    assert judge(Target(("a", "b"), "ours", at_most=0.5), rows).ratio == 0.5
+    assert judge(Target("a", at_most=5), rows).met is True
+
+
+@pytest.mark.slow
+def test_every_group_runs_on_little_data(tmp_path: Path) -> None:
+    """Whatever peers are installed here, nothing of ours fails."""
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks", "--quick", "--repeats", "1"]
+    files = {kind: tmp_path / f"figures.{kind}" for kind in ("json", "png")}
+    options = [f"--{kind}={file}" for kind, file in files.items()]
+    done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=900)
+    groups = json.loads(files["json"].read_text())["groups"]
+    ours = [row for group in groups for row in group["rows"] if row["ours"]]
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ours and not [row for row in ours if row.get("missing")]
+    assert files["png"].stat().st_size > 10_000
