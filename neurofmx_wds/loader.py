@@ -28,7 +28,8 @@ from .memory import BatchMemory, Slots, unpack
 from .pipeline import ResumablePipeline, in_worker
 from .readers import Handler, IOMode
 from .shards import DEFAULT_SHARD_PATTERN, ShardDir
-from .stages import Collate, Fetcher, Select, Shuffle, Start, Transform, logger, open_dataset
+from .stages import Collate, Fetcher, Select, Shuffle, Start, logger, open_dataset
+from .transforms import BatchTransform, TargetTransform, Transform, as_batch_transforms, as_target_transform
 
 _BUNDLE, _BUNDLE_BYTES = 16, 8 << 20  # batches, and their bytes, that a worker hands over at once
 _WORTH_A_THREAD = 50e-6  # seconds between two batches from which reading ahead pays
@@ -52,6 +53,8 @@ class WebDatasetLoader(ResumablePipeline):
         modalities: the fields to read; by default all.
         select: which samples: ``{"subject": "A"}``, ``{"session": ["a", "b"]}`` or ``f(metadata) -> bool``.
         transform: ``f(sample)`` or ``f(sample, rng)`` with a generator that depends on seed, epoch and sample only.
+        target_transform: ``f(label)`` or ``{label: new}`` for ``sample["label"]``; where there is no such field, for
+            ``sample["metadata"]["label"]``. The result is ``sample["label"]``, before `transform`; the metadata stay.
         handler: webdataset's ``reraise_exception``, ``warn_and_continue``, … for samples that cannot be read or
             transformed; what it lets go is counted in ``skipped``. An error at which it says stop is raised.
         rank, world_size: this process's share; by default as webdataset finds it (environment, ``torch.distributed``).
@@ -81,12 +84,15 @@ class WebDatasetLoader(ResumablePipeline):
         io: IOMode = "auto",
         cache_dir: str | os.PathLike[str] | None = None,
         cache_size: int = DEFAULT_CACHE_SIZE,
+        target_transform: TargetTransform | None = None,
     ) -> None:
         fetcher, fingerprint = open_dataset(
             shard_dir, shard_pattern, shuffle, buffer_size, seed, modalities, select, block_size, io, cache_dir,
             cache_size,
         )  # fmt: skip
-        fetcher = replace(fetcher, transform=transform, handler=handler)
+        fetcher = replace(
+            fetcher, transform=transform, target_transform=as_target_transform(target_transform), handler=handler
+        )
         super().__init__(fetcher, fingerprint, 1, False, rank, world_size)
 
     def _items(self, epoch: int, first: int, rank: int, world_size: int) -> Iterator[Any]:
@@ -326,6 +332,8 @@ def create_webdataset_dataloader(
     io: IOMode = "auto",
     cache_dir: str | os.PathLike[str] | None = None,
     cache_size: int = DEFAULT_CACHE_SIZE,
+    target_transform: TargetTransform | None = None,
+    batch_transform: BatchTransform | Sequence[BatchTransform] | None = None,
     **loader_options: Any,
 ) -> WebDatasetDataLoader:
     """Batches of a dataset, in a reproducible order, resumable after any of them.
@@ -338,13 +346,18 @@ def create_webdataset_dataloader(
 
     Args:
         shard_dir, shard_pattern, shuffle, buffer_size, seed, modalities, select, transform, handler, rank, world_size,
-            block_size, io, cache_dir, cache_size: as :class:`WebDatasetLoader`.
+            block_size, io, cache_dir, cache_size, target_transform: as :class:`WebDatasetLoader`.
         batch_size: samples per batch and rank.
         num_workers: processes that read. 0 is fastest where there is no costly `transform`.
         drop_last: drop the samples that do not fill a batch on every rank.
         prefetch_factor: batches read ahead by each worker; with no workers, by one thread (0 or None: none).
         pin_memory: put batches into page-locked memory, where there is a CUDA device.
         collate_fn: makes a batch of a list of samples.
+        batch_transform: ``f(batch)`` or ``f(batch, rngs)``, or a list of them, called one after the other with what
+            `collate_fn` made, in the process that read it; what the last returns is delivered. ``rngs[i]`` is the
+            generator of the batch's i-th sample, the one that `transform` gets: it depends on seed, epoch and sample
+            only, so no random number depends on how samples are put into batches. Tensors may be changed in place,
+            replaced or kept.
         **loader_options: of torch's DataLoader: ``persistent_workers``, ``multiprocessing_context``, ``timeout``,
             ``worker_init_fn``.
 
@@ -377,7 +390,10 @@ def create_webdataset_dataloader(
     fetcher, fingerprint = open_dataset(
         shard_dir, shard_pattern, shuffle, buffer_size, seed, modalities, select, block_size, io, cache_dir, cache_size
     )
-    fetcher = replace(fetcher, transform=transform, handler=handler, collate_fn=collate_fn)
+    fetcher = replace(
+        fetcher, transform=transform, target_transform=as_target_transform(target_transform), collate_fn=collate_fn,
+        batch_transforms=as_batch_transforms(batch_transform), handler=handler,
+    )  # fmt: skip
     return WebDatasetDataLoader(
         fetcher, fingerprint, int(batch_size), drop_last, rank, world_size, num_workers, prefetch_factor, pin_memory,
         loader_options,

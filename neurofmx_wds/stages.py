@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import inspect
 import itertools
 import json
 import logging
@@ -26,16 +25,23 @@ from . import cursor as cursors
 from .collate import collate_webdataset
 from .cursor import BatchPlan
 from .errors import NeurofmxError
-from .memory import Memory
+from .memory import BatchMemory, Memory
 from .order import ORDER_VERSION, EpochOrder
 from .readers import Handler, IOMode, ShardReader, skipping
 from .shards import ShardDir, ShardSet, open_shards
+from .transforms import (
+    BatchTransform,
+    SampleRngs,
+    Transform,
+    label_column,
+    labels_of,
+    takes_rng,
+)
 
 logger = logging.getLogger("neurofmx_wds")
 
 Shuffle = bool | Literal["full"]
 Select = Mapping[str, Any] | Callable[[dict[str, Any]], bool]
-Transform = Callable[..., Any]
 Collate = Callable[[Sequence[Any]], Any]
 Read = Callable[[np.ndarray], Any]
 
@@ -131,14 +137,16 @@ class Fetcher:
     reader: ShardReader
     handler: Handler = wds.reraise_exception
     transform: Transform | None = None
+    target_transform: Callable[[Any], Any] | None = None
     collate_fn: Collate | None = None
+    batch_transforms: Sequence[BatchTransform] = ()
     start: Start = field(default_factory=Start)
     memory: Memory | None = None
 
     @property
     def only_copies(self) -> bool:
         """Whether nothing but copying is done to samples."""
-        return self.transform is None and self.collate_fn is collate_webdataset
+        return self._as_stored and not self.batch_transforms and self.target_transform is None
 
     def planned_ids(self, plans: Iterable[BatchPlan]) -> Iterator[tuple[BatchPlan, np.ndarray]]:
         """Each plan with the ids of its samples; the order is worked out for many positions at once."""
@@ -153,16 +161,24 @@ class Fetcher:
 
     def samples(self, plans: Iterable[BatchPlan]) -> Iterator[Any]:
         """Stage: plans of one row → samples, transformed."""
-        one: Read = lambda ids: self._samples(ids)[0]  # noqa: E731
+        one: Read = lambda ids: self._samples(ids, self._rngs(ids))[0]  # noqa: E731
         yield from self._fetch(plans, one, one)
 
     def batches(self, plans: Iterable[BatchPlan]) -> Iterator[Any]:
-        """Stage: plans → batches."""
+        """Stage: plans → batches, transformed."""
         if self.only_copies:
             fast = functools.partial(self.reader.read_batch, memory=self.memory)
             yield from self._fetch(plans, fast, self.reader.read_batch)
         else:
-            yield from self._fetch(plans, self._collated, self._collated)
+            # A worker's slot is written again, but a transform may keep what it was given.
+            memory = self.memory if isinstance(self.memory, BatchMemory) else None
+            read = functools.partial(self._batch, memory=memory)
+            yield from self._fetch(plans, read, read)
+
+    @property
+    def _as_stored(self) -> bool:
+        """Whether batches are read as such, not made of samples."""
+        return self.transform is None and self.collate_fn is collate_webdataset
 
     def _fetch(self, plans: Iterable[BatchPlan], read: Read, read_again: Read) -> Iterator[Any]:
         """Read all plans; `read_again` reads what is left of one: a remnant must not lie in a worker's slot."""
@@ -203,27 +219,62 @@ class Fetcher:
             return item
         raise error
 
-    def _samples(self, ids: np.ndarray) -> list[Any]:
+    def _rngs(self, ids: np.ndarray) -> SampleRngs:
+        return SampleRngs(self.spec.seed, self.start.get()[0], self.reader.dataset_ids(ids))
+
+    def _batch(self, ids: np.ndarray, memory: Memory | None) -> Any:
+        rngs = self._rngs(ids)
+        if self._as_stored:
+            batch: Any = self.reader.read_batch(ids, memory)
+            if self.target_transform is not None:
+                given = labels_of(batch.get("label"), batch["metadata"])
+                batch["label"] = label_column(self._each("target_transform", ids, map(self.target_transform, given)))
+        else:
+            samples = self._samples(ids, rngs)
+            batch = samples if self.collate_fn is None else self.collate_fn(samples)
+        for transform in self.batch_transforms:
+            try:
+                batch = transform(batch, rngs) if takes_rng(transform) else transform(batch)
+            except Exception as error:
+                raise self._blamed("batch_transform", error, ids[0]) from error
+        return batch
+
+    def _samples(self, ids: np.ndarray, rngs: SampleRngs) -> list[Any]:
         samples = self.reader.read_samples(ids)
+        if self.target_transform is not None:
+            given = labels_of([sample.get("label") for sample in samples], [sample["metadata"] for sample in samples])
+            labels = self._each("target_transform", ids, map(self.target_transform, given))
+            for sample, label in zip(samples, labels, strict=True):
+                sample["label"] = np.asarray(label) if isinstance(label, (int, float)) else label
         if self.transform is None:
             return samples
-        numbers = self.reader.dataset_ids(ids).tolist()
-        return [self._transformed(self.transform, *each) for each in zip(samples, numbers, ids, strict=True)]
+        transform = self.transform
+        if self._takes_rng:
+            return self._each("transform", ids, (transform(each, rngs[i]) for i, each in enumerate(samples)))
+        return self._each("transform", ids, (transform(each) for each in samples))
 
-    def _transformed(self, transform: Transform, sample: dict[str, Any], number: int, place: np.int64) -> Any:
-        key = sample["__key__"]
+    @functools.cached_property
+    def _takes_rng(self) -> bool:
+        return self.transform is not None and takes_rng(self.transform)
+
+    def _each(self, what: str, ids: np.ndarray, results: Iterator[Any]) -> list[Any]:
+        """What a user's function makes of each sample."""
+        done: list[Any] = []
         try:
-            if _takes_rng(transform):
-                return transform(sample, sample_rng(self.spec.seed, self.start.get()[0], number))
-            return transform(sample)
+            for result in results:
+                done.append(result)
         except Exception as error:
-            shard = self.reader.shards.paths[self.reader.locate(np.array([place]))[0][0]]
-            problem = f"the transform raised {type(error).__name__}: {error}"
-            raise NeurofmxError(problem, file=shard, sample=key) from error
+            raise self._blamed(what, error, ids[len(done)]) from error
+        return done
 
-    def _collated(self, ids: np.ndarray) -> Any:
-        samples = self._samples(ids)
-        return samples if self.collate_fn is None else self.collate_fn(samples)
+    def _blamed(self, what: str, error: Exception, place: np.int64) -> NeurofmxError:
+        """An error in a user's function, with the sample at which it came up."""
+        shard, row = (where[0] for where in self.reader.locate(np.array([place])))
+        return NeurofmxError(
+            f"the {what} raised {type(error).__name__}: {error}",
+            file=self.reader.shards.paths[shard],
+            sample=self.reader.shards.index(shard).sample_keys[row],
+        )
 
 
 @dataclass
@@ -244,30 +295,6 @@ def _mark(item: Any, fresh: bool) -> None:
     if isinstance(item, dict):
         single = isinstance(item.get("__key__"), str)
         item["__mask__"] = fresh if single else torch.tensor([fresh])
-
-
-def sample_rng(seed: int, epoch: int, sample_id: int) -> np.random.Generator:
-    """The random numbers that a sample's augmentation gets in an epoch, wherever and whenever it is loaded.
-
-    Args:
-        seed: the loader's seed.
-        epoch: the epoch.
-        sample_id: the sample's place in the whole dataset.
-    """
-    words = np.array([seed & (2**64 - 1), epoch, sample_id], np.uint64)
-    key = np.frombuffer(hashlib.blake2b(words.tobytes(), digest_size=16).digest(), np.uint64)
-    return np.random.Generator(np.random.Philox(key=key))
-
-
-@functools.lru_cache(maxsize=64)
-def _takes_rng(transform: Transform) -> bool:
-    """Whether a transform is ``transform(sample, rng)``."""
-    try:
-        parameters = inspect.signature(transform).parameters.values()
-    except (TypeError, ValueError):
-        return False
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return len([p for p in positional if p.default is p.empty or p.name == "rng"]) >= 2
 
 
 def open_dataset(
