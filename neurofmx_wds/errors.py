@@ -90,5 +90,9 @@ class StateError(NeurofmxError, ValueError):
     """A saved loader state that does not belong to this dataset, selection, seed or shuffle."""
 
 
+class GroupError(NeurofmxError, ValueError):
+    """A group of labels that is ill-defined, or that a dataset does not have."""
+
+
 class SourceError(NeurofmxError, ValueError):
     """A recording or array file that cannot be converted."""

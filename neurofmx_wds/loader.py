@@ -24,11 +24,13 @@ from .atomic import write_atomic
 from .cache import DEFAULT_CACHE_SIZE
 from .collate import collate_webdataset
 from .errors import StateError
+from .groups import Groups
 from .memory import BatchMemory, Slots, unpack
 from .pipeline import ResumablePipeline, in_worker
 from .readers import Handler, IOMode
+from .selection import Select
 from .shards import DEFAULT_SHARD_PATTERN, ShardDir
-from .stages import Collate, Fetcher, Select, Shuffle, Start, logger, open_dataset
+from .stages import Collate, Fetcher, Shuffle, Start, logger, open_dataset
 from .transforms import BatchTransform, TargetTransform, Transform, as_batch_transforms, as_target_transform
 
 _BUNDLE, _BUNDLE_BYTES = 16, 8 << 20  # batches, and their bytes, that a worker hands over at once
@@ -61,9 +63,14 @@ class WebDatasetLoader(ResumablePipeline):
         block_size: samples read in one go when `shuffle` is True; by default about 1 MiB, a shard where compressed.
         io: ``"auto"``, ``"mmap"`` or ``"pread"``; see :class:`~neurofmx_wds.readers.ShardReader`.
         cache_dir, cache_size: where compressed shards are unpacked, and how many bytes they may take there.
+        group: only the samples whose labels belong to the group of this name; ``sample["label"]`` is then the label's
+            place in it, 0 … n−1. Their metadata stay as they are.
+        groups: what groups there are, see :meth:`~neurofmx_wds.groups.Group.of`; by default the dataset's own file
+            ``groups.yaml`` or ``groups.json`` says.
 
     Raises:
         FileNotFoundError, ShardError, ManifestError: the dataset cannot be opened.
+        GroupError: there is no such group, or the dataset does not have its labels.
         ValueError: a bad argument.
     """
 
@@ -85,10 +92,12 @@ class WebDatasetLoader(ResumablePipeline):
         cache_dir: str | os.PathLike[str] | None = None,
         cache_size: int = DEFAULT_CACHE_SIZE,
         target_transform: TargetTransform | None = None,
+        group: str | None = None,
+        groups: Groups | None = None,
     ) -> None:
         fetcher, fingerprint = open_dataset(
-            shard_dir, shard_pattern, shuffle, buffer_size, seed, modalities, select, block_size, io, cache_dir,
-            cache_size,
+            shard_dir, shard_pattern, shuffle, buffer_size, seed, modalities, select, group, groups, block_size, io,
+            cache_dir, cache_size,
         )  # fmt: skip
         fetcher = replace(
             fetcher, transform=transform, target_transform=as_target_transform(target_transform), handler=handler
@@ -334,6 +343,8 @@ def create_webdataset_dataloader(
     cache_size: int = DEFAULT_CACHE_SIZE,
     target_transform: TargetTransform | None = None,
     batch_transform: BatchTransform | Sequence[BatchTransform] | None = None,
+    group: str | None = None,
+    groups: Groups | None = None,
     **loader_options: Any,
 ) -> WebDatasetDataLoader:
     """Batches of a dataset, in a reproducible order, resumable after any of them.
@@ -346,7 +357,7 @@ def create_webdataset_dataloader(
 
     Args:
         shard_dir, shard_pattern, shuffle, buffer_size, seed, modalities, select, transform, handler, rank, world_size,
-            block_size, io, cache_dir, cache_size, target_transform: as :class:`WebDatasetLoader`.
+            block_size, io, cache_dir, cache_size, target_transform, group, groups: as :class:`WebDatasetLoader`.
         batch_size: samples per batch and rank.
         num_workers: processes that read. 0 is fastest where there is no costly `transform`.
         drop_last: drop the samples that do not fill a batch on every rank.
@@ -388,8 +399,9 @@ def create_webdataset_dataloader(
     if refused:
         raise TypeError(f"create_webdataset_dataloader takes no argument {', '.join(sorted(refused))}")
     fetcher, fingerprint = open_dataset(
-        shard_dir, shard_pattern, shuffle, buffer_size, seed, modalities, select, block_size, io, cache_dir, cache_size
-    )
+        shard_dir, shard_pattern, shuffle, buffer_size, seed, modalities, select, group, groups, block_size, io,
+        cache_dir, cache_size,
+    )  # fmt: skip
     fetcher = replace(
         fetcher, transform=transform, target_transform=as_target_transform(target_transform), collate_fn=collate_fn,
         batch_transforms=as_batch_transforms(batch_transform), handler=handler,

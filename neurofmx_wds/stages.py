@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,9 +24,11 @@ from . import cursor as cursors
 from .collate import collate_webdataset
 from .cursor import BatchPlan
 from .errors import NeurofmxError
+from .groups import Groups
 from .memory import BatchMemory, Memory
 from .order import ORDER_VERSION, EpochOrder
 from .readers import Handler, IOMode, ShardReader, skipping
+from .selection import Select, choose_samples
 from .shards import ShardDir, ShardSet, open_shards
 from .transforms import (
     BatchTransform,
@@ -41,7 +42,6 @@ from .transforms import (
 logger = logging.getLogger("neurofmx_wds")
 
 Shuffle = bool | Literal["full"]
-Select = Mapping[str, Any] | Callable[[dict[str, Any]], bool]
 Collate = Callable[[Sequence[Any]], Any]
 Read = Callable[[np.ndarray], Any]
 
@@ -131,7 +131,11 @@ class SplitByNode:
 
 @dataclass
 class Fetcher:
-    """Reads what the plans ask for."""
+    """Reads what the plans ask for.
+
+    Attributes:
+        labels: what stands for each sample's label, int64, where the samples are a group's.
+    """
 
     spec: EpochSpec
     reader: ShardReader
@@ -140,13 +144,14 @@ class Fetcher:
     target_transform: Callable[[Any], Any] | None = None
     collate_fn: Collate | None = None
     batch_transforms: Sequence[BatchTransform] = ()
+    labels: np.ndarray | None = None
     start: Start = field(default_factory=Start)
     memory: Memory | None = None
 
     @property
     def only_copies(self) -> bool:
         """Whether nothing but copying is done to samples."""
-        return self._as_stored and not self.batch_transforms and self.target_transform is None
+        return self._as_stored and not self._relabels and not self.batch_transforms
 
     def planned_ids(self, plans: Iterable[BatchPlan]) -> Iterator[tuple[BatchPlan, np.ndarray]]:
         """Each plan with the ids of its samples; the order is worked out for many positions at once."""
@@ -226,9 +231,8 @@ class Fetcher:
         rngs = self._rngs(ids)
         if self._as_stored:
             batch: Any = self.reader.read_batch(ids, memory)
-            if self.target_transform is not None:
-                given = labels_of(batch.get("label"), batch["metadata"])
-                batch["label"] = label_column(self._each("target_transform", ids, map(self.target_transform, given)))
+            if self._relabels:
+                batch["label"] = label_column(self._labels(ids, batch.get("label"), batch["metadata"]))
         else:
             samples = self._samples(ids, rngs)
             batch = samples if self.collate_fn is None else self.collate_fn(samples)
@@ -241,9 +245,9 @@ class Fetcher:
 
     def _samples(self, ids: np.ndarray, rngs: SampleRngs) -> list[Any]:
         samples = self.reader.read_samples(ids)
-        if self.target_transform is not None:
-            given = labels_of([sample.get("label") for sample in samples], [sample["metadata"] for sample in samples])
-            labels = self._each("target_transform", ids, map(self.target_transform, given))
+        if self._relabels:
+            fields = [sample.get("label") for sample in samples]
+            labels = self._labels(ids, fields, [sample["metadata"] for sample in samples])
             for sample, label in zip(samples, labels, strict=True):
                 sample["label"] = np.asarray(label) if isinstance(label, (int, float)) else label
         if self.transform is None:
@@ -252,6 +256,17 @@ class Fetcher:
         if self._takes_rng:
             return self._each("transform", ids, (transform(each, rngs[i]) for i, each in enumerate(samples)))
         return self._each("transform", ids, (transform(each) for each in samples))
+
+    @property
+    def _relabels(self) -> bool:
+        return self.labels is not None or self.target_transform is not None
+
+    def _labels(self, ids: np.ndarray, column: Any, metadata: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """The samples' labels as they are delivered, by their group and `target_transform`."""
+        given = labels_of(column, metadata) if self.labels is None else self.labels[ids].tolist()
+        if self.target_transform is None:
+            return given
+        return self._each("target_transform", ids, map(self.target_transform, given))
 
     @functools.cached_property
     def _takes_rng(self) -> bool:
@@ -305,6 +320,8 @@ def open_dataset(
     seed: int,
     modalities: Sequence[str] | None,
     select: Select | None,
+    group: str | None,
+    groups: Groups | None,
     block_size: int | None,
     io: IOMode,
     cache_dir: str | os.PathLike[str] | None,
@@ -317,15 +334,16 @@ def open_dataset(
     """
     shards = open_shards(shard_dir, shard_pattern, cache_dir, cache_size)
     fingerprint = hashlib.sha256(f"{ORDER_VERSION} {shards.fingerprint()}".encode()).hexdigest()[:32]
-    selected = None if select is None else select_samples(shards, select)
-    if selected is not None:
-        fingerprint = hashlib.sha256(fingerprint.encode() + selected.tobytes()).hexdigest()[:32]
+    selected, labels = choose_samples(shards, select, group, groups, io)
+    for chosen in (selected, labels):
+        if chosen is not None:
+            fingerprint = hashlib.sha256(fingerprint.encode() + chosen.tobytes()).hexdigest()[:32]
     reader = ShardReader(shards, modalities, selected, io)
     if block_size is None:
         block_size = _default_block_size(shards, buffer_size)
     spec = EpochSpec(reader.counts, seed, shuffle, buffer_size, block_size)
     spec.order(0)  # refuses bad values now, not in a worker
-    return Fetcher(spec, reader), fingerprint
+    return Fetcher(spec, reader, labels=labels), fingerprint
 
 
 def _default_block_size(shards: ShardSet, buffer_size: int) -> int:
@@ -333,37 +351,3 @@ def _default_block_size(shards: ShardSet, buffer_size: int) -> int:
     if shards.compressed:
         return max(1, int(shards.counts.max(initial=1)))
     return max(1, min(_BLOCK_BYTES // shards.sample_bytes, buffer_size // 32))
-
-
-def select_samples(shards: ShardSet, select: Select) -> np.ndarray:
-    """The samples whose metadata, held in the indexes, fits.
-
-    Args:
-        shards: the dataset.
-        select: ``{name: value or list of values}``, all of which must fit, or ``f(metadata) -> bool``.
-
-    Returns:
-        Sample ids, ascending, int64.
-
-    Raises:
-        ValueError: no sample fits.
-    """
-    fits = select if callable(select) else functools.partial(_fits, dict(select))
-    selected = []
-    first = 0
-    for i in range(len(shards.paths)):
-        index = shards.index(i)
-        selected += [first + j for j, text in enumerate(index.sample_metadata) if fits(json.loads(text))]
-        first += index.n_samples
-    if not selected:
-        raise ValueError(f"select={select!r} fits none of the {first} samples")
-    return np.array(selected, np.int64)
-
-
-def _fits(wanted: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
-    absent = object()
-    for name, value in wanted.items():
-        found = metadata.get(name, absent)
-        if found not in value if isinstance(value, (list, tuple, set, frozenset)) else found != value:
-            return False
-    return True

@@ -70,7 +70,7 @@ def test_nothing_else_is_needed_to_import(module: str) -> None:
         (r"order\.py", "neurofmx_wds"),
         (r"nwb/.*", r"torch|webdataset|neurofmx_wds\.(?!nwb|errors)"),
         (r"(fields|index|manifest|writer)\.py", r"neurofmx_wds\.(loader|readers|collate|order|cursor|nwb|convert|cli)"),
-        (r"(readers|collate|transforms|loader)\.py", r"pynwb|h5py|neurofmx_wds\.(nwb|convert|cli|demo)"),
+        (r"(readers|collate|transforms|groups|loader)\.py", r"pynwb|h5py|neurofmx_wds\.(nwb|convert|cli|demo)"),
         (r"convert/.*", r"neurofmx_wds\.(loader|cli|demo)"),
         (r"(?!cli\.py|__main__\.py|demo/).*", r"neurofmx_wds\.(cli|demo)"),
     ],

@@ -1,0 +1,162 @@
+"""Groups of labels: a name for a few of a dataset's classes, which then count from 0.
+
+Knows how they are defined; knows nothing of shards or samples.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import GroupError, NeurofmxError
+from .manifest import Manifest
+
+GROUP_FILES = ("groups.yaml", "groups.yml", "groups.json")
+_SECTION = "data_groups"  # of a larger configuration file, DynVision's for one
+_MOST_SHOWN = 20
+_MOST_BYTES = 1 << 24
+
+Groups = Mapping[str, Any] | str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Group:
+    """A few labels of a dataset, in an order of their own.
+
+    Attributes:
+        name: what people call it.
+        labels: the labels that belong to it, by number (a sample's ``label``) or by name (its ``label_name``). The
+            i-th of them is delivered as i.
+
+    Raises:
+        GroupError: no labels, one of them twice, or something that is neither a number nor a name.
+    """
+
+    name: str
+    labels: tuple[int | str, ...]
+
+    def __post_init__(self) -> None:
+        for label in self.labels:
+            if isinstance(label, bool) or not isinstance(label, (int, str)):
+                remedy = "give numbers or names; in YAML a name such as no, 1e3 or 2024-01-01 needs quotation marks"
+                raise GroupError(f"the group {self.name!r} has {label!r} among its labels", remedy=remedy)
+        repeated = [label for i, label in enumerate(self.labels) if label in self.labels[:i]]
+        if repeated or not self.labels:
+            problem = f"has the label {repeated[0]!r} twice" if repeated else "has no labels"
+            raise GroupError(f"the group {self.name!r} {problem}")
+
+    @classmethod
+    def of(cls, name: str, groups: Groups | None, directory: Path) -> Group:
+        """Look a group up.
+
+        Args:
+            name: its name, or ``"dataset/name"``.
+            groups: ``{dataset: {group: [labels]}}`` or ``{group: [labels]}``, as a dictionary or in a YAML or JSON
+                file (also under the key ``data_groups``); by default in the file ``groups.yaml`` or ``groups.json``
+                of `directory`. The dataset is that after which `directory` or one of its parents is named, else the
+                only one that has the group.
+            directory: where the dataset lies.
+
+        Raises:
+            GroupError: there is no such group, or more than one; or the definition is not of this form.
+            FileNotFoundError: there is no such file.
+        """
+        if isinstance(groups, Mapping):
+            return cls(name, _labels_in(groups, name, directory))
+        file = _file_in(directory) if groups is None else Path(groups)
+        try:
+            return cls(name, _labels_in(_load(file), name, directory))
+        except GroupError as error:
+            raise GroupError(error.problem, file=file, remedy=error.remedy) from error.__cause__
+
+
+def _file_in(directory: Path) -> Path:
+    for name in GROUP_FILES:
+        if (directory / name).is_file():
+            return directory / name
+    remedy = f"give groups=, or put them into {GROUP_FILES[0]} or {GROUP_FILES[-1]} there"
+    raise GroupError("the dataset defines no groups", file=directory, remedy=remedy)
+
+
+def _load(path: Path) -> Any:
+    with open(path, "rb") as stream:
+        text = stream.read(_MOST_BYTES + 1)
+    if len(text) > _MOST_BYTES:
+        raise GroupError("far too large for a definition of groups")
+    try:
+        if path.suffix == ".json":
+            return json.loads(text)
+        try:
+            import yaml
+        except ImportError as error:
+            remedy = "pip install 'neurofmx-wds[yaml]', or write the groups as a .json file"
+            raise NeurofmxError("reading YAML needs pyyaml", file=path, remedy=remedy) from error
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(str(error)) from error
+    except (ValueError, RecursionError) as error:
+        raise GroupError(f"cannot be read: {error}") from error
+
+
+def _labels_in(definition: Any, name: str, directory: Path) -> tuple[int | str, ...]:
+    form = "it must be {dataset: {group: [labels]}} or {group: [labels]}"
+    if isinstance(definition, Mapping) and isinstance(definition.get(_SECTION), Mapping):
+        definition = definition[_SECTION]
+    if not isinstance(definition, Mapping):
+        raise GroupError(f"no definition of groups: {form}")
+    datasets: dict[str, Mapping[Any, Any]] = {str(k): v for k, v in definition.items() if isinstance(v, Mapping)}
+    plain = {k: v for k, v in definition.items() if not isinstance(v, Mapping)}
+    if plain and datasets:
+        raise GroupError(f"{next(iter(plain))!r} is no dataset with groups, but {next(iter(datasets))!r} is: {form}")
+    dataset, _, group = name.rpartition("/")
+    found = {set_: _named(groups) for set_, groups in (datasets or {"": plain}).items()}
+    here = next((part for part in reversed(directory.absolute().parts) if part in found), None)
+    if dataset in found:
+        fitting = [dataset]
+    elif here is not None:
+        fitting, group = [here], name
+    else:
+        fitting, group = [set_ for set_, groups in found.items() if name in groups], name
+    fitting = [set_ for set_ in fitting if group in found[set_]]
+    if len(fitting) > 1:
+        remedy = f'choose one by group="{fitting[0]}/{name}", or name the directory after the dataset'
+        raise GroupError(f"the group {name!r} is defined for several datasets: {shown(fitting)}", remedy=remedy)
+    if not fitting:
+        several = [f"{set_}/{one}" if set_ else one for set_, groups in found.items() for one in groups]
+        raise GroupError(f"there is no group {name!r}; there are {shown(several)}")
+    labels = found[fitting[0]][group]
+    if not isinstance(labels, (list, tuple)):
+        raise GroupError(f"the group {name!r} is {labels!r}, not a list of labels: {form}")
+    return tuple(labels)
+
+
+def _named(groups: Mapping[Any, Any]) -> dict[str, Any]:
+    """Groups by their names; YAML takes a name such as 38 for a number."""
+    return {str(name): labels for name, labels in groups.items()}
+
+
+def shown(items: Iterable[Any]) -> str:
+    """Some things in a message, not too many."""
+    several = [str(item) for item in items]
+    more = f" and {len(several) - _MOST_SHOWN} more" if len(several) > _MOST_SHOWN else ""
+    return ", ".join(several[:_MOST_SHOWN]) + more if several else "none"
+
+
+def linked_group(manifest: Manifest | None) -> Group | None:
+    """The group that a dataset made by ``convert --link-group`` is; None for any other dataset.
+
+    Raises:
+        GroupError: what the manifest says of it is damaged.
+    """
+    about = manifest.config.get("group") if manifest else None
+    if about is None:
+        return None
+    try:
+        return Group(str(about["name"]), tuple(about["labels"]))
+    except (TypeError, KeyError) as error:
+        raise GroupError("the manifest's group is damaged", remedy="make the dataset again") from error

@@ -1,0 +1,184 @@
+"""Which samples of a dataset are to be seen, by their metadata and their labels.
+
+Knows shards and their indexes; knows nothing of order, batches or training.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import GroupError, ShardIndexError
+from .groups import Group, Groups, linked_group, shown
+from .index import ShardIndex
+from .readers import IOMode, ShardReader
+from .shards import ShardSet
+from .transforms import labels_of
+
+_REPAIR = "run `python -m neurofmx_wds index --repair` on the directory"
+
+Select = Mapping[str, Any] | Callable[[dict[str, Any]], bool]
+
+
+def choose_samples(
+    shards: ShardSet, select: Select | None, group: str | None, groups: Groups | None, io: IOMode
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """What `select`, `group` and `groups` of :class:`~neurofmx_wds.WebDatasetLoader` mean for a dataset.
+
+    Returns:
+        Ids of the samples to be seen, ascending, int64 (None for all), and what stands for the label of each, int64
+        (None without a group).
+
+    Raises:
+        GroupError: there is no such group, or the dataset does not have its labels.
+        ValueError: no sample fits.
+    """
+    selected = None if select is None else select_samples(shards, select)
+    wanted = _group_of(shards, group, groups)
+    if wanted is None:
+        return selected, None
+    ids, labels = group_samples(shards, wanted, io)
+    if selected is None:
+        return ids, labels
+    common, _, places = np.intersect1d(selected, ids, assume_unique=True, return_indices=True)
+    if not len(common):
+        raise ValueError(f"select={select!r} fits none of the {len(ids)} samples of the group {wanted.name!r}")
+    return common, labels[places]
+
+
+def _group_of(shards: ShardSet, group: str | None, groups: Groups | None) -> Group | None:
+    """The group asked for, or the one that the dataset was made of."""
+    linked = linked_group(shards.manifest)
+    if group is None:
+        if groups is not None:
+            raise ValueError("groups= goes together with group=, the name of the one that is wanted")
+        return linked
+    directory = shards.paths[0].parent if shards.paths else Path()
+    if linked is not None:
+        remedy = "leave group= out, or select from the dataset that it was made of"
+        raise GroupError(f"the dataset is the group {linked.name!r} already", file=directory, remedy=remedy)
+    return Group.of(group, groups, directory)
+
+
+def select_samples(shards: ShardSet, select: Select) -> np.ndarray:
+    """The samples whose metadata, held in the indexes, fits.
+
+    Args:
+        shards: the dataset.
+        select: ``{name: value or list of values}``, all of which must fit, or ``f(metadata) -> bool``.
+
+    Returns:
+        Sample ids, ascending, int64.
+
+    Raises:
+        ValueError: no sample fits.
+    """
+    fits = select if callable(select) else functools.partial(_fits, dict(select))
+    selected = []
+    first = 0
+    for i in range(len(shards.paths)):
+        metadata = _metadata(shards.index(i))
+        selected += [first + j for j, about in enumerate(metadata) if fits(about)]
+        first += len(metadata)
+    if not selected:
+        raise ValueError(f"select={select!r} fits none of the {first} samples")
+    return np.array(selected, np.int64)
+
+
+def _fits(wanted: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
+    absent = object()
+    for name, value in wanted.items():
+        found = metadata.get(name, absent)
+        if found not in value if isinstance(value, (list, tuple, set, frozenset)) else found != value:
+            return False
+    return True
+
+
+def _metadata(index: ShardIndex) -> list[dict[str, Any]]:
+    """The metadata of a shard's samples; empty where there are none. Parsed in one go: that is twice as fast."""
+    texts = index.sample_metadata
+    try:
+        found = json.loads(b"[" + b",".join(text or b"{}" for text in texts) + b"]")
+    except (ValueError, RecursionError):
+        found = []
+    if len(found) != len(texts):
+        raise ShardIndexError("the metadata in the index are not JSON", file=index.shard_name, remedy=_REPAIR)
+    return [about if isinstance(about, dict) else {} for about in found]
+
+
+def group_samples(shards: ShardSet, group: Group, io: IOMode = "auto") -> tuple[np.ndarray, np.ndarray]:
+    """The samples that belong to a group.
+
+    A sample's label is ``label`` in its metadata, and its name ``label_name``: the index holds them, so that no tar is
+    read. Where a shard's metadata lack labels, its field ``label`` is read, and nothing else.
+
+    Args:
+        shards: the dataset.
+        group: the labels wanted.
+        io: how to read the field.
+
+    Returns:
+        Sample ids, ascending, int64, and for each its label's place in the group, int64.
+
+    Raises:
+        GroupError: the samples have no labels, or none has one of those wanted.
+        ShardError: a shard is missing or damaged.
+    """
+    place_of: dict[Any, int] = {label: place for place, label in enumerate(group.labels)}
+    everywhere: Counter[tuple[Any, Any]] = Counter()
+    places: list[np.ndarray] = [np.empty(0, np.int64)]
+    first = 0
+    for i in range(len(shards.paths)):
+        labels = _labels(shards, i, first, io)
+        everywhere.update(labels)
+        here = (place_of.get(label, place_of.get(name, -1)) for label, name in labels)
+        places.append(np.fromiter(here, np.int64, len(labels)))
+        first += len(labels)
+    place = np.concatenate(places)
+    _check_found(group, set(place.tolist()), everywhere)
+    ids = np.flatnonzero(place >= 0)
+    return ids, place[ids]
+
+
+def _labels(shards: ShardSet, i: int, first: int, io: IOMode) -> list[tuple[Any, Any]]:
+    """Label and name of each sample of shard i, which begins with sample `first`; None for what it does not have."""
+    index = shards.index(i)
+    metadata = _metadata(index)
+    labels = [about.get("label") for about in metadata]
+    names = [about.get("label_name") for about in metadata]
+    if "label" in index.columns and None in labels:
+        batch = ShardReader(shards, ["label"], io=io).read_batch(np.arange(first, first + index.n_samples))
+        labels = labels_of(batch.get("label"), metadata)
+    odd = next((each for each in (*labels, *names) if not isinstance(each, (int, float, str, type(None)))), None)
+    if odd is not None:
+        raise GroupError(f"a label is {type(odd).__name__}, neither a number nor a name", file=shards.paths[i])
+    return list(zip(labels, names, strict=True))
+
+
+def _check_found(group: Group, places: set[int], everywhere: Mapping[tuple[Any, Any], int]) -> None:
+    n_bare, n_samples = everywhere.get((None, None), 0), sum(everywhere.values())
+    if n_bare == n_samples:
+        remedy = "groups need a field `label`, or `label` or `label_name` in each sample's metadata"
+        raise GroupError(f"none of the {n_samples} samples has a label", remedy=remedy)
+    missing = [label for place, label in enumerate(group.labels) if place not in places]
+    if missing:
+        there = sorted((label for label in everywhere if label != (None, None)), key=_in_order)
+        named = [name if label is None else label if name is None else f"{label} ({name})" for label, name in there]
+        raise GroupError(
+            f"no sample has the label {shown(missing)} of the group {group.name!r}; there are {shown(named)}"
+        )
+    if n_bare:
+        logging.getLogger("neurofmx_wds").warning(
+            "%d of %d samples have no label, so they are in no group", n_bare, n_samples
+        )
+
+
+def _in_order(label_and_name: tuple[Any, Any]) -> tuple[Any, ...]:
+    return tuple((each is None, isinstance(each, str), each or 0) for each in label_and_name)

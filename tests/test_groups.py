@@ -1,0 +1,343 @@
+"""Groups of labels: which samples they choose, how their labels count, what is read for it; and datasets of links."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import webdataset as wds
+from hypothesis import HealthCheck, given, settings
+from loading import ranks, resumed, steps
+
+from neurofmx_wds import WebDatasetLoader, WebDatasetWriter, create_shards_from_arrays, create_webdataset_dataloader
+from neurofmx_wds.errors import GroupError, NeurofmxError, StateError
+from neurofmx_wds.groups import Group
+from neurofmx_wds.shards import ShardSet
+
+N = 43
+NAMES = ["bee", "crab", "dog", "owl", "snail", "worm"]
+LABELS = [(7 * i + i // 4) % 6 for i in range(N)]
+GROUPS = {"animals": {"invertebrates": [5, 0, 4], "vertebrates": ["owl", "dog"], "one": [1]}}
+BY_NAME = {"invertebrates": ["worm", "bee", "snail"], "vertebrates": ["owl", "dog"], "one": ["crab"]}
+WANTED = {"invertebrates": [5, 0, 4], "vertebrates": [3, 2], "one": [1]}
+
+make = functools.partial(
+    create_webdataset_dataloader, num_workers=0, batch_size=4, buffer_size=7, block_size=3, groups=GROUPS
+)
+
+
+def payload(i: int) -> np.ndarray:
+    return np.arange(1000, dtype=np.float32) + i
+
+
+def by_hand(directory: Path, members: Callable[[int], dict[str, Any]], compression: str = "") -> Path:
+    """Tars of plain webdataset."""
+    directory.mkdir()
+    for shard, first in enumerate(range(0, N, 10)):
+        with wds.TarWriter(str(directory / f"shard_{shard:06d}.tar{compression}")) as tar:
+            for i in range(first, min(N, first + 10)):
+                tar.write({"__key__": f"sample_{i:09d}", "x.npy": payload(i), **members(i)})
+    return directory
+
+
+def by_writer(
+    directory: Path, members: Callable[[int], dict[str, Any]], about: Callable[[int], dict[str, Any]]
+) -> Path:
+    with WebDatasetWriter(directory, shard_size=10) as writer:
+        for i in range(N):
+            writer.write_sample({"x": payload(i), **members(i)}, metadata={"i": i, **about(i)})
+    return directory
+
+
+KINDS: dict[str, Callable[[Path], Path]] = {
+    "metadata": lambda to: by_writer(to, lambda i: {}, lambda i: {"label": LABELS[i], "label_name": NAMES[LABELS[i]]}),
+    "both": lambda to: by_writer(
+        to, lambda i: {"label": np.uint8(LABELS[i])}, lambda i: {"label": LABELS[i], "label_name": NAMES[LABELS[i]]}
+    ),
+    "field": lambda to: by_writer(
+        to, lambda i: {"label": np.int16(LABELS[i])}, lambda i: {"label_name": NAMES[LABELS[i]]} if i % 10 < 9 else {}
+    ),
+    "text": lambda to: by_hand(to, lambda i: {"label.txt": NAMES[LABELS[i]]}),
+    "gz": lambda to: by_hand(
+        to, lambda i: {"label.npy": np.array(LABELS[i]), "metadata.json": {"label_name": NAMES[LABELS[i]]}}, ".gz"
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    @functools.cache
+    def made(kind: str) -> Path:
+        return KINDS[kind](tmp_path_factory.mktemp("data") / kind)
+
+    return made
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+Row = tuple[int, int, bytes]
+
+
+def wanted(group: str) -> dict[int, Row]:
+    """What belongs to a group: number of the sample, its label and its payload."""
+    labels = WANTED[group]
+    return {i: (i, labels.index(LABELS[i]), payload(i).tobytes()) for i in range(N) if LABELS[i] in labels}
+
+
+def rows(batches: Any) -> list[Row]:
+    found = []
+    for batch in batches:
+        assert batch["label"].dtype.is_signed and batch["label"].element_size() == 8
+        for key, label, x in zip(batch["__key__"], batch["label"].tolist(), batch["x"], strict=True):
+            found.append((int(key[-9:]), label, x.numpy().tobytes()))
+    return found
+
+
+@pytest.mark.parametrize("group", WANTED)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_group_is_what_belongs_to_it(dataset: Callable[[str], Path], kind: str, group: str) -> None:
+    if kind == "field" and group == "vertebrates":
+        return  # some of its samples have no name
+    directory, groups = dataset(kind), BY_NAME if kind == "text" else GROUPS
+    loader = make(directory, group=group, groups=groups, shuffle=False)
+    assert rows(loader) == [*wanted(group).values()] and len(loader) == -(-len(wanted(group)) // 4)
+    shuffled = make(directory, group=group, groups=groups)
+    assert sorted(rows(shuffled)) == [*wanted(group).values()]
+    samples = WebDatasetLoader(directory, group=group, groups=groups, shuffle=False)
+    assert [(int(s["__key__"][-9:]), int(s["label"]), s["x"].tobytes()) for s in samples] == [*wanted(group).values()]
+    assert len(samples) == len(wanted(group))
+
+
+@pytest.mark.parametrize("shuffle", [False, True, "full"])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_order_len_and_resume_are_those_of_the_same_selection(
+    dataset: Callable[[str], Path], shuffle: Any, num_workers: int
+) -> None:
+    directory, labels = dataset("both"), wanted("invertebrates")
+    selected = make(directory, select=lambda about: about["i"] in labels, shuffle=shuffle, groups=None)
+    order = [about["i"] for batch in selected for about in batch["metadata"]]
+    assert sorted(order) == [*labels]
+    options: dict[str, Any] = {"group": "invertebrates", "shuffle": shuffle, "num_workers": num_workers, "make": make}
+    for world_size in (1, 2, 3):
+        loaders = ranks(directory, world_size, **options)
+        first = [*itertools.islice(steps(loaders), 1)]
+        again = resumed(directory, loaders[0].state_dict(), 4 - world_size, batch_size=3, **options)
+        rest = [batch for step in steps(again) for batch in step]
+        found = rows([batch for step in first for batch in step] + [b for b in rest if "__mask__" not in b])
+        found += [row for b in rest if "__mask__" in b for row in rows([b]) if b["__mask__"].item()]
+        assert found == [labels[i] for i in order]
+
+
+def test_group_and_select_choose_what_is_in_both(dataset: Callable[[str], Path]) -> None:
+    loader = make(dataset("field"), group="invertebrates", select=lambda about: about["i"] % 2, shuffle=False)
+    assert rows(loader) == [row for row in wanted("invertebrates").values() if row[0] % 2]
+    with pytest.raises(ValueError, match="fits none of the 7 samples of the group 'one'"):
+        make(dataset("both"), group="one", select={"label": 2})
+
+
+def test_labels_are_mapped_before_anything_of_the_users(dataset: Callable[[str], Path]) -> None:
+    options: dict[str, Any] = {"group": "invertebrates", "modalities": ["x"]}
+    for more in ({}, {"transform": lambda sample: {**sample, "twice": 2 * sample["label"]}}):
+        loader = make(dataset("both"), target_transform=lambda label: label + 10, shuffle=False, **options, **more)
+        found = [label for batch in loader for label in batch["label"].tolist()]
+        assert found == [10 + label for _, label, _ in wanted("invertebrates").values()]
+    last = make(dataset("both"), batch_transform=lambda batch: {**batch, "twice": 2 * batch["label"]}, **options)
+    assert all((batch["twice"] == 2 * batch["label"]).all() for batch in last)
+    for batch in last:
+        assert [about["label"] for about in batch["metadata"]] == [[5, 0, 4][label] for label in batch["label"]]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(labels=st.lists(st.integers(0, 5), min_size=1, unique=True), names=st.booleans(), kind=st.sampled_from([*KINDS]))
+def test_any_group(dataset: Callable[[str], Path], labels: list[int], names: bool, kind: str) -> None:
+    names = kind == "text" or (names and kind != "field")
+    group = [NAMES[label] for label in labels] if names else labels
+    loader = make(dataset(kind), group="g", groups={"g": group}, shuffle=False)
+    reference = np.flatnonzero(np.isin(LABELS, labels))
+    assert [row[:2] for row in rows(loader)] == [(i, labels.index(LABELS[i])) for i in reference.tolist()]
+
+
+# --- what is read
+
+
+def test_metadata_suffice(dataset: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = dataset("both")
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a shard was opened")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardSet, "open", refuse)
+        loader = make(directory, group="one")
+    assert sorted(rows(loader)) == [*wanted("one").values()]
+
+
+@pytest.mark.parametrize("modalities", [None, ["x"]])
+def test_only_the_label_is_read_where_it_is_a_field(
+    dataset: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, modalities: Any
+) -> None:
+    directory, count, real = dataset("field"), [0], os.preadv
+
+    def counting(file: int, buffers: Any, offset: int) -> int:
+        count[0] += (done := real(file, buffers, offset))
+        return done
+
+    monkeypatch.setattr("os.preadv", counting)
+    loader = make(directory, group="one", io="pread", modalities=modalities)
+    assert count[0] == 2 * N
+    assert sorted(rows(loader)) == [*wanted("one").values()]
+    n, size = len(wanted("one")), payload(0).nbytes + (0 if modalities else 2)
+    assert count[0] == 2 * N + n * size
+
+
+# --- states
+
+
+def test_a_state_belongs_to_its_group(dataset: Callable[[str], Path]) -> None:
+    state = make(dataset("both"), group="invertebrates").state_dict()
+    make(dataset("both"), group="again", groups={"again": ["worm", 0, 4]}).load_state_dict(state)
+    same = {"order": [0, 5, 4], "labels": [5, 0, 3], "fewer": [5, 0]}
+    for group in same:
+        with pytest.raises(StateError, match="another dataset or selection"):
+            make(dataset("both"), group=group, groups=same).load_state_dict(state)
+    chosen = make(dataset("both"), select={"label": [5, 0, 4]}, groups=None)
+    with pytest.raises(StateError, match="another dataset or selection"):
+        chosen.load_state_dict(state)
+
+
+# --- definitions
+
+YAML = """
+animals:   # a comment
+  invertebrates: [5, 0, 4]
+  38: [owl, dog]
+plants: {trees: [1]}
+"""
+
+
+def test_where_groups_are_defined(dataset: Callable[[str], Path], tmp_path: Path) -> None:
+    given = {"g.yaml": YAML, "g.yml": "data_groups:\n  cifar: {38: [3, 2], invertebrates: [5, 0, 4]}\nother: 3\n"}
+    given |= {"g.json": json.dumps({"38": [3, 2], "invertebrates": [5, 0, 4]})}
+    for name, text in given.items():
+        (tmp_path / name).write_text(text)
+        for path in (tmp_path / name, str(tmp_path / name)):
+            assert rows(make(dataset("both"), group="invertebrates", groups=path, shuffle=False)) == [
+                *wanted("invertebrates").values()
+            ]
+            assert rows(make(dataset("both"), group="38", groups=path, shuffle=False)) == [
+                *wanted("vertebrates").values()
+            ]
+
+
+@pytest.mark.parametrize("name", ["groups.yaml", "groups.yml", "groups.json"])
+def test_a_dataset_may_define_its_own(tmp_path: Path, name: str) -> None:
+    directory = KINDS["metadata"](tmp_path / "data")
+    (directory / name).write_text(json.dumps(GROUPS))
+    assert rows(make(directory, group="one", groups=None, shuffle=False)) == [*wanted("one").values()]
+    (directory / name).unlink()
+    with pytest.raises(GroupError, match=r"data: the dataset defines no groups \(give groups=, or put them into"):
+        make(directory, group="one", groups=None)
+
+
+def test_which_dataset_is_meant(tmp_path: Path) -> None:
+    groups = {"train": {"g": [1]}, "cifar": {"g": [2], "cifar_only": [3]}, "birds": {"g": [4]}}
+    for directory, labels in (("cifar/train", (1,)), ("train/cifar", (2,)), ("cifar/other", (2,))):
+        assert Group.of("g", groups, tmp_path / directory).labels == labels
+    assert Group.of("birds/g", groups, tmp_path / "cifar").labels == (4,)
+    assert Group.of("cifar_only", groups, tmp_path).labels == (3,)
+    with pytest.raises(GroupError, match=r"several datasets: train, cifar, birds \(choose one by group=\"train/g\""):
+        Group.of("g", groups, tmp_path)
+    with pytest.raises(GroupError, match=r"no group 'cifar_only'; there are train/g, cifar/g, cifar/cifar_only, bir"):
+        Group.of("cifar_only", groups, tmp_path / "train")
+
+
+@pytest.mark.parametrize(
+    ("definition", "message"),
+    [
+        ({"other": [1]}, "there is no group 'g'; there are other$"),
+        ({}, "there is no group 'g'; there are none$"),
+        ({"g": []}, "'g' has no labels"),
+        ({"g": [1, 2, 1]}, "'g' has the label 1 twice"),
+        ({"g": [1, True]}, "'g' has True among its labels .*quotation marks"),
+        ({"g": [1, None]}, "'g' has None among its labels"),
+        ({"g": [[1]]}, r"'g' has \[1\] among its labels"),
+        ({"g": 3}, "'g' is 3, not a list of labels"),
+        ({"d": {"g": "abc"}}, "'g' is 'abc', not a list of labels"),
+        ({"d": {"g": [1]}, "e": [2]}, "'e' is no dataset with groups, but 'd' is"),
+    ],
+)
+def test_ill_defined_groups(dataset: Callable[[str], Path], tmp_path: Path, definition: Any, message: str) -> None:
+    with pytest.raises(GroupError, match=message):
+        make(dataset("both"), group="g", groups=definition)
+    (tmp_path / "groups.json").write_text(json.dumps(definition))
+    with pytest.raises(GroupError, match=rf"groups\.json: .*{message}"):
+        make(dataset("both"), group="g", groups=tmp_path / "groups.json")
+
+
+def test_files_that_are_no_definition(dataset: Callable[[str], Path], tmp_path: Path) -> None:
+    evil = tmp_path / "evil"
+    texts = {
+        "a.yaml": ("g: [1", "cannot be read"),
+        "b.json": ("{", "cannot be read"),
+        "c.yaml": ("- 1\n- 2\n", "no definition of groups"),
+        "d.yaml": (f"g: !!python/object/apply:os.mkdir ['{evil}']", "cannot be read"),
+        "e.json": ("[" * 100_000, "cannot be read"),
+        "f.yaml": ("a: [1]\n" * 3_000_000, "far too large"),
+    }
+    for name, (text, message) in texts.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(GroupError, match=rf"{name}: {message}"):
+            make(dataset("both"), group="g", groups=tmp_path / name)
+    assert not evil.exists()
+    with pytest.raises(FileNotFoundError):
+        make(dataset("both"), group="g", groups=tmp_path / "absent.yaml")
+
+
+def test_without_pyyaml_json_is_read(
+    dataset: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("g.json", "g.yaml"):
+        (tmp_path / name).write_text(json.dumps(GROUPS))
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    assert len(make(dataset("both"), group="one", groups=tmp_path / "g.json")) == 2
+    with pytest.raises(NeurofmxError, match=r"pyyaml \(pip install 'neurofmx-wds\[yaml\]', or write"):
+        make(dataset("both"), group="one", groups=tmp_path / "g.yaml")
+
+
+def test_what_the_dataset_does_not_have_is_named(dataset: Callable[[str], Path], tmp_path: Path) -> None:
+    groups = {"typo": [5, 17, "bea"], "name": ["owl", "eel"]}
+    with pytest.raises(GroupError, match=r"label 17, bea of the group 'typo'; there are 0 \(bee\), 1 \(crab\), 2"):
+        make(dataset("both"), group="typo", groups=groups)
+    with pytest.raises(GroupError, match="label eel of the group 'name'; there are 0 "):
+        make(dataset("both"), group="name", groups=groups)
+    create_shards_from_arrays(tmp_path / "bare", {"x": np.zeros((5, 2), "float32")})
+    with pytest.raises(GroupError, match="none of the 5 samples has a label .*groups need a field `label`"):
+        make(tmp_path / "bare", group="one")
+    create_shards_from_arrays(tmp_path / "vectors", {"label": np.zeros((5, 2), "float32")})
+    with pytest.raises(GroupError, match=r"shard_000000\.tar: a label is ndarray, neither a number nor a name"):
+        make(tmp_path / "vectors", group="one")
+    with pytest.raises(ValueError, match="groups= goes together with group="):
+        make(dataset("both"))
+
+
+def test_samples_without_a_label_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with WebDatasetWriter(tmp_path / "some") as writer:
+        for i in range(10):
+            writer.write_sample({"x": payload(i)}, metadata={"label": i} if i % 2 else {})
+    assert [row[:2] for row in rows(make(tmp_path / "some", group="g", groups={"g": [3, 1]}, shuffle=False))] == [
+        (1, 1),
+        (3, 0),
+    ]
+    assert "5 of 10 samples have no label, so they are in no group" in caplog.text
