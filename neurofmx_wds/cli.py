@@ -213,6 +213,17 @@ def _add_ways(command: argparse.ArgumentParser) -> None:
         default="session",
         help="what stays in one dataset; time: contiguous blocks with a window left out between them (session)",
     )
+    one.add_argument(
+        "--link-group",
+        metavar="GROUP",
+        help="of the dataset given with --input, make one that has only the samples of a group of labels: links to its "
+        "shards, no copies",
+    )
+    group.add_argument(
+        "--groups",
+        metavar="FILE",
+        help="YAML or JSON: {dataset: {group: [labels]}} (the dataset's own groups.yaml or groups.json)",
+    )
     group.add_argument("--dask", metavar="ADDRESS", help="work on the workers of this dask scheduler (extra: dask)")
 
 
@@ -229,6 +240,8 @@ def _convert(options: argparse.Namespace) -> int:
         _check_ways(options)
     except ValueError as error:
         _refuse(options, error)
+    if options.link_group:
+        return _link_group(options)
     files = _files(options.input, options.format)
     with dask_executor(options.dask) if options.dask else contextlib.nullcontext() as executor:
         pool = {"workers": options.workers, "executor": executor}
@@ -257,10 +270,25 @@ def _check_ways(options: argparse.Namespace) -> None:
         raise ValueError("task: goes together with --tasks")
     if options.task is not None and not 0 <= options.task < options.tasks:
         raise ValueError(f"task {options.task}: must be at least 0 and less than --tasks {options.tasks}")
+    if options.link_group and (options.dry_run or options.validate):
+        raise ValueError("link-group: not together with --dry-run or --validate")
+    if options.link_group and len(options.input) > 1:
+        raise ValueError("link-group: goes together with one --input, a dataset's directory")
+    if options.groups and not options.link_group:
+        raise ValueError("groups: goes together with --link-group")
     if options.split:
         from .convert.split import check_shares
 
         check_shares(options.split)
+
+
+def _link_group(options: argparse.Namespace) -> int:
+    from .convert.link import link_group
+    from .info import ShardedDatasetInfo
+
+    link_group(options.input[0], options.output, options.link_group, options.groups, overwrite=options.overwrite)
+    ShardedDatasetInfo(options.output).print_summary()
+    return 0
 
 
 def _carry_out(options: argparse.Namespace, files: Any, config: Any, storage: Any, pool: Any) -> dict[str, Any]:

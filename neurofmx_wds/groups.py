@@ -157,6 +157,8 @@ def linked_group(manifest: Manifest | None) -> Group | None:
     if about is None:
         return None
     try:
-        return Group(str(about["name"]), tuple(about["labels"]))
-    except (TypeError, KeyError) as error:
-        raise GroupError("the manifest's group is damaged", remedy="make the dataset again") from error
+        if isinstance(about["n_samples"], int) and isinstance(about["of"], str):
+            return Group(str(about["name"]), tuple(about["labels"]))
+    except (TypeError, KeyError, GroupError):
+        pass
+    raise GroupError("the manifest's group is damaged", remedy="make the dataset again")

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .groups import linked_group
 from .manifest import Manifest
 from .shards import DEFAULT_SHARD_PATTERN, open_shards
 from .writer import modalities_of
@@ -59,10 +60,13 @@ class ShardedDatasetInfo:
 
         Returns:
             The manifest's content (total_samples, total_shards, shard_size, compression, modalities, shards, sources,
-            config, …), with ``shard_dir`` and ``total_bytes``. Without a manifest, what its shards' indexes tell.
+            config, …), with ``shard_dir`` and ``total_bytes``. Without a manifest, what its shards' indexes tell. Of
+            a group, ``total_samples`` are the group's own; its shards hold others, too.
         """
         summary = self._manifest.summary()
         total_bytes = sum(shard.n_bytes for shard in self._manifest.shards)
+        if linked_group(self._manifest) is not None:
+            summary["total_samples"] = summary["config"]["group"]["n_samples"]
         return {"shard_dir": self.shard_dir, "total_bytes": total_bytes, **summary}
 
     def print_summary(self) -> None:
@@ -163,7 +167,12 @@ def _title(summary: Mapping[str, Any]) -> str:
         facts.append(f"compressed ({summary['compression']})")
     if not summary["created_by"]:
         facts.append("no manifest")
-    return f"{summary['shard_dir']}\n  {', '.join(facts)}"
+    lines = [summary["shard_dir"], f"  {', '.join(facts)}"]
+    if group := summary["config"].get("group"):
+        among = count(sum(shard["n_samples"] for shard in summary["shards"]), "sample")
+        lines.append(f"  the group {group['name']!r}, {count(len(group['labels']), 'label')}, among the {among} of "
+                     f"linked shards of {group['of']}")  # fmt: skip
+    return "\n".join(lines)
 
 
 def _modality_table(modalities: Mapping[str, Mapping[str, Any]], width: int | None) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from .errors import GroupError, ShardIndexError
+from . import fields
+from .errors import GroupError, ShardError, ShardIndexError
 from .groups import Group, Groups, linked_group, shown
-from .index import ShardIndex
-from .readers import IOMode, ShardReader
+from .index import Column, ShardIndex
+from .manifest import ShardRecord
 from .shards import ShardSet
-from .transforms import labels_of
 
 _REPAIR = "run `python -m neurofmx_wds index --repair` on the directory"
 
@@ -28,7 +30,7 @@ Select = Mapping[str, Any] | Callable[[dict[str, Any]], bool]
 
 
 def choose_samples(
-    shards: ShardSet, select: Select | None, group: str | None, groups: Groups | None, io: IOMode
+    shards: ShardSet, select: Select | None, group: str | None, groups: Groups | None
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """What `select`, `group` and `groups` of :class:`~neurofmx_wds.WebDatasetLoader` mean for a dataset.
 
@@ -44,7 +46,7 @@ def choose_samples(
     wanted = _group_of(shards, group, groups)
     if wanted is None:
         return selected, None
-    ids, labels = group_samples(shards, wanted, io)
+    ids, labels = group_samples(shards, wanted)
     if selected is None:
         return ids, labels
     common, _, places = np.intersect1d(selected, ids, assume_unique=True, return_indices=True)
@@ -59,12 +61,26 @@ def _group_of(shards: ShardSet, group: str | None, groups: Groups | None) -> Gro
     if group is None:
         if groups is not None:
             raise ValueError("groups= goes together with group=, the name of the one that is wanted")
+        for path, record in zip(shards.paths if linked else [], shards.records, strict=False):
+            _check_link(path, record)
         return linked
     directory = shards.paths[0].parent if shards.paths else Path()
     if linked is not None:
         remedy = "leave group= out, or select from the dataset that it was made of"
         raise GroupError(f"the dataset is the group {linked.name!r} already", file=directory, remedy=remedy)
     return Group.of(group, groups, directory)
+
+
+def _check_link(path: Path, record: ShardRecord) -> None:
+    """Refuse a shard that is no longer what a group was made of; others are looked at when they are read."""
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError as error:
+        problem = f"the shard that it links to has gone: {os.readlink(path)}"
+        raise ShardError(problem, file=path, remedy="bring it back, or make the group again") from error
+    if size != record.n_bytes:
+        problem = f"the shard that it links to was changed: it has {size} bytes, and had {record.n_bytes}"
+        raise ShardError(problem, file=path, remedy="restore it, or make the group again")
 
 
 def select_samples(shards: ShardSet, select: Select) -> np.ndarray:
@@ -113,7 +129,7 @@ def _metadata(index: ShardIndex) -> list[dict[str, Any]]:
     return [about if isinstance(about, dict) else {} for about in found]
 
 
-def group_samples(shards: ShardSet, group: Group, io: IOMode = "auto") -> tuple[np.ndarray, np.ndarray]:
+def group_samples(shards: ShardSet, group: Group) -> tuple[np.ndarray, np.ndarray]:
     """The samples that belong to a group.
 
     A sample's label is ``label`` in its metadata, and its name ``label_name``: the index holds them, so that no tar is
@@ -122,7 +138,6 @@ def group_samples(shards: ShardSet, group: Group, io: IOMode = "auto") -> tuple[
     Args:
         shards: the dataset.
         group: the labels wanted.
-        io: how to read the field.
 
     Returns:
         Sample ids, ascending, int64, and for each its label's place in the group, int64.
@@ -134,32 +149,47 @@ def group_samples(shards: ShardSet, group: Group, io: IOMode = "auto") -> tuple[
     place_of: dict[Any, int] = {label: place for place, label in enumerate(group.labels)}
     everywhere: Counter[tuple[Any, Any]] = Counter()
     places: list[np.ndarray] = [np.empty(0, np.int64)]
-    first = 0
     for i in range(len(shards.paths)):
-        labels = _labels(shards, i, first, io)
+        labels = _labels(shards, i)
         everywhere.update(labels)
         here = (place_of.get(label, place_of.get(name, -1)) for label, name in labels)
         places.append(np.fromiter(here, np.int64, len(labels)))
-        first += len(labels)
     place = np.concatenate(places)
     _check_found(group, set(place.tolist()), everywhere)
     ids = np.flatnonzero(place >= 0)
     return ids, place[ids]
 
 
-def _labels(shards: ShardSet, i: int, first: int, io: IOMode) -> list[tuple[Any, Any]]:
-    """Label and name of each sample of shard i, which begins with sample `first`; None for what it does not have."""
-    index = shards.index(i)
-    metadata = _metadata(index)
+def _labels(shards: ShardSet, i: int) -> list[tuple[Any, Any]]:
+    """Label and name of each sample of shard i; None for what it does not have."""
+    metadata = _metadata(shards.index(i))
     labels = [about.get("label") for about in metadata]
     names = [about.get("label_name") for about in metadata]
-    if "label" in index.columns and None in labels:
-        batch = ShardReader(shards, ["label"], io=io).read_batch(np.arange(first, first + index.n_samples))
-        labels = labels_of(batch.get("label"), metadata)
+    if None in labels and (column := shards.index(i).columns.get("label")) is not None:
+        stored = _read_labels(shards, i, column)
+        labels = [other if label is None else label for label, other in zip(stored, labels, strict=True)]
     odd = next((each for each in (*labels, *names) if not isinstance(each, (int, float, str, type(None)))), None)
     if odd is not None:
         raise GroupError(f"a label is {type(odd).__name__}, neither a number nor a name", file=shards.paths[i])
     return list(zip(labels, names, strict=True))
+
+
+def _read_labels(shards: ShardSet, i: int, column: Column) -> list[Any]:
+    """The field ``label`` of each sample of shard i, None where it has none; no other byte of the tar is read."""
+    with shards.open(i) as stream:
+        file = stream.fileno()
+        if column.layout is not None and math.prod(column.layout.shape) == 1:
+            dtype = np.dtype(column.layout.dtype)
+            data = b"".join([os.pread(file, dtype.itemsize, start) for start in column.data_starts])
+            return np.frombuffer(data, dtype).tolist()
+        suffixes = shards.index(i).suffixes
+        places = zip(column.suffix_id.tolist(), column.size.tolist(), column.offset.tolist(), strict=True)
+        return [None if at < 0 else _value(suffixes[k], os.pread(file, size, at)) for k, size, at in places]
+
+
+def _value(suffix: str, payload: bytes) -> Any:
+    value = fields.decode(suffix, payload)
+    return value.item() if isinstance(value, (np.ndarray, np.generic)) and value.size == 1 else value
 
 
 def _check_found(group: Group, places: set[int], everywhere: Mapping[tuple[Any, Any], int]) -> None:

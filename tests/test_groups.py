@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import itertools
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +20,21 @@ import webdataset as wds
 from hypothesis import HealthCheck, given, settings
 from loading import ranks, resumed, steps
 
-from neurofmx_wds import WebDatasetLoader, WebDatasetWriter, create_shards_from_arrays, create_webdataset_dataloader
-from neurofmx_wds.errors import GroupError, NeurofmxError, StateError
+from neurofmx_wds import (
+    ShardedDatasetInfo,
+    WebDatasetLoader,
+    WebDatasetWriter,
+    create_shards_from_arrays,
+    create_webdataset_dataloader,
+)
+from neurofmx_wds.cli import main
+from neurofmx_wds.convert.link import link_group
+from neurofmx_wds.convert.merge import append, merge
+from neurofmx_wds.errors import GroupError, ManifestError, NeurofmxError, OutputError, ShardError, StateError
 from neurofmx_wds.groups import Group
+from neurofmx_wds.index import ShardIndex
 from neurofmx_wds.shards import ShardSet
+from neurofmx_wds.verify import verify, write_indexes
 
 N = 43
 NAMES = ["bee", "crab", "dog", "owl", "snail", "worm"]
@@ -184,22 +197,35 @@ def test_metadata_suffice(dataset: Callable[[str], Path], monkeypatch: pytest.Mo
     assert sorted(rows(loader)) == [*wanted("one").values()]
 
 
-@pytest.mark.parametrize("modalities", [None, ["x"]])
+@pytest.mark.parametrize("kind", ["field", "text"])
 def test_only_the_label_is_read_where_it_is_a_field(
-    dataset: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, modalities: Any
+    dataset: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    directory, count, real = dataset("field"), [0], os.preadv
+    read: list[tuple[int, int]] = []
+    real = os.pread
 
-    def counting(file: int, buffers: Any, offset: int) -> int:
-        count[0] += (done := real(file, buffers, offset))
-        return done
+    def noting(file: int, size: int, offset: int) -> bytes:
+        read.append((offset, size))
+        return real(file, size, offset)
 
-    monkeypatch.setattr("os.preadv", counting)
-    loader = make(directory, group="one", io="pread", modalities=modalities)
-    assert count[0] == 2 * N
+    with monkeypatch.context() as patch:
+        patch.setattr("os.pread", noting)
+        patch.setattr("mmap.mmap", None)  # nor is anything mapped
+        loader = make(dataset(kind), group="one", groups=BY_NAME if kind == "text" else GROUPS)
+    indexes = [ShardIndex.load(path) for path in sorted(dataset(kind).glob("*.index"))]
+    labels = [(at, size) for index in indexes for at, size in index_entries(index, "label")]
+    headers = [(at, size) for at, size in read if size == 512]  # of two members, by which a shard is known
+    assert len(headers) <= 2 * len(indexes)
+    assert [each for each in read if each not in headers] == labels and len(labels) == N
     assert sorted(rows(loader)) == [*wanted("one").values()]
-    n, size = len(wanted("one")), payload(0).nbytes + (0 if modalities else 2)
-    assert count[0] == 2 * N + n * size
+
+
+def index_entries(index: ShardIndex, field: str) -> list[tuple[int, int]]:
+    """Where the field's values lie: of an array's member, what follows its header."""
+    column = index.columns[field]
+    if column.layout is None:
+        return list(zip(column.offset.tolist(), column.size.tolist(), strict=True))
+    return [(start, column.layout.n_bytes) for start in column.data_starts]
 
 
 # --- states
@@ -341,3 +367,164 @@ def test_samples_without_a_label_are_counted(tmp_path: Path, caplog: pytest.LogC
         (3, 0),
     ]
     assert "5 of 10 samples have no label, so they are in no group" in caplog.text
+
+
+# --- datasets of links
+
+
+@pytest.fixture
+def original(tmp_path: Path) -> Path:
+    """A dataset sorted by label, so that a group needs only some of its shards."""
+    with WebDatasetWriter(tmp_path / "original", shard_size=10) as writer:
+        for i in sorted(range(N), key=LABELS.__getitem__):
+            writer.write_sample({"x": payload(i), "label": np.int64(LABELS[i])}, f"sample_{i:09d}", {"i": i})
+    return tmp_path / "original"
+
+
+def linked(original: Path, group: str = "invertebrates", **options: Any) -> Path:
+    link_group(original, original.with_name(group), group, GROUPS, **options)
+    return original.with_name(group)
+
+
+plainly = functools.partial(make, groups=None, shuffle=False)
+
+
+def test_a_linked_group_is_the_group(original: Path) -> None:
+    with_group = make(original, group="invertebrates", shuffle=False)
+    made = linked(original)
+    loader = plainly(made)
+    assert rows(loader) == rows(with_group) and len(loader) == len(with_group)
+    assert sorted(rows(plainly(made, shuffle=True, num_workers=2))) == [*wanted("invertebrates").values()]
+    assert rows(plainly(made, select={"i": [*range(20)]})) == [row for row in rows(with_group) if row[0] < 20]
+    with pytest.raises(GroupError, match="the dataset is the group 'invertebrates' already"):
+        make(made, group="one")
+    with pytest.raises(StateError):
+        loader.load_state_dict(plainly(linked(original, "one")).state_dict())
+
+
+def test_nothing_is_copied_and_only_the_shards_needed_are_there(original: Path) -> None:
+    made = linked(original, "one")
+    first, last = (sorted(LABELS).index(1), sorted(LABELS).index(2) - 1)
+    assert [path.name for path in sorted(made.glob("*.tar"))] == [
+        f"shard_{i:06d}.tar" for i in range(first // 10, last // 10 + 1)
+    ]
+    for path in made.glob("*.tar"):
+        assert path.samefile(original / path.name)
+    assert rows(plainly(made)) == [*wanted("one").values()]
+    shutil.rmtree(original)
+    assert rows(plainly(made)) == [*wanted("one").values()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_everything_else_takes_a_linked_group_as_it_is(
+    dataset: Callable[[str], Path], tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, groups = tmp_path / "made", BY_NAME if kind == "text" else GROUPS
+    summary = link_group(dataset(kind), made, "invertebrates", groups)
+    assert summary["config"]["group"]["n_samples"] == len(wanted("invertebrates"))
+    assert rows(plainly(made)) == [*wanted("invertebrates").values()]
+    report = verify(made, deep=True)
+    assert report.ok and report.samples == N
+    assert write_indexes(made, repair=True).made == []
+    info = ShardedDatasetInfo(made)
+    assert info.get_summary()["total_samples"] == len(wanted("invertebrates"))
+    info.print_summary()
+    assert f"{len(wanted('invertebrates'))} samples, 5 shards" in (told := capsys.readouterr().out)
+    assert f"the group 'invertebrates', 3 labels, among the 43 samples of linked shards of {dataset(kind)}" in told
+    official = wds.WebDataset(sorted(map(str, made.glob("*.tar*"))), shardshuffle=False)
+    assert [int(sample["__key__"][-9:]) for sample in official] == [*range(N)]
+
+
+def test_where_hard_links_cannot_be_they_are_symbolic(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def across(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr("os.link", across)
+    made = linked(original)
+    assert all(path.is_symlink() for path in made.glob("*.tar"))
+    assert sorted(rows(plainly(made))) == [*wanted("invertebrates").values()] and verify(made, deep=True).ok
+    moved = original.rename(original.with_name("moved"))
+    with pytest.raises(
+        ShardError, match=r"invertebrates/shard_000000\.tar: the shard that it links to has gone: .*orig"
+    ):
+        plainly(made)
+    assert not verify(made).ok
+    moved.rename(original)
+    with open(original / "shard_000000.tar", "ab") as tar:
+        tar.write(bytes(512))
+    with pytest.raises(
+        ShardError, match=r"shard_000000\.tar: the shard that it links to was changed: it has .* and had"
+    ):
+        plainly(made)
+
+
+def test_a_shard_changed_under_a_hard_link_is_named(original: Path) -> None:
+    made = linked(original)
+    os.truncate(original / "shard_000000.tar", 10_000)
+    with pytest.raises(ShardError, match=r"shard_000000\.tar: the shard that it links to was changed"):
+        plainly(made)
+
+
+def test_what_cannot_be_linked_is_refused(original: Path, tmp_path: Path) -> None:
+    made = linked(original)
+    before = {path.name: path.read_bytes() for path in sorted(made.iterdir())}
+    with pytest.raises(OutputError, match="not empty"):
+        link_group(original, made, "one", GROUPS)
+    with pytest.raises(OutputError, match="cannot be replaced by a group of it"):
+        link_group(original, original, "one", GROUPS, overwrite=True)
+    with pytest.raises(GroupError, match="the dataset is itself made of a group"):
+        link_group(made, tmp_path / "again", "one", GROUPS)
+    with pytest.raises(GroupError, match="no group 'two'"):
+        link_group(original, tmp_path / "again", "two", GROUPS)
+    with pytest.raises(ManifestError, match="invertebrates: it is a group of another dataset"):
+        merge([original, made], tmp_path / "again", repeat_keys=True)
+    with pytest.raises(OutputError, match="made with other settings: group was"):
+        np.save(tmp_path / "x.npy", np.zeros((3, 2)))
+        append([tmp_path / "x.npy"], made)
+    assert before == {path.name: path.read_bytes() for path in sorted(made.iterdir())}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["invertebrates", "original", "x.npy"]
+
+
+def test_all_or_nothing(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = linked(original, "one")
+    before = {path.name: path.read_bytes() for path in made.iterdir()}
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for what in ("neurofmx_wds.manifest.Manifest.save", "neurofmx_wds.index.ShardIndex.save", "os.symlink"):
+        with monkeypatch.context() as patch:
+            patch.setattr("os.link", full)
+            patch.setattr(what, full)
+            with pytest.raises(OSError, match="No space left"):
+                link_group(original, made, "invertebrates", GROUPS, overwrite=True)
+        assert {path.name: path.read_bytes() for path in made.iterdir()} == before
+        assert sorted(path.name for path in made.parent.iterdir()) == ["one", "original"]
+    link_group(original, made, "invertebrates", GROUPS, overwrite=True)
+    assert sorted(rows(plainly(made))) == [*wanted("invertebrates").values()]
+
+
+@pytest.mark.parametrize("damage", [{"labels": 3}, {"labels": [[1]]}, {"labels": []}, {"n_samples": "many"}, {"of": 1}])
+def test_a_damaged_group_is_refused(original: Path, damage: dict[str, Any]) -> None:
+    manifest = linked(original) / "dataset_metadata.json"
+    content = json.loads(manifest.read_text())
+    content["config"]["group"] |= damage
+    manifest.write_text(json.dumps(content))
+    for opened in (plainly, ShardedDatasetInfo(manifest.parent).get_summary):
+        with pytest.raises(GroupError, match="the manifest's group is damaged"):
+            opened(*[manifest.parent] if opened is plainly else [])
+
+
+def test_the_command(original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "groups.yaml").write_text(YAML)
+    command = ["convert", "-i", str(original), "--groups", str(tmp_path / "groups.yaml"), "-o", str(tmp_path / "made")]
+    assert main([*command, "--link-group", "invertebrates"]) == 0
+    assert f"{len(wanted('invertebrates'))} samples" in capsys.readouterr().out
+    assert sorted(rows(plainly(tmp_path / "made"))) == [*wanted("invertebrates").values()]
+    assert main([*command, "--link-group", "fish"]) == 1
+    assert (
+        "groups.yaml: there is no group 'fish'; there are animals/invertebrates, animals/38" in capsys.readouterr().err
+    )
+    for more in (["--link-group", "38", "--dry-run"], ["--link-group", "38", "--append"], []):
+        with pytest.raises(SystemExit, match="2"):
+            main([*command, *more])

@@ -19,6 +19,7 @@ import numpy as np
 
 from ..atomic import StagedDirectory, fsync_path
 from ..errors import ManifestError, OutputError, ShardError, SourceError
+from ..groups import linked_group
 from ..index import ShardIndex, index_path
 from ..manifest import MANIFEST_NAME, Manifest, ShardRecord, config_hash
 from ..processes import ordered_map
@@ -233,8 +234,13 @@ def merge(
     if not datasets:
         raise ValueError("datasets=[]: there must be at least one")
     sets = [(Path(each), open_shards(each, shard_pattern="*.tar*")) for each in datasets]
-    parts = [(where, _manifest_of(where, shards)) for where, shards in sets]
-    for where, part in parts[1:]:
+    parts = [(where, manifest_of(where, shards)) for where, shards in sets]
+    for where, part in parts:
+        if linked_group(part) is not None:
+            remedy = "merge the datasets that they were made of, and make the group of that"
+            raise ManifestError(
+                "it is a group of another dataset: merged, it would be all of it", file=where, remedy=remedy
+            )
         _check_alike(parts[0], (where, part))
     with staging(output_dir, overwrite) as staged:
         staged.clear()
@@ -254,7 +260,7 @@ def merge(
     return summary
 
 
-def _manifest_of(directory: Path, shards: ShardSet) -> Manifest:
+def manifest_of(directory: Path, shards: ShardSet) -> Manifest:
     """A dataset's manifest, made up from its indexes where there is none."""
     if shards.manifest is not None:
         return replace(shards.manifest, shards=shards.records)

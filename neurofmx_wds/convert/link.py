@@ -1,0 +1,102 @@
+"""A group as a dataset of its own, which refers to another one's shards and copies none of their data.
+
+Knows manifests, shards and labels; knows nothing of what is in a recording.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import GroupError, OutputError
+from ..groups import Group, Groups, linked_group
+from ..index import index_path
+from ..manifest import Manifest
+from ..selection import group_samples
+from ..shards import open_shards
+from .merge import manifest_of
+from .run import staging
+
+
+def link_group(
+    dataset_dir: str | os.PathLike[str],
+    output_dir: str | os.PathLike[str],
+    group: str,
+    groups: Groups | None = None,
+    *,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Make a dataset of a group of labels, without copying data.
+
+    It holds links to those shards in which the group has samples, under their own names and with their own indexes,
+    and a manifest that says which group it is. The loaders open it as they open the dataset itself with ``group=``:
+    they deliver the group's samples only, with labels 0 … n−1. A link is to a whole shard: the official webdataset
+    library, which knows nothing of groups, reads all of its samples.
+
+    The links are hard links, so the group outlives the dataset. Where these cannot be, as across file systems, they
+    are symbolic links; then the dataset must stay where it is, and a loader says so if it does not.
+
+    Args:
+        dataset_dir: the dataset's directory.
+        output_dir: the new dataset's directory; new or empty unless `overwrite` is set.
+        group: the group's name.
+        groups: what groups there are, see :meth:`~neurofmx_wds.groups.Group.of`; by default the dataset's own file
+            ``groups.yaml`` or ``groups.json`` says.
+        overwrite: replace an existing dataset, in one step.
+
+    Returns:
+        The new manifest. Its ``config["group"]`` has the group's name, its labels, and the number of their samples.
+
+    Raises:
+        GroupError: there is no such group, the dataset does not have its labels, or is itself made of a group.
+        FileNotFoundError, ShardError, ManifestError: the dataset cannot be opened.
+        OutputError: the output is not empty, or cannot be written.
+    """
+    directory = Path(dataset_dir)
+    shards = open_shards(directory, shard_pattern="*.tar*")
+    if linked_group(shards.manifest) is not None:
+        remedy = "make it of the dataset that this one was made of"
+        raise GroupError("the dataset is itself made of a group", file=directory, remedy=remedy)
+    if os.path.realpath(output_dir) == os.path.realpath(directory):
+        raise OutputError(
+            "a dataset cannot be replaced by a group of it", file=output_dir, remedy="choose another name"
+        )
+    wanted = Group.of(group, groups, directory)
+    ids, _ = group_samples(shards, wanted)
+    counts = np.histogram(ids, np.concatenate([[0], np.cumsum(shards.counts)]))[0]
+    whole = manifest_of(directory, shards)
+    here = np.flatnonzero(counts).tolist()
+    about = {**asdict(wanted), "n_samples": len(ids), "of": os.path.realpath(directory)}
+    made = replace(whole, shards=[shards.records[i] for i in here], config={**whole.config, "group": about})
+    with staging(output_dir, overwrite) as staged:
+        staged.clear()
+        try:
+            for i in here:
+                place = staged.path / shards.paths[i].name
+                _link(shards.paths[i], place)
+                shards.index(i).save(index_path(place))
+            made.save(staged.path)
+            summary = Manifest.load(staged.path).summary()
+            staged.commit()
+        except BaseException:
+            staged.discard()
+            raise
+    return summary
+
+
+def _link(shard: Path, place: Path) -> None:
+    original = os.path.realpath(shard)
+    try:
+        try:
+            os.link(original, place)
+        except OSError as error:  # another file system, somebody else's file, too many links: the kernel has many names
+            logging.getLogger("neurofmx_wds").info("%s: %s, so it is a symbolic link", place.name, error.strerror)
+            os.symlink(original, place)
+    except OSError as error:
+        problem = f"cannot link {original}: {error.strerror}"
+        raise OutputError(problem, file=place, remedy="free space, or choose another place") from error
