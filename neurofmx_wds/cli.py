@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"neurofmx_wds {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
-    for add in (_add_convert, _add_merge, _add_info, _add_verify, _add_index, _add_demo):
+    for add in (_add_convert, _add_merge, _add_info, _add_verify, _add_index, _add_export, _add_demo):
         command = add(commands)
         command.formatter_class = argparse.RawDescriptionHelpFormatter
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -500,6 +500,33 @@ def _index(options: argparse.Namespace) -> int:
     sys.stdout.flush()
     _say_problems(report.problems)
     return 1 if report.problems else 0
+
+
+def _add_export(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        "export",
+        help="index files for wids and NVIDIA DALI",
+        description="Write what wids (shardindex.json) and NVIDIA DALI (an .idx for each shard) need to read the\n"
+        "shards, or one of the two. Give it again when the dataset has grown.",
+        epilog="example:\n  python -m neurofmx_wds export shards --dali",
+    )
+    command.set_defaults(run=_export)
+    add = command.add_argument
+    add("dir", metavar="DIR", help="directory of uncompressed shards, with a manifest or without")
+    add("--wids", action="store_true", help="for wids.ShardListDataset")
+    add("--dali", action="store_true", help="for DALI's fn.readers.webdataset, in the format of its wds2idx")
+    add("-o", "--output", metavar="DIR", help="where to write them (beside the shards)")
+    return command
+
+
+def _export(options: argparse.Namespace) -> int:
+    from .export import export
+    from .info import count
+
+    both = options.wids == options.dali
+    written = export(options.dir, options.wids or both, options.dali or both, options.output)
+    print(f"{written[0].parent if written else options.dir}: {count(len(written), 'index file')} written")
+    return 0
 
 
 def _add_demo(commands: Any) -> argparse.ArgumentParser:

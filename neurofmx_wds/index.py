@@ -373,23 +373,47 @@ def index_tar(path: str | Path, checksum: bool = False, unpacked: IO[bytes] | No
         if size == 0:
             raise ShardError("the file is empty", file=path, remedy=_RESTORE)
         view = stack.enter_context(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
-        try:
-            with tarfile.open(fileobj=stream, mode="r:") as tar:
-                for key, group in itertools.groupby(_grouped_members(tar, view, path), key=lambda member: member[0]):
-                    _add_sample(builder, view, path, key, [(suffix, info) for _, suffix, info in group])
-        except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
-            if isinstance(error, ShardError):
-                raise
-            raise ShardError(f"not a readable tar: {error}", file=path, remedy=_RESTORE) from error
+        with _readable(path), tarfile.open(fileobj=stream, mode="r:") as tar:
+            for key, group in itertools.groupby(_grouped_members(tar, view, path), key=lambda member: member[0]):
+                _add_sample(builder, view, path, key, [(suffix, info) for _, suffix, info in group])
     index = builder.build(path.name, size, path.stat().st_size, file_sha256(path) if checksum else None)
     index.check()
     return index
 
 
+def key_and_suffix(name: str) -> tuple[str, str] | tuple[None, str]:
+    """A member's sample and what follows its first dot; no key where webdataset takes it for no sample's."""
+    key, suffix = base_plus_ext(name)
+    return (None, "") if key is None or suffix is None or _META_NAME.match(name) else (key, suffix)
+
+
+def read_members(path: Path) -> Iterator[tarfile.TarInfo]:
+    """The regular files in a tar, in order.
+
+    Raises:
+        ShardError: not a tar, or cut short.
+    """
+    with open(path, "rb") as stream, _readable(path):
+        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as view:
+            with tarfile.open(fileobj=stream, mode="r:") as tar:
+                yield from _regular_members(tar, view, path)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """What goes wrong while a tar is parsed, as one kind of error."""
+    try:
+        yield
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError, MemoryError) as error:
+        if isinstance(error, ShardError):
+            raise
+        raise ShardError(f"not a readable tar: {error or type(error).__name__}", file=path, remedy=_RESTORE) from error
+
+
 def _grouped_members(tar: tarfile.TarFile, view: mmap.mmap, path: Path) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
     for info in _regular_members(tar, view, path):
-        key, suffix = base_plus_ext(info.name)
-        if key is not None and suffix is not None:  # as webdataset: a name without an extension is no sample's
+        key, suffix = key_and_suffix(info.name)
+        if key is not None:
             yield key, suffix.lower(), info
 
 
@@ -413,7 +437,7 @@ def _regular_members(tar: tarfile.TarFile, view: mmap.mmap, path: Path) -> Itera
         tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header in memory
         if info.size < 0:  # tarfile would go back, and round for ever
             raise ShardError(f"{info.name!r} claims a negative size", file=path, remedy=_RESTORE)
-        if not info.isreg() or _META_NAME.match(info.name):
+        if not info.isreg():
             continue
         if info.issparse():
             raise ShardError("a sparse member cannot be read", file=path, member=info.name, remedy="re-pack the tar")
