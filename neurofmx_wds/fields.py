@@ -14,10 +14,9 @@ import math
 import operator
 import pickle
 import zipfile
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,8 +24,8 @@ from webdataset import autodecode
 from webdataset import writer as wds_writer
 
 from .errors import FieldError, UnsafeDataError
+from .pickles import Buffer, decode_pickle, decode_torch
 
-Buffer = bytes | bytearray | memoryview
 FieldFormat = Literal["npy", "pyd"]
 
 _NPY_MAX_HEADER = 10_000
@@ -323,141 +322,6 @@ def decode_json(data: Buffer) -> Any:
         raise UnsafeDataError(f"not valid JSON: {error}") from error
 
 
-# --- pickles: an allow-list of names and opcodes, interpreted in Python so that each step can be refused --------------
-
-
-def _dtype(name: object, *_: object) -> np.dtype[Any]:
-    dtype = np.dtype(str(name), copy=True)  # a copy of its own: its state is set next
-    if dtype.hasobject:
-        raise UnsafeDataError("the pickle holds an array of Python objects")
-    return dtype
-
-
-def _set_dtype_state(dtype: np.dtype[Any], state: Any) -> None:
-    """Give a dtype the state in a pickle, by way of numpy's checked constructors.
-
-    numpy's own ``__setstate__`` believes any offset and any flag: such a dtype reads outside its array.
-    """
-    _, order, base, names, fields, itemsize, _, _, *unit = state
-    if names:
-        formats, offsets = [fields[name][0] for name in names], [fields[name][1] for name in names]
-        safe = np.dtype({"names": list(names), "formats": formats, "offsets": offsets, "itemsize": itemsize})
-    elif base:
-        safe = np.dtype((base[0], base[1]))
-    elif unit and dtype.kind in "mM":
-        name, count = unit[0][1][:2]
-        safe = np.dtype(f"{dtype.kind}8[{count}{name.decode()}]").newbyteorder(order)
-    else:
-        safe = dtype.newbyteorder(order)
-    if safe.hasobject or safe.itemsize != dtype.itemsize:
-        raise UnsafeDataError("the pickle holds an array of Python objects, or of an impossible type")
-    dtype.__setstate__(safe.__reduce__()[2])  # type: ignore[attr-defined]
-
-
-def _set_array_state(array: np.ndarray, state: Any) -> None:
-    shape, dtype, fortran, raw = state[-4:]
-    if not (isinstance(raw, bytes) and min(shape, default=0) >= 0 and len(raw) == math.prod(shape) * dtype.itemsize):
-        raise UnsafeDataError(f"the pickle holds an array of shape {shape} without the bytes for it")
-    array.__setstate__((1, shape, dtype, fortran, raw))
-
-
-def _reconstruct(kind: object, shape: object, _typecode: object) -> np.ndarray:
-    if kind is not np.ndarray or shape != (0,):
-        raise UnsafeDataError("the pickle builds an array in an unusual way")
-    return np.empty((0,), "b")
-
-
-def _frombuffer(buffer: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], order: str, *_: object) -> np.ndarray:
-    return np.frombuffer(buffer, dtype).reshape(shape, order="F" if order == "F" else "C").copy(order="K")
-
-
-def _latin1(text: str, encoding: str = "latin1") -> bytes:
-    if encoding != "latin1":
-        raise UnsafeDataError(f"the pickle uses the codec {encoding!r}")
-    return text.encode("latin1")
-
-
-def _storage(data: bytes) -> Any:
-    return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-
-
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): _dtype,
-    ("_codecs", "encode"): _latin1,
-    ("builtins", "complex"): complex,
-    ("builtins", "set"): set,
-    ("builtins", "frozenset"): frozenset,
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,  # checks sizes against the storage
-    ("torch.storage", "_load_from_bytes"): _storage,
-}
-for _package in ("numpy.core", "numpy._core"):
-    _ALLOWED[_package + ".multiarray", "_reconstruct"] = _reconstruct
-    _ALLOWED[_package + ".multiarray", "scalar"] = np.float64(0).__reduce__()[0]
-    _ALLOWED[_package + ".numeric", "_frombuffer"] = _frombuffer
-_REFUSED_OPCODES = (
-    *(pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.PERSID, pickle.BINPERSID, pickle.NEXT_BUFFER),
-    *(pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX),
-)
-
-
-class _ArrayUnpickler(pickle._Unpickler):
-    """pickle's own interpreter in Python, with the opcodes gone that plain arrays and containers do not need."""
-
-    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
-        code: load for code, load in pickle._Unpickler.dispatch.items() if bytes([code]) not in _REFUSED_OPCODES
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _ALLOWED[module, name]
-        except KeyError:
-            raise UnsafeDataError(f"the pickle asks for {module}.{name}, not a plain array or container") from None
-
-    stack: list[Any]
-    read: Callable[[int], bytes]
-
-    def load_reduce(self) -> None:
-        args = self.stack.pop()
-        function = self.stack[-1]
-        if function is np.ndarray:  # a name only: called, it would allocate any shape
-            raise UnsafeDataError("the pickle builds an array in an unusual way")
-        self.stack[-1] = function(*args)
-
-    def load_build(self) -> None:
-        state = self.stack.pop()
-        target = self.stack[-1]
-        if isinstance(target, np.dtype):
-            _set_dtype_state(target, state)
-        elif isinstance(target, np.ndarray):
-            _set_array_state(target, state)
-        else:
-            raise UnsafeDataError(f"the pickle gives a {type(target).__name__} a state of its own")
-
-    def load_bytearray8(self) -> None:
-        size = int.from_bytes(self.read(8), "little")
-        self.stack.append(bytearray(self.read(size)))  # pickle's own allocates whatever is claimed
-
-    dispatch |= {pickle.REDUCE[0]: load_reduce, pickle.BUILD[0]: load_build, pickle.BYTEARRAY8[0]: load_bytearray8}
-
-
-def decode_pickle(data: Buffer) -> Any:
-    """Arrays, tensors and plain containers out of a pickle; anything else is refused before it is built.
-
-    Raises:
-        UnsafeDataError: the pickle names anything but numpy/torch array types, or is damaged.
-    """
-    try:
-        return _ArrayUnpickler(io.BytesIO(bytes(data))).load()
-    except UnsafeDataError:
-        raise
-    except KeyError as error:
-        raise UnsafeDataError(f"the pickle uses an opcode or memo that plain arrays do not need: {error}") from error
-    except Exception as error:  # a damaged pickle can raise anything
-        raise UnsafeDataError(f"not a readable pickle: {type(error).__name__}: {error}") from error
-
-
 def _decode_npz(data: Buffer) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(io.BytesIO(bytes(data))) as archive:
         _check_unpacked_size(sum(member.file_size for member in archive.infolist()))
@@ -478,10 +342,6 @@ def _check_unpacked_size(size: int) -> None:
         raise UnsafeDataError(f"unpacks to more than {_MAX_UNPACKED} bytes")
 
 
-def _decode_pth(data: Buffer) -> Any:
-    return torch.load(io.BytesIO(bytes(data)), weights_only=True, map_location="cpu")
-
-
 def _decode_as_webdataset(extension: str, data: Buffer) -> Any:
     return autodecode.decoders[extension](bytes(data))
 
@@ -490,7 +350,7 @@ _DECODERS: dict[str, Callable[[Buffer], Any]] = {
     **{extension: functools.partial(_decode_as_webdataset, extension) for extension in autodecode.decoders},
     "npy": decode_npy,
     "npz": _decode_npz,
-    "pth": _decode_pth,
+    "pth": decode_torch,
     "json": decode_json,
     "jsn": decode_json,
     **dict.fromkeys(_PICKLE_EXTENSIONS, decode_pickle),

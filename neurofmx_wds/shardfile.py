@@ -25,8 +25,9 @@ import webdataset as wds
 from . import fields
 from .atomic import ASIDE_SUFFIX
 from .errors import FieldError, OutputError
-from .fields import Buffer, FieldFormat
+from .fields import FieldFormat
 from .index import METADATA_SUFFIX, IndexBuilder, ShardIndex, index_path
+from .pickles import Buffer
 
 Compression = Literal["none", "gz", "bz2", "xz"]
 COMPRESSIONS: tuple[Compression, ...] = ("none", "gz", "bz2", "xz")

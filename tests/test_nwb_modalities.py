@@ -408,20 +408,26 @@ def test_spatial_series_in_a_container_of_an_extension_are_behavior(tmp_path: Pa
 # -- video -----------------------------------------------------------------------------------------------------------
 
 
+COUNTED = hasattr(ImageSeries, "num_samples")  # since pynwb 3.1
+
+
 def _movies(nwb: pynwb.NWBFile, pixels: Any, times: Any) -> None:
     nwb.add_acquisition(ImageSeries(name="Eye", data=pixels, timestamps=times, unit="a.u."))
     files = {"external_file": ["a.mp4", "https://example.org/b.mp4"], "starting_frame": [0, 40], "format": "external"}
     nwb.add_acquisition(ImageSeries(name="body", timestamps=times, unit="n.a.", **files))
-    nwb.add_acquisition(ImageSeries(name="face", rate=20.0, starting_time=1.0, unit="n.a.", num_samples=150, **files))
+    counted = {"num_samples": 150} if COUNTED else {}
+    nwb.add_acquisition(ImageSeries(name="face", rate=20.0, starting_time=1.0, unit="n.a.", **counted, **files))
 
 
-@pytest.mark.parametrize("counted", [True, False])
+@pytest.mark.parametrize(
+    "counted", [pytest.param(True, marks=pytest.mark.skipif(not COUNTED, reason="not in this pynwb")), False]
+)
 def test_frames_are_those_shown_and_files_are_never_opened(tmp_path: Path, counted: bool) -> None:
     rng = np.random.default_rng(0)
     times = np.r_[1 + np.cumsum(rng.uniform(0.03, 0.05, 60)), 6 + np.cumsum(rng.uniform(0.03, 0.05, 40))]
     pixels = rng.integers(0, 255, (100, 4, 5, 3)).astype(np.uint8)
     make_recording(tmp_path / "a.nwb", extra=lambda nwb: _movies(nwb, pixels, times), obs_intervals=[[[0, 10]]] * 4)
-    if not counted:
+    if COUNTED and not counted:
         with h5py.File(tmp_path / "a.nwb", "a") as file:
             del file["acquisition/face/num_samples"]
     assert list(read_all(tmp_path / "a.nwb")[0].fields) == ["spikes"]

@@ -69,7 +69,10 @@ def test_nothing_else_is_needed_to_import(module: str) -> None:
         (r"(order|cursor|errors|version|atomic)\.py", "torch|webdataset|pynwb|h5py"),
         (r"order\.py", "neurofmx_wds"),
         (r"nwb/.*", r"torch|webdataset|neurofmx_wds\.(?!nwb|errors)"),
-        (r"(fields|index|manifest|writer)\.py", r"neurofmx_wds\.(loader|readers|collate|order|cursor|nwb|convert|cli)"),
+        (
+            r"(pickles|fields|index|manifest|writer|verify|export)\.py",
+            r"neurofmx_wds\.(loader|readers|collate|order|cursor|nwb|convert|cli)",
+        ),
         (r"(readers|collate|transforms|groups|loader)\.py", r"pynwb|h5py|neurofmx_wds\.(nwb|convert|cli|demo)"),
         (r"convert/.*", r"neurofmx_wds\.(loader|cli|demo)"),
         (r"(?!cli\.py|__main__\.py|demo/).*", r"neurofmx_wds\.(cli|demo)"),
