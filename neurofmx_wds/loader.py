@@ -23,7 +23,7 @@ import webdataset as wds
 from .atomic import write_atomic
 from .cache import DEFAULT_CACHE_SIZE
 from .collate import collate_webdataset
-from .errors import StateError
+from .errors import NeurofmxError, StateError
 from .groups import Groups
 from .memory import BatchMemory, Slots, unpack
 from .pipeline import ResumablePipeline, in_worker
@@ -233,10 +233,17 @@ class WebDatasetDataLoader(ResumablePipeline):
         workers, self._persistent = self._persistent or self._workers(), None
         start, loader = workers
         start.set(*begin.get())
+        lost = False
         try:
             yield from unpack(loader, self._memory)
+        except RuntimeError as error:  # torch has no kind of its own for it
+            lost = str(error).startswith("DataLoader worker (pid")
+            if not lost:
+                raise
+            remedy = "perhaps memory ran out: use fewer workers; state_dict() says where to go on"
+            raise NeurofmxError(f"a worker process of the loader died: {error}", remedy=remedy) from error
         finally:
-            if self.loader_options.get("persistent_workers"):
+            if self.loader_options.get("persistent_workers") and not lost:
                 self._persistent = workers
 
     def _workers(self) -> tuple[Start, torch.utils.data.DataLoader[Any]]:

@@ -18,7 +18,7 @@ from webdataset.utils import pytorch_worker_info
 
 from . import cursor as cursors
 from .cursor import BatchPlan, Cursor
-from .stages import Collate, Fetcher, PlanSource, Remnant, SplitByNode, Start
+from .stages import Collate, Fetcher, PlanSource, Remnant, SplitByNode, Start, logger
 
 
 class Progress:
@@ -32,6 +32,7 @@ class Progress:
         self.epoch = 0
         self.position = 0
         self.skipped = 0
+        self._told_of: set[str] = set()
         self._resume_at = 0
         self._run: object = None
         self._heard = 0
@@ -57,6 +58,14 @@ class Progress:
             self.position = position
             if last and not in_worker():
                 self.set(Cursor(self.epoch + 1, 0))
+
+    def note(self, remnant: Remnant) -> None:
+        """Count what was skipped, and say of each shard once why."""
+        self.skipped += remnant.n_skipped
+        for file, cause in remnant.causes.items():
+            if file not in self._told_of:
+                logger.warning("skipping samples that cannot be read, the first: %s", cause)
+        self._told_of.update(remnant.causes)
 
     def set(self, cursor: Cursor) -> None:
         """Let the next iteration start at `cursor`."""
@@ -194,7 +203,7 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
             done = min(step * workers, last)
             self.progress.delivered(run, cursors.position_after(first, done, *size), done == last)
             if isinstance(item, Remnant):
-                self.progress.skipped += item.n_skipped
+                self.progress.note(item)
                 yield from item.rest
             else:
                 yield item

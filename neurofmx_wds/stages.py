@@ -201,16 +201,19 @@ class Fetcher:
 
     def _remnant(self, read: Read, ids: np.ndarray, error: Exception) -> Remnant:
         """What is left of a plan when `handler` has been asked about each sample that cannot be read."""
-        kept = skipping(read, ids, self._may_skip)
-        if kept:
-            return Remnant(len(ids) - len(kept), [read(ids[kept])])
-        world_size = self.start.get()[3]
-        return Remnant(len(ids), [] if world_size == 1 else [self._stand_in(read, ids, error)])
+        causes: dict[str, str] = {}
 
-    def _may_skip(self, error: Exception) -> bool:
-        if not self.handler(error):  # stopping one rank or worker would lose samples silently, or hang the others
-            raise error
-        return True
+        def may_skip(error: Exception) -> bool:
+            if not self.handler(error):  # stopping one rank or worker would lose samples silently, or hang the others
+                raise error
+            causes.setdefault(getattr(error, "file", None) or "", str(error))
+            return True
+
+        kept = skipping(read, ids, may_skip)
+        if kept:
+            return Remnant(len(ids) - len(kept), [read(ids[kept])], causes)
+        world_size = self.start.get()[3]
+        return Remnant(len(ids), [] if world_size == 1 else [self._stand_in(read, ids, error)], causes)
 
     def _stand_in(self, read: Read, ids: np.ndarray, error: Exception) -> Any:
         """The next sample that can be read, marked as repeated: all ranks must step together."""
@@ -299,10 +302,12 @@ class Remnant:
     Attributes:
         n_skipped: how many.
         rest: the batch (or sample) of the others; none where nothing is left and no other rank waits.
+        causes: what is wrong first in each file.
     """
 
     n_skipped: int
     rest: list[Any]
+    causes: Mapping[str, str]
 
 
 def _mark(item: Any, fresh: bool) -> None:

@@ -37,18 +37,15 @@ PLACE = Path(tempfile.mkdtemp(prefix="neurofmx-fuzz-"))
 os.environ["NEUROFMX_CACHE"] = str(PLACE / "cache")
 
 
-def use(value: Any) -> None:
+def use(value: Any, depth: int = 0) -> None:
     """Touch every byte: a forged array or tensor would crash here."""
     if isinstance(value, (np.ndarray, np.generic)):
         value.copy()
     elif isinstance(value, torch.Tensor):
         value.clone()
-    elif isinstance(value, dict):
-        for item in [*value.values()][:100]:
-            use(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value[:100]:
-            use(item)
+    elif isinstance(value, (dict, list, tuple)) and depth < 10:  # a list may be in itself
+        for item in [*(value.values() if isinstance(value, dict) else value)][:100]:
+            use(item, depth + 1)
 
 
 def member(data: bytes) -> None:
