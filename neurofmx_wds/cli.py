@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from .convert.sources import BEHAVIOR_METHODS, FORMATS, LFP_METHODS, SPIKE_FORMATS, SourceConfig
 from .errors import NeurofmxError
+from .processes import do_without
 from .version import __version__
 
 _MOST_PROBLEMS = 20
@@ -46,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0 done, 1 the data or a file is at fault, 130 interrupted. Wrong usage exits with 2.
     """
     options = _parser().parse_args(arguments)
+    if arguments is None:
+        do_without(getattr(options, "without", ()))  # in a process of our own: it starts in half the time
     try:
         status: int = options.run(options)
         sys.stdout.flush()
@@ -102,7 +105,7 @@ def _add_convert(commands: Any) -> argparse.ArgumentParser:
         "convert", help="recordings or arrays → shards", description=text, epilog=_CONVERT_EXAMPLES
     )
     again = "interrupted: what is finished is kept, and the same command goes on from there"
-    command.set_defaults(run=_convert, usage_error=command.error, interrupted=again)
+    command.set_defaults(run=_convert, usage_error=command.error, interrupted=again, without=("torch",))
     add = command.add_argument
     add(
         "-i",
@@ -317,12 +320,11 @@ def _validate(conversion: Any, directory: str, workers: int) -> list[Any]:
 def _dry_run(options: argparse.Namespace, files: Any, config: Any, storage: Any, pool: Any) -> int:
     from .convert.estimate import estimate
     from .convert.plan import ConversionPlan
-    from .convert.run import look_at
+    from .convert.run import look_at, working
     from .convert.split import split
     from .info import human_size
-    from .processes import ordered_map
 
-    with ordered_map(**pool) as apply:
+    with working(**pool) as apply:
         plan = ConversionPlan(look_at(files, config, apply, True), config, **storage)
         plans = split(plan, options.split, options.split_by, apply) if options.split else {"": plan}
         for name, part in plans.items():
@@ -390,7 +392,7 @@ def _add_merge(commands: Any) -> argparse.ArgumentParser:
         description="Join datasets into a new one that holds their shards, without writing a tar again.",
         epilog="example:\n  python -m neurofmx_wds merge monday tuesday -o both --repeat-keys",
     )
-    command.set_defaults(run=_merge)
+    command.set_defaults(run=_merge, without=("torch",))
     add = command.add_argument
     add("datasets", nargs="+", metavar="DATASET", help="directories of shards, in the order wanted")
     add("-o", "--output", required=True, metavar="DIR", help="directory of the new dataset")

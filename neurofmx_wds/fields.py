@@ -13,31 +13,33 @@ import json
 import math
 import operator
 import pickle
+import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from webdataset import autodecode
-from webdataset import writer as wds_writer
 
 from .errors import FieldError, UnsafeDataError
-from .pickles import Buffer, decode_pickle, decode_torch
 
+Buffer = bytes | bytearray | memoryview
 FieldFormat = Literal["npy", "pyd"]
 
 _NPY_MAX_HEADER = 10_000
 _MAX_UNPACKED = 4 << 30  # bytes that one compressed member may become
 _PICKLE_EXTENSIONS = frozenset({"pyd", "pkl", "pickle"})
-# What webdataset's writer encodes or its readers decode by extension; images and the like are stored as given.
-_KNOWN_EXTENSIONS = (
-    frozenset(wds_writer.default_handlers)
-    | frozenset(autodecode.decoders)
-    | frozenset(autodecode.IMAGE_EXTENSIONS)
-    | frozenset({"bin", "gz", "mp4", "avi", "mov", "webm", "flac", "wav", "mp3", "nwb"})
-)
+# torch, and webdataset, which imports it, take longer to import than a small file takes to convert: they are imported
+# on use here. A tensor can only be met where torch has been imported.
+
+
+@functools.cache
+def _known_extensions() -> frozenset[str]:
+    """What webdataset's writer encodes or its readers decode by extension; images and the like are stored as given."""
+    from webdataset import autodecode, writer
+
+    known = frozenset({"bin", "gz", "mp4", "avi", "mov", "webm", "flac", "wav", "mp3", "nwb"})
+    return known.union(writer.default_handlers, autodecode.decoders, autodecode.IMAGE_EXTENSIONS)
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def encode(name: str, value: Any, field_format: FieldFormat = "npy") -> tuple[st
     if extension == "gz":  # webdataset's own gzip writes the time of day into the file
         suffix, buffers, _ = encode(name[: -len(".gz")], value)
         return f"{suffix}.gz", [gzip.compress(b"".join(buffers), mtime=0)], None
-    if extension in _KNOWN_EXTENSIONS and extension != "npy":
+    if extension and extension != "npy" and extension in _known_extensions():
         return name, [_encode_by_extension(name, value)], None
     stem = name[: -len(".npy")] if extension == "npy" else name
     if isinstance(value, str) and extension != "npy":
@@ -189,11 +191,13 @@ def encode_json(value: Any, name: str = "metadata") -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, (np.generic, np.ndarray)):
-        return value.tolist()
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, (np.generic, np.ndarray)) or _is_tensor(value):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, getattr(sys.modules.get("torch"), "Tensor", ()))
 
 
 _JSON = json.JSONEncoder(default=_plain, separators=(",", ":"), ensure_ascii=False)
@@ -202,8 +206,10 @@ _JSON = json.JSONEncoder(default=_plain, separators=(",", ":"), ensure_ascii=Fal
 def _encode_by_extension(name: str, value: Any) -> Buffer:
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value)
+    from webdataset import writer
+
     try:
-        encoded = wds_writer.encode_based_on_extension1(value, name, wds_writer.default_handlers)
+        encoded = writer.encode_based_on_extension1(value, name, writer.default_handlers)
         decode(name, encoded)  # what cannot be read back is refused now
         return memoryview(encoded).cast("B")
     except Exception as error:  # webdataset asserts, raises ValueError, or whatever the encoder raises
@@ -215,7 +221,7 @@ def _encode_by_extension(name: str, value: Any) -> Buffer:
 
 
 def _as_array(name: str, value: Any) -> np.ndarray:
-    if isinstance(value, torch.Tensor):
+    if _is_tensor(value):
         try:
             value = value.detach().cpu().numpy()
         except (TypeError, RuntimeError) as error:
@@ -342,12 +348,21 @@ def _check_unpacked_size(size: int) -> None:
         raise UnsafeDataError(f"unpacks to more than {_MAX_UNPACKED} bytes")
 
 
-def _decode_as_webdataset(extension: str, data: Buffer) -> Any:
-    return autodecode.decoders[extension](bytes(data))
+def decode_pickle(data: Buffer) -> Any:
+    """Plain containers, numbers, arrays and tensors out of a pickle; see :func:`neurofmx_wds.pickles.decode_pickle`."""
+    from . import pickles  # on use: it imports torch
+
+    return pickles.decode_pickle(data)
+
+
+def decode_torch(data: Buffer) -> Any:
+    """The same out of a torch file; see :func:`neurofmx_wds.pickles.decode_torch`."""
+    from . import pickles
+
+    return pickles.decode_torch(data)
 
 
 _DECODERS: dict[str, Callable[[Buffer], Any]] = {
-    **{extension: functools.partial(_decode_as_webdataset, extension) for extension in autodecode.decoders},
     "npy": decode_npy,
     "npz": _decode_npz,
     "pth": decode_torch,
@@ -355,6 +370,15 @@ _DECODERS: dict[str, Callable[[Buffer], Any]] = {
     "jsn": decode_json,
     **dict.fromkeys(_PICKLE_EXTENSIONS, decode_pickle),
 }
+
+
+def _decoder(extension: str) -> Callable[[Buffer], Any]:
+    if extension in _DECODERS:
+        return _DECODERS[extension]
+    from webdataset import autodecode
+
+    decoder = autodecode.decoders.get(extension, bytes)
+    return lambda data: decoder(bytes(data))
 
 
 def decode(suffix: str, data: Buffer) -> Any:
@@ -373,8 +397,7 @@ def decode(suffix: str, data: Buffer) -> Any:
     try:
         if extension == "gz":
             return decode(suffix[:-3], _gunzip(data))
-        decoder = _DECODERS.get(extension)
-        return bytes(data) if decoder is None else decoder(data)
+        return _decoder(extension)(data)
     except UnsafeDataError:
         raise
     except Exception as error:

@@ -16,13 +16,12 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
-from webdataset.tariterators import base_plus_ext
 
 from . import fields
 from .atomic import write_atomic
@@ -383,6 +382,8 @@ def index_tar(path: str | Path, checksum: bool = False, unpacked: IO[bytes] | No
 
 def key_and_suffix(name: str) -> tuple[str, str] | tuple[None, str]:
     """A member's sample and what follows its first dot; no key where webdataset takes it for no sample's."""
+    from webdataset.tariterators import base_plus_ext  # on use: it takes a second, and few need it
+
     key, suffix = base_plus_ext(name)
     return (None, "") if key is None or suffix is None or _META_NAME.match(name) else (key, suffix)
 
@@ -466,3 +467,40 @@ def _layout_or_none(suffix: str, payload: memoryview) -> ArrayLayout | None:
         return fields.npy_layout(payload)
     except ShardError:
         return None  # found again, and named, when the sample is read
+
+
+def modalities_of(indexes: Iterable[ShardIndex]) -> dict[str, dict[str, Any]]:
+    """Each field's dtype and shape over all shards.
+
+    Returns:
+        field → ``{"dtype": …, "shape": […]}`` for arrays, with None where samples differ (a shape of None: they differ
+        in rank), and ``{"format": extension}`` for everything else. ``metadata`` is left out.
+    """
+    seen: dict[str, set[tuple[str, tuple[int, ...]] | str]] = {}
+    for index in indexes:
+        pairs = np.unique(np.stack([index.member_suffix, index.member_layout]), axis=1).T.tolist()
+        for suffix_id, layout_id in pairs:
+            suffix = index.suffixes[suffix_id]
+            if suffix == METADATA_SUFFIX:
+                continue
+            layout = index.layouts[layout_id] if layout_id >= 0 else None
+            kind = suffix.rpartition(".")[2] if layout is None else (np.dtype(layout.dtype).name, layout.shape)
+            seen.setdefault(fields.field_of(suffix), set()).add(kind)
+    return {name: _describe(kinds) for name, kinds in sorted(seen.items())}
+
+
+def _describe(kinds: set[tuple[str, tuple[int, ...]] | str]) -> dict[str, Any]:
+    arrays = [kind for kind in kinds if isinstance(kind, tuple)]
+    formats = sorted(kind for kind in kinds if isinstance(kind, str))
+    description: dict[str, Any] = {"format": formats[0] if len(formats) == 1 else formats} if formats else {}
+    if arrays:
+        dtypes = {dtype for dtype, _ in arrays}
+        ranks = {len(shape) for _, shape in arrays}
+        shapes = [shape for _, shape in arrays]
+        description["dtype"] = dtypes.pop() if len(dtypes) == 1 else None
+        description["shape"] = (
+            [sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*shapes, strict=True)]
+            if len(ranks) == 1
+            else None
+        )
+    return description

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from .groups import linked_group
+from .index import modalities_of
 from .manifest import Manifest
 from .shards import DEFAULT_SHARD_PATTERN, open_shards
-from .writer import modalities_of
 
 _MOST_SOURCES = 20
 _GAP = "  "

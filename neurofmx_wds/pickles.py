@@ -15,14 +15,15 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 
 from .errors import UnsafeDataError
 
-Buffer = bytes | bytearray | memoryview
+if TYPE_CHECKING:
+    from .fields import Buffer
 
 _MAX_REPEATED = 64 << 20  # bytes that a tensor may become which repeats what is stored (stride 0)
 _TORCH_MAGIC, _TORCH_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001

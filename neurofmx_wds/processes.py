@@ -7,29 +7,38 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.abc
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor, wait
+from types import ModuleType
 from typing import Any
 
 from .errors import NeurofmxError, OutputError
 
 _UNKNOWN_WORKERS = 256
+_MOST_WAITING = 512  # results that wait for an earlier one
+_starting = threading.Lock()
 
 OrderedMap = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 
 
 @contextlib.contextmanager
-def ordered_map(workers: int = 1, executor: Executor | None = None) -> Iterator[OrderedMap]:
+def ordered_map(
+    workers: int = 1, executor: Executor | None = None, *, ready: Sequence[str] = (), without: Sequence[str] = ()
+) -> Iterator[OrderedMap]:
     """Something that is called like :func:`map` and works in parallel.
 
     Args:
-        workers: worker processes; 1 works in this process.
-        executor: any executor to use instead; it is left running.
+        workers: processes that work, of which this is one; the others start at once.
+        executor: any executor to use instead; it is left running, and this process does not work.
+        ready: modules that the other processes import as they start, while this one goes on.
+        without: packages that seem not to be installed to the other processes: what can do without them starts sooner.
 
     Yields:
         ``apply(function, items)``, which gives the results in the items' order. The first item that fails ends
@@ -42,26 +51,36 @@ def ordered_map(workers: int = 1, executor: Executor | None = None) -> Iterator[
     if isinstance(workers, bool) or workers < 1:
         raise ValueError(f"workers must be a positive integer, not {workers!r}")
     if executor is not None:
-        yield _on(executor.submit, getattr(executor, "_max_workers", _UNKNOWN_WORKERS))
+        room = 2 * getattr(executor, "_max_workers", _UNKNOWN_WORKERS)
+        yield _on(lambda function, item, *_: executor.submit(function, item), room)
     elif workers == 1:
         yield map
     else:
         spawn = multiprocessing.get_context("spawn")  # a forked child may inherit a lock that a thread holds
-        with ProcessPoolExecutor(workers, spawn, initializer=_start_worker) as pool:
-            yield _on(functools.partial(_submit_uninterrupted, pool), workers)
+        with ProcessPoolExecutor(workers - 1, spawn, initializer=_start_worker, initargs=(ready, without)) as pool:
+            for _ in range(workers - 1):
+                _submit_uninterrupted(pool, int, 0)  # a process starts with its first job
+            yield _on(functools.partial(_here_or_there, pool, workers - 1), _MOST_WAITING)
 
 
-def _on(submit: Callable[..., Future[Any]], workers: int) -> OrderedMap:
+def _on(begin: Callable[..., Future[Any]], most: int) -> OrderedMap:
+    """What gives `begin` an item, the number of items that are under way and that of items left, up to `most` ahead."""
+
     # Jobs are not cancelled but not handed out before their time: a process pool that breaks while one is cancelled
     # never ends (Python 3.11).
     def apply(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         jobs: deque[tuple[Any, Future[Any]]] = deque()
+        left = deque(items)
         item = None
         try:
-            for item in items:
-                if len(jobs) == 2 * workers:
+            while left:
+                item = left.popleft()
+                job = begin(function, item, sum(not job.done() for _, job in jobs), len(left))
+                jobs.append((item, job))
+                if job.done() and job.exception():
+                    break
+                while jobs and (jobs[0][1].done() or len(jobs) == most):
                     yield _first_result(jobs)
-                jobs.append((item, submit(function, item)))
             while jobs:
                 yield _first_result(jobs)
         except Exception as error:
@@ -69,8 +88,7 @@ def _on(submit: Callable[..., Future[Any]], workers: int) -> OrderedMap:
                 raise
             raise OutputError(
                 f"a worker process died while {jobs[0][0] if jobs else item} was being made, or one after it",
-                remedy="perhaps memory ran out: run again with fewer workers, what is finished is kept; "
-                'in a script, call this under `if __name__ == "__main__":`',
+                remedy="perhaps memory ran out: run again with fewer workers, what is finished is kept",
             ) from error
         finally:
             wait([job for _, job in jobs])  # what runs may still write somewhere
@@ -109,6 +127,24 @@ def dask_executor(address: str) -> Iterator[Executor]:
         yield client.get_executor(pure=False)
 
 
+def _here_or_there(
+    pool: ProcessPoolExecutor, others: int, function: Callable[[Any], Any], item: object, under_way: int, left: int
+) -> Future[Any]:
+    """Let one of the `others` work on an item, or do it here and now.
+
+    Each of them has one to work on and one waiting, unless this process would then be done before they are.
+    """
+    waiting = under_way - others
+    if left and (waiting < 0 or (waiting < others and left * (others + 1) > waiting + left)):
+        return _submit_uninterrupted(pool, function, item)
+    job: Future[Any] = Future()
+    try:
+        job.set_result(function(item))
+    except Exception as error:
+        job.set_exception(error)
+    return job
+
+
 def _first_result(jobs: deque[tuple[Any, Future[Any]]]) -> Any:
     result = jobs[0][1].result()
     jobs.popleft()
@@ -116,19 +152,47 @@ def _first_result(jobs: deque[tuple[Any, Future[Any]]]) -> Any:
 
 
 def _submit_uninterrupted(pool: ProcessPoolExecutor, function: Callable[[Any], Any], item: object) -> Future[Any]:
-    """Hand out a job; a worker that this starts does not know of Ctrl-C until :func:`_start_worker`."""
+    """Hand out a job; a process that this starts does not know of Ctrl-C until :func:`_start_worker`.
+
+    Nor does it run the program's main script, as it would otherwise: that may import much, and more than it needs.
+    """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        return pool.submit(function, item)
+        with _starting:
+            main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+            try:
+                return pool.submit(function, item)
+            finally:
+                sys.modules["__main__"] = main
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
-def _start_worker() -> None:
-    """Let the worker go quietly with Ctrl-C, and at once when its parent is killed."""
+def _start_worker(ready: Sequence[str] = (), without: Sequence[str] = ()) -> None:
+    """Let the worker go quietly with Ctrl-C, and at once when its parent is killed; import what it will need."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_exit_with_parent, daemon=True).start()
+    do_without(without)
+    for module in ready:
+        importlib.import_module(module)
+
+
+class _Absent(importlib.abc.MetaPathFinder):
+    """Finds that packages are not there."""
+
+    def __init__(self, packages: Sequence[str]) -> None:
+        self._packages = packages
+
+    def find_spec(self, name: str, *_: object) -> None:
+        """Refuse these packages, and leave all others to the next finder."""
+        if name in self._packages:
+            raise ModuleNotFoundError(f"{name} is not used in this process", name=name)
+
+
+def do_without(packages: Sequence[str]) -> None:
+    """Let packages seem not to be installed, from now on, unless they have been imported already."""
+    sys.meta_path.insert(0, _Absent(packages))
 
 
 def _exit_with_parent() -> None:

@@ -25,9 +25,8 @@ import webdataset as wds
 from . import fields
 from .atomic import ASIDE_SUFFIX
 from .errors import FieldError, OutputError
-from .fields import FieldFormat
+from .fields import Buffer, FieldFormat
 from .index import METADATA_SUFFIX, IndexBuilder, ShardIndex, index_path
-from .pickles import Buffer
 
 Compression = Literal["none", "gz", "bz2", "xz"]
 COMPRESSIONS: tuple[Compression, ...] = ("none", "gz", "bz2", "xz")

@@ -20,7 +20,6 @@ from typing import IO
 from urllib.parse import urlparse
 
 import numpy as np
-from webdataset.shardlists import expand_urls
 
 from .atomic import ASIDE_SUFFIX
 from .cache import DEFAULT_CACHE_SIZE, ShardCache, is_compressed
@@ -210,6 +209,8 @@ def _no_shards(directory: Path, shard_pattern: str) -> ShardError:
 
 def _expand(spec: ShardDir) -> list[Path]:
     """Paths from what webdataset takes: a brace pattern, a list; and wildcards."""
+    from webdataset.shardlists import expand_urls  # on use: it takes a second, and few need it
+
     given: Iterable[str | os.PathLike[str]] = [spec] if isinstance(spec, (str, os.PathLike)) else spec
     paths = []
     for url in (url for item in given for url in expand_urls(os.fspath(item))):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
@@ -19,7 +19,7 @@ from . import fields
 from .atomic import StagedDirectory
 from .errors import FieldError, OutputError
 from .fields import FieldFormat
-from .index import METADATA_SUFFIX, ShardIndex
+from .index import ShardIndex, modalities_of
 from .manifest import Manifest, ShardRecord
 from .shardfile import COMPRESSIONS, Compression, ShardFile
 from .version import CREATED_BY
@@ -30,43 +30,6 @@ DEFAULT_PATTERN = "shard_{shard_idx:06d}.tar"
 def shard_record(index: ShardIndex) -> ShardRecord:
     """What the manifest says of a shard."""
     return ShardRecord(index.shard_name, index.n_samples, index.file_size, index.sha256)
-
-
-def modalities_of(indexes: Iterable[ShardIndex]) -> dict[str, dict[str, Any]]:
-    """Each field's dtype and shape over all shards.
-
-    Returns:
-        field → ``{"dtype": …, "shape": […]}`` for arrays, with None where samples differ (a shape of None: they differ
-        in rank), and ``{"format": extension}`` for everything else. ``metadata`` is left out.
-    """
-    seen: dict[str, set[tuple[str, tuple[int, ...]] | str]] = {}
-    for index in indexes:
-        pairs = np.unique(np.stack([index.member_suffix, index.member_layout]), axis=1).T.tolist()
-        for suffix_id, layout_id in pairs:
-            suffix = index.suffixes[suffix_id]
-            if suffix == METADATA_SUFFIX:
-                continue
-            layout = index.layouts[layout_id] if layout_id >= 0 else None
-            kind = suffix.rpartition(".")[2] if layout is None else (np.dtype(layout.dtype).name, layout.shape)
-            seen.setdefault(fields.field_of(suffix), set()).add(kind)
-    return {name: _describe(kinds) for name, kinds in sorted(seen.items())}
-
-
-def _describe(kinds: set[tuple[str, tuple[int, ...]] | str]) -> dict[str, Any]:
-    arrays = [kind for kind in kinds if isinstance(kind, tuple)]
-    formats = sorted(kind for kind in kinds if isinstance(kind, str))
-    description: dict[str, Any] = {"format": formats[0] if len(formats) == 1 else formats} if formats else {}
-    if arrays:
-        dtypes = {dtype for dtype, _ in arrays}
-        ranks = {len(shape) for _, shape in arrays}
-        shapes = [shape for _, shape in arrays]
-        description["dtype"] = dtypes.pop() if len(dtypes) == 1 else None
-        description["shape"] = (
-            [sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*shapes, strict=True)]
-            if len(ranks) == 1
-            else None
-        )
-    return description
 
 
 class WebDatasetWriter:

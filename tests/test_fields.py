@@ -484,7 +484,10 @@ def test_damage_gives_a_value_or_a_named_error(data: st.DataObject) -> None:
     _value_or_named_error(lambda: fields.decode(suffix, payload))
 
 
-@given(payload=st.binary(max_size=200), suffix=st.sampled_from(sorted(fields._DECODERS) + ["gz", "jpg", "", "x"]))
+@given(
+    payload=st.binary(max_size=200),
+    suffix=st.sampled_from(sorted({*fields._DECODERS, *autodecode.decoders}) + ["gz", "jpg", "", "x"]),
+)
 @settings(max_examples=300)
 def test_rubbish_gives_a_value_or_a_named_error(payload: bytes, suffix: str) -> None:
     _value_or_named_error(lambda: fields.decode(suffix, payload))

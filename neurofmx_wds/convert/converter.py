@@ -17,11 +17,10 @@ from typing import Any
 
 from ..errors import OutputError, SourceError
 from ..fields import FieldFormat
-from ..processes import ordered_map
 from ..shardfile import Compression
 from ..writer import DEFAULT_PATTERN
 from .plan import DEFAULT_KEY_PREFIX, ConversionPlan, PlannedSource, report_of
-from .run import look_at, staging, write_plan
+from .run import look_at, staging, working, write_plan
 from .sources import SourceConfig
 
 
@@ -93,7 +92,7 @@ class NWBToWebDatasetConverter:
         self._done = False
         self._open = contextlib.ExitStack()
         self._staged = self._open.enter_context(staging(output_dir, overwrite))
-        self._apply = self._open.enter_context(ordered_map(workers, executor))
+        self._apply = self._open.enter_context(working(workers, executor))
 
     def convert_nwb_file(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         """Take a recording into the dataset.

@@ -20,15 +20,14 @@ import numpy as np
 from ..atomic import StagedDirectory, fsync_path
 from ..errors import ManifestError, OutputError, ShardError, SourceError
 from ..groups import linked_group
-from ..index import ShardIndex, index_path
+from ..index import ShardIndex, index_path, modalities_of
 from ..manifest import MANIFEST_NAME, Manifest, ShardRecord, config_hash
-from ..processes import ordered_map
 from ..shardfile import COMPRESSIONS
 from ..shards import ShardSet, open_shards
 from ..version import CREATED_BY
-from ..writer import DEFAULT_PATTERN, modalities_of, shard_name
+from ..writer import DEFAULT_PATTERN, shard_name
 from .plan import ConversionPlan, PlannedSource, differences
-from .run import Conversion, NothingToWrite, build, files_of, look_at, noted, remove_notes, staging
+from .run import Conversion, NothingToWrite, build, files_of, look_at, noted, remove_notes, staging, working
 from .sources import SourceConfig
 
 
@@ -70,7 +69,7 @@ def append(
     plan = ConversionPlan((), config, **storage)
     if not (Path(dataset_dir) / MANIFEST_NAME).is_file():
         raise OutputError("there is no dataset to append to", file=dataset_dir, remedy="convert without --append")
-    with staging(dataset_dir, overwrite=True) as staged, ordered_map(workers, executor) as apply:
+    with staging(dataset_dir, overwrite=True) as staged, working(workers, executor) as apply:
         old = Manifest.load(staged.target)
         told = differences(old.config, plan.to_json())
         if told:

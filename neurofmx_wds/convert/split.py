@@ -23,9 +23,9 @@ import numpy as np
 from ..atomic import fsync_path
 from ..errors import SourceError
 from ..nwb.clock import NS_PER_S, Grid
-from ..processes import OrderedMap, ordered_map
+from ..processes import OrderedMap
 from .plan import ConversionPlan, PlannedSource, plan_again
-from .run import Conversion, NothingToWrite, build, look_at, remove_notes, staging
+from .run import Conversion, NothingToWrite, build, look_at, remove_notes, staging, working
 from .sources import SourceConfig, SourceDescription
 
 SplitBy = Literal["session", "subject", "time"]
@@ -70,7 +70,7 @@ def convert_split(
     config = config or SourceConfig()
     plan = ConversionPlan((), config, **storage)
     check_shares(shares)
-    with staging(output_dir, overwrite) as staged, ordered_map(workers, executor) as apply:
+    with staging(output_dir, overwrite) as staged, working(workers, executor) as apply:
         seen = look_at(paths, config, apply, show_progress, staged.path)
         plans = split(replace(plan, entries=seen), shares, by, apply)
         for entry in os.scandir(staged.path):
