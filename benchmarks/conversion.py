@@ -21,6 +21,8 @@ from hdmf.backends.hdf5 import H5DataIO
 from pynwb.ecephys import LFP
 
 from neurofmx_wds import NWBToWebDatasetConverter
+from neurofmx_wds.convert.run import look_at, working
+from neurofmx_wds.convert.sources import SourceConfig
 
 from .datasets import made
 from .harness import Case, Group, Setting, Target, Work
@@ -79,7 +81,7 @@ def read_with_h5py(path: Path) -> None:
 def conversion(setting: Setting) -> Group:
     """NWB to shards; windows of 1 s, each half in the next."""
     out = setting.root / "converted"
-    seconds = 500 if setting.quick else 2500
+    seconds = 500 if setting.quick else 5000  # 1.9 GB of shards
     names = ["neurofmx_wds, 1 worker", "neurofmx_wds, 2 workers", "neurofmx_wds, 2 workers, already running"]
     one, two, running = names
     raw = "h5py reading and raw write"
@@ -127,4 +129,28 @@ def conversion(setting: Setting) -> Group:
     )
 
 
-GROUPS = {"conversion": conversion}
+def planning(setting: Setting) -> Group:
+    """Looking at many small NWB files: their windows counted, their checksums taken."""
+    n = 50 if setting.quick else 500
+
+    def files(path: Path) -> None:
+        path.mkdir()
+        small = recording(setting.root, 5)
+        for i in range(n):
+            shutil.copy(small, path / f"{i:03d}.nwb")
+
+    def plan(workers: int) -> float:
+        paths = sorted(made(setting.root / f"{n}-recordings", files).iterdir())
+        with working(workers, None) as apply:
+            return float(len(look_at(paths, SourceConfig(), apply)))
+
+    def case(workers: int) -> Case:
+        return Case(f"{workers} at work", lambda: functools.partial(plan, workers), ours=True)
+
+    one, two = case(1), case(2)
+    return Group(
+        f"planning the conversion of {n} small NWB files", [one, two], [Target(two.name, one.name)], "files/s", scale=1
+    )
+
+
+GROUPS = {"conversion": conversion, "planning": planning}

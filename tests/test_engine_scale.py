@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from recordings import make_recording
 from test_convert import contents, make_npz
 
 from neurofmx_wds.convert.estimate import estimate
-from neurofmx_wds.convert.plan import ConversionPlan
+from neurofmx_wds.convert.plan import ConversionPlan, report_of
 from neurofmx_wds.convert.run import convert, look_at
 from neurofmx_wds.convert.sources import SourceConfig
 from neurofmx_wds.processes import ordered_map
@@ -66,16 +66,27 @@ def test_a_large_recording_is_read_about_once_and_in_pieces(seconds: int, tmp_pa
     assert written > 3 * data.nbytes
 
 
-@pytest.mark.slow
-def test_many_small_files_are_planned_in_parallel(tmp_path: Path) -> None:
-    for i in range(500):
-        make_npz(tmp_path / f"{i:03d}.npz", 3, i)
-    paths = sorted(tmp_path.glob("*.npz"))
-    start = time.perf_counter()
+@pytest.mark.parametrize("n", [30, pytest.param(500, marks=pytest.mark.slow)])
+def test_many_small_files_are_planned_in_parallel(n: int, tmp_path: Path) -> None:
+    make_recording(tmp_path / "good.nwb", seconds=3)
+    paths = [tmp_path / f"{i:03d}.{'nwb' if i % 5 == 0 else 'npz'}" for i in range(n)]
+    for i, path in enumerate(paths):
+        if i % 7 == 3:
+            path.write_text(f"damaged {i}")
+        elif i % 11 == 4:
+            pass  # missing
+        elif i % 5 == 0:
+            shutil.copy(tmp_path / "good.nwb", path)
+        else:
+            make_npz(path, 1 + i % 4, i)
     with ordered_map(2) as apply:
         entries = look_at(paths, SourceConfig(), apply)
-    assert time.perf_counter() - start < 60
-    assert entries == look_at(paths, SourceConfig())
-    convert(paths, tmp_path / "one", shard_size=100)
-    convert(paths, tmp_path / "two", shard_size=100, workers=2)
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    reports = [report_of(entry) for entry in entries]
+    assert reports == [report_of(entry) for entry in look_at(paths, SourceConfig())]
+    assert [report["path"] for report in reports] == [path.name for path in paths]
+    failed = [path.name for i, path in enumerate(paths) if i % 7 == 3 or i % 11 == 4]
+    made = [convert(paths, tmp_path / f"out{w}", shard_size=10, workers=w) for w in (1, 2)]
+    for conversion in made:
+        assert [Path(error.file or "").name for error in conversion.plan.failures] == failed
+        assert [source["path"] for source in conversion.summary["sources"] if "error" in source] == failed
+    assert contents(tmp_path / "out1") == contents(tmp_path / "out2")
