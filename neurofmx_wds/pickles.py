@@ -46,8 +46,9 @@ def _set_dtype_state(dtype: np.dtype[Any], state: Any) -> None:
     """
     _, order, base, names, fields, itemsize, _, _, *unit = state
     if names:
-        formats, offsets = [fields[name][0] for name in names], [fields[name][1] for name in names]
-        safe = np.dtype({"names": list(names), "formats": formats, "offsets": offsets, "itemsize": itemsize})
+        formats, offsets, titles = zip(*(((*fields[name], None)[:3]) for name in names), strict=True)
+        columns = {"names": names, "formats": formats, "offsets": offsets, "titles": titles}
+        safe = np.dtype({**{key: list(values) for key, values in columns.items()}, "itemsize": itemsize})
     elif base:
         safe = np.dtype((base[0], base[1]))
     elif unit and dtype.kind in "mM":

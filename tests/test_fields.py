@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 import webdataset as wds
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from values import FIELD_NAMES, JSON_FIELDS, NUMBERS, PLAIN_DTYPES, TENSORS, VALUES, arrays, plain, same
 from webdataset import autodecode
@@ -60,6 +60,7 @@ def test_webdataset_decodes_what_is_written(value: Any) -> None:
     assert same(read, plain(value))
 
 
+@example(value=np.zeros(1, [(("a title", "f1"), "?")]))
 @given(value=arrays() | TENSORS | NUMBERS)
 def test_pyd_is_a_pickle_of_the_array(value: Any) -> None:
     suffix, payload = encoded("x", value, field_format="pyd")
