@@ -198,6 +198,9 @@ class WebDatasetDataLoader(ResumablePipeline):
         prefetch_factor: batches read ahead, by each worker or by the thread; 0 or None with no workers: no thread.
         pin_memory: put batches into page-locked memory, where there is a CUDA device.
         loader_options: further arguments of torch's DataLoader.
+
+    Raises:
+        ValueError, TypeError: a bad argument.
     """
 
     def __init__(
@@ -213,11 +216,21 @@ class WebDatasetDataLoader(ResumablePipeline):
         pin_memory: bool,
         loader_options: Mapping[str, Any],
     ) -> None:
-        super().__init__(fetcher, fingerprint, batch_size, drop_last, rank, world_size)
+        options = dict(loader_options)
+        if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
+            raise ValueError(f"batch_size must be a positive integer, not {batch_size!r}")
+        if num_workers < 0 or (prefetch_factor or 0) < 0:
+            raise ValueError(f"num_workers and prefetch_factor must not be negative: {num_workers}, {prefetch_factor}")
+        if not options.pop("in_order", True):
+            raise ValueError("in_order=False would make the order depend on the workers' speed; leave it out")
+        refused = set(options) - {"persistent_workers", "multiprocessing_context", "timeout", "worker_init_fn"}
+        if refused:
+            raise TypeError(f"a loader of batches takes no argument {', '.join(sorted(refused))}")
+        super().__init__(fetcher, fingerprint, int(batch_size), drop_last, rank, world_size)
         self.num_workers = num_workers
         self.prefetch_factor = prefetch_factor
         self.pin_memory = pin_memory and torch.cuda.is_available()
-        self.loader_options = dict(loader_options)
+        self.loader_options = options
         self._memory = BatchMemory(self.pin_memory)  # kept from epoch to epoch: new memory is slow to touch
         self._persistent: tuple[Start, torch.utils.data.DataLoader[Any]] | None = None
 
@@ -396,15 +409,6 @@ def create_webdataset_dataloader(
         >>> len(loader), next(iter(loader))["spikes"].shape
         (4, torch.Size([16, 100, 96]))
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
-        raise ValueError(f"batch_size must be a positive integer, not {batch_size!r}")
-    if num_workers < 0 or (prefetch_factor or 0) < 0:
-        raise ValueError(f"num_workers and prefetch_factor must not be negative: {num_workers}, {prefetch_factor}")
-    if not loader_options.pop("in_order", True):
-        raise ValueError("in_order=False would make the order depend on the workers' speed; leave it out")
-    refused = set(loader_options) - {"persistent_workers", "multiprocessing_context", "timeout", "worker_init_fn"}
-    if refused:
-        raise TypeError(f"create_webdataset_dataloader takes no argument {', '.join(sorted(refused))}")
     fetcher, fingerprint = open_dataset(
         shard_dir, shard_pattern, shuffle, buffer_size, seed, modalities, select, group, groups, block_size, io,
         cache_dir, cache_size,
@@ -414,6 +418,6 @@ def create_webdataset_dataloader(
         batch_transforms=as_batch_transforms(batch_transform), handler=handler,
     )  # fmt: skip
     return WebDatasetDataLoader(
-        fetcher, fingerprint, int(batch_size), drop_last, rank, world_size, num_workers, prefetch_factor, pin_memory,
+        fetcher, fingerprint, batch_size, drop_last, rank, world_size, num_workers, prefetch_factor, pin_memory,
         loader_options,
     )  # fmt: skip

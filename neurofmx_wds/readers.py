@@ -14,6 +14,7 @@ import os
 import resource
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -214,6 +215,11 @@ class ShardReader:
             ids = self._selected[ids]
         shard = np.searchsorted(self._starts, ids, side="right") - 1
         return shard.tolist(), (ids - self._starts[shard]).tolist()
+
+    def name(self, sample_id: int) -> tuple[Path, str]:
+        """Shard and key of a sample, to name it in an error."""
+        (shard,), (row,) = self.locate(np.array([sample_id]))
+        return self.shards.paths[shard], self.shards.index(shard).sample_keys[row]
 
     def dataset_ids(self, ids: np.ndarray) -> np.ndarray:
         """The samples' ids in the whole dataset, whatever the selection."""

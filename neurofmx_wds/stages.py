@@ -12,7 +12,8 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -129,6 +130,22 @@ class SplitByNode:
             yield from itertools.islice(plans, rank, None, world_size)
 
 
+class Reader(Protocol):
+    """What a fetcher reads from: samples and batches by sample id."""
+
+    def read_batch(self, ids: np.ndarray, memory: Memory | None = None) -> dict[str, Any]:
+        """As :meth:`ShardReader.read_batch`."""
+
+    def read_samples(self, ids: np.ndarray) -> list[dict[str, Any]]:
+        """As :meth:`ShardReader.read_samples`."""
+
+    def dataset_ids(self, ids: np.ndarray) -> np.ndarray:
+        """As :meth:`ShardReader.dataset_ids`."""
+
+    def name(self, sample_id: int) -> tuple[Path | None, str]:
+        """As :meth:`ShardReader.name`."""
+
+
 @dataclass
 class Fetcher:
     """Reads what the plans ask for.
@@ -138,7 +155,7 @@ class Fetcher:
     """
 
     spec: EpochSpec
-    reader: ShardReader
+    reader: Reader
     handler: Handler = wds.reraise_exception
     transform: Transform | None = None
     target_transform: Callable[[Any], Any] | None = None
@@ -287,12 +304,8 @@ class Fetcher:
 
     def _blamed(self, what: str, error: Exception, place: np.int64) -> NeurofmxError:
         """An error in a user's function, with the sample at which it came up."""
-        shard, row = (where[0] for where in self.reader.locate(np.array([place])))
-        return NeurofmxError(
-            f"the {what} raised {type(error).__name__}: {error}",
-            file=self.reader.shards.paths[shard],
-            sample=self.reader.shards.index(shard).sample_keys[row],
-        )
+        file, key = self.reader.name(int(place))
+        return NeurofmxError(f"the {what} raised {type(error).__name__}: {error}", file=file, sample=key)
 
 
 @dataclass

@@ -75,6 +75,9 @@ def test_nothing_else_is_needed_to_import(module: str) -> None:
         ),
         (r"(readers|collate|transforms|groups|loader)\.py", r"pynwb|h5py|neurofmx_wds\.(nwb|convert|cli|demo)"),
         (r"convert/.*", r"neurofmx_wds\.(loader|cli|demo)"),
+        (r"(images|noise|presets)\.py", r"webdataset|neurofmx_wds\.(?!images|memory|transforms)"),
+        (r"(presentations|mapstyle)\.py", r"neurofmx_wds\.(loader|stimulus)"),
+        (r"(?!stimulus\.py).*", r"neurofmx_wds\.stimulus"),
         (r"(?!cli\.py|__main__\.py|demo/).*", r"neurofmx_wds\.(cli|demo)"),
     ],
 )
