@@ -277,9 +277,10 @@ class WebDatasetDataLoader(ResumablePipeline):
 
     def _bundle(self) -> int:
         """Batches that a worker hands over at once: several where it only copies and they are small."""
-        if not self.fetcher.only_copies:
+        sample_bytes = self.fetcher.reader.sample_bytes
+        if sample_bytes is None or not self.fetcher.only_copies:
             return 1
-        batch_bytes = self.batch_size * self.fetcher.reader.shards.sample_bytes
+        batch_bytes = self.batch_size * sample_bytes
         return max(1, min(_BUNDLE, _BUNDLE_BYTES // batch_bytes, len(self) // (4 * self.num_workers)))
 
     def __getstate__(self) -> dict[str, Any]:

@@ -41,6 +41,11 @@ class MapStyleReader:
         self.dataset = dataset
         self.names = tuple(names)
 
+    @property
+    def sample_bytes(self) -> None:
+        """Unknown: a dataset's items may be any work."""
+        return None
+
     def read_samples(self, ids: np.ndarray) -> list[dict[str, Any]]:
         """The samples with these ids, each a dict of its values, ``metadata`` and ``__key__``."""
         return [self._sample(i) for i in ids.tolist()]

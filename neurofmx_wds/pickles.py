@@ -47,8 +47,9 @@ def _set_dtype_state(dtype: np.dtype[Any], state: Any) -> None:
     _, order, base, names, fields, itemsize, _, _, *unit = state
     if names:
         formats, offsets, titles = zip(*(((*fields[name], None)[:3]) for name in names), strict=True)
-        columns = {"names": names, "formats": formats, "offsets": offsets, "titles": titles}
-        safe = np.dtype({**{key: list(values) for key, values in columns.items()}, "itemsize": itemsize})
+        columns: Any = {"names": names, "formats": formats, "offsets": offsets, "titles": titles}
+        columns = {key: list(values) for key, values in columns.items()}
+        safe = np.dtype({**columns, "itemsize": itemsize})
     elif base:
         safe = np.dtype((base[0], base[1]))
     elif unit and dtype.kind in "mM":

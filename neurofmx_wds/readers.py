@@ -202,6 +202,11 @@ class ShardReader:
             known.update(self.shards.index(i).columns)
 
     @property
+    def sample_bytes(self) -> int:
+        """About how many bytes a sample takes in its shard."""
+        return self.shards.sample_bytes
+
+    @property
     def counts(self) -> np.ndarray:
         """Samples to be seen in each shard, shape (n_shards,), int64."""
         if self._selected is None:

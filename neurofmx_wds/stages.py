@@ -133,6 +133,10 @@ class SplitByNode:
 class Reader(Protocol):
     """What a fetcher reads from: samples and batches by sample id."""
 
+    @property
+    def sample_bytes(self) -> int | None:
+        """About how many bytes are copied for a sample; None where reading one is more than copying."""
+
     def read_batch(self, ids: np.ndarray, memory: Memory | None = None) -> dict[str, Any]:
         """As :meth:`ShardReader.read_batch`."""
 
