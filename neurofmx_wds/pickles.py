@@ -47,9 +47,9 @@ def _set_dtype_state(dtype: np.dtype[Any], state: Any) -> None:
     _, order, base, names, fields, itemsize, _, _, *unit = state
     if names:
         formats, offsets, titles = zip(*(((*fields[name], None)[:3]) for name in names), strict=True)
-        columns: Any = {"names": names, "formats": formats, "offsets": offsets, "titles": titles}
-        columns = {key: list(values) for key, values in columns.items()}
-        safe = np.dtype({**columns, "itemsize": itemsize})
+        columns = {"names": names, "formats": formats, "offsets": offsets, "titles": titles}
+        about: Any = {**{key: list(values) for key, values in columns.items()}, "itemsize": itemsize}
+        safe = np.dtype(about)
     elif base:
         safe = np.dtype((base[0], base[1]))
     elif unit and dtype.kind in "mM":
