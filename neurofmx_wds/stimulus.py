@@ -4,9 +4,12 @@ Each puts a *presentation* (:mod:`~neurofmx_wds.presentations`) behind any datas
 data (B, …) becomes (B, n_timesteps, …), labels (B,) become (B, n_timesteps), and where nothing is shown the data is
 `non_input_value` and the label `non_label_index`.
 
+What differs from DynVision: data keep their dtype unless `dtype` is given; a batch's memory is used again only when
+nobody holds the batch any more (there every batch is the same memory); an argument that nobody takes is refused, not
+ignored; noise is the sample's own (see :class:`~neurofmx_wds.noise.Noise`).
+
 Example:
     >>> import tempfile
-    >>> import numpy as np
     >>> from neurofmx_wds import create_shards_from_arrays, create_webdataset_dataloader
     >>> shards = tempfile.mkdtemp()
     >>> images = np.random.default_rng(0).integers(0, 256, (100, 3, 32, 32), "uint8")
@@ -33,6 +36,7 @@ from dataclasses import dataclass, field, replace
 from dataclasses import fields as fields_of
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.utils.data
 
@@ -95,7 +99,8 @@ class StandardDataLoader:
     Data and labels are views in which all steps share one memory, as with ``torch.expand``.
 
     Its order is reproducible and it resumes exactly after any batch, with other numbers of workers and ranks too, as
-    :func:`~neurofmx_wds.create_webdataset_dataloader` does, also on a map-style dataset.
+    :func:`~neurofmx_wds.create_webdataset_dataloader` does, also on a map-style dataset, as long as its items are always
+    the same: what is random belongs into `data_transform` or `transform`.
 
     Args:
         dataset: a shard directory (or a brace pattern or list of tars), a :class:`WebDatasetLoader`, what
@@ -160,7 +165,8 @@ class StandardDataLoader:
         if normalize is not None and any(isinstance(step, Normalize) for step in transform):
             raise ValueError(f"data_transform={data_transform!r} normalises already; leave out normalize=")
         layout = _Layout(normalize, dtype, channels_last)
-        layout(torch.zeros(1, len(normalize[0]) if normalize else 1, 1, 1))  # refuses bad values now, not in a worker
+        n_channels = np.size(normalize[0]) if normalize else 1
+        layout(torch.zeros(1, n_channels, 1, 1))  # refuses bad values now, not in a worker
         noise = self.presentation if isinstance(self.presentation, StimulusNoise) else None
         late = self.device is not None and noise is None
         self._late = layout if late else None
@@ -428,7 +434,7 @@ def _batches_of_loader(
         twin.fetcher, twin._persistent = fetcher, None
         return twin
     ranks = {"rank": loader._rank, "world_size": loader._world_size}
-    batches = _loader(replace(fetcher, collate_fn=collate_webdataset), loader.fingerprint, {**options, **ranks})
+    batches = _loader(replace(fetcher, collate_fn=collate_webdataset), loader.fingerprint, {**ranks, **options})
     batches.progress = loader.progress
     return batches
 

@@ -129,6 +129,8 @@ def test_noise_is_the_same_in_any_batch_worker_and_rank_and_another_in_the_next_
     loader = make(dataset, 5)
     epochs = [global_rows([(batch,) for batch in loader]) for _ in range(2)]
     assert len(set(epochs[0])) == N and not set(epochs[0]) & set(epochs[1])
+    staying = make(dataset, 5, num_workers=2, persistent_workers=True)
+    assert [global_rows([(batch,) for batch in staying]) for _ in range(2)] == epochs
     for batch_size, num_workers, world_size in ((3, 0, 1), (4, 2, 1), (3, 0, 3), (2, 1, 2)):
         loaders = ranks(dataset, world_size, make=make, batch_size=batch_size, num_workers=num_workers)
         assert global_rows(list(steps(loaders))) == epochs[0]
