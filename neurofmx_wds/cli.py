@@ -138,7 +138,7 @@ def _add_convert(commands: Any) -> argparse.ArgumentParser:
         metavar="A,B",
         default=default.modalities,
         help="which to take: spikes, behavior, lfp, ophys, events, video, or paths of series in the file (the first "
-        "decides where windows are); or an npz's arrays (all)",
+        "decides where windows are); icephys alone: intracellular sweeps; or an npz's arrays (all)",
     )
     add(
         "--bin-size-ms",

@@ -38,6 +38,7 @@ from pynwb.ophys import RoiResponseSeries
 from ..errors import SourceError
 from .clock import NS_PER_S, Int64, intervals_of, no_intervals
 from .series import Series, Timeline, Transposed, timeline_at_rate, timeline_of_timestamps
+from .sweeps import Sweep, read_sweeps
 from .tables import Intervals, cells_of, plain, read_intervals
 from .units import SpikeTrains, read_units
 from .video import Video
@@ -268,6 +269,11 @@ class Recording:
         firsts = np.zeros(max(1, len(files)), np.int64) if source.starting_frame is None else source.starting_frame[:]
         unit = source.unit or ""
         return Video(found.path, self.path, unit, timeline, endless, data, files, np.asarray(firsts, np.int64))
+
+    @cached_property
+    def sweeps(self) -> tuple[Sweep, ...]:
+        """The sweeps of intracellular recordings."""
+        return read_sweeps(self._nwb, lambda path, each: self._series(Found(path, "sweeps", None, each)))
 
     @cached_property
     def intervals(self) -> dict[str, Intervals]:

@@ -424,6 +424,10 @@ class Series:
             start, self._held = first, (first, held)
         return held[low - start : high - start]
 
+    def release(self) -> None:
+        """Lets go of the rows that are held for the next window."""
+        self._held = None
+
     def _rows_per_chunk(self) -> int:
         chunks = getattr(self.data, "chunks", None)
         rows = int(chunks[0]) if chunks else 1

@@ -37,7 +37,8 @@ class SourceConfig:
         modalities: which to convert; the first decides where windows can be: spikes, behavior, lfp, ophys, events, or
             the path of a series or group in the file, such as "acquisition/photodiode", whose series get fields of
             their own names. None: all of these that a file has, in this order. "video" must be asked for: the frames
-            in the file, or the numbers of those in the files that it names.
+            in the file, or the numbers of those in the files that it names. "icephys" stands alone: intracellular
+            sweeps with their stimuli, which no window leaves; a file of nothing else gives them unasked.
         bin_size_ms: bin width in ms. A float means its decimal digits (0.1 is a tenth); a string or Fraction may be any
             rational ("100/3").
         sequence_length: bins in a window.
@@ -102,6 +103,11 @@ class SourceConfig:
                 self.modalities is None or (self.modalities and len(set(self.modalities)) == len(self.modalities)),
                 "modalities",
                 "must name at least one, each once",
+            ),
+            (
+                "icephys" not in (self.modalities or ()) or len(self.modalities or ()) == 1,
+                "modalities",
+                "sweeps (icephys) have clocks of their own: convert them into a dataset of their own",
             ),
             (self._bin_width() >= 1, "bin_size_ms", "must be a number of at least 0.000001 (1 ns)"),
             (_is_positive(self.time_scale), "time_scale", "must be a positive number of seconds"),
@@ -247,7 +253,13 @@ def open_source(path: str | os.PathLike[str], config: SourceConfig) -> Source:
         from ...nwb.recording import Recording
         from .nwb import RecordingSource
 
-        return RecordingSource(Recording(path, config.seconds_per_time), config)
+        recording = Recording(path, config.seconds_per_time)
+        nothing_else = not (config.modalities or recording.modalities)
+        if (nothing_else or config.modalities == ("icephys",)) and recording.sweeps:
+            from .sweeps import SweepSource
+
+            return SweepSource(recording, config)
+        return RecordingSource(recording, config)
     if config.rate is not None or config.timestamps is not None:
         from .time_major import TimeMajorSource
 

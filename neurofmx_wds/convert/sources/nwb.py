@@ -38,6 +38,7 @@ from ...nwb.video import Video
 from . import SourceConfig, SourceDescription
 
 if TYPE_CHECKING:
+    from .sweeps import SweepRecording
     from .time_major import ArrayRecording
 
 Fields = dict[str, npt.NDArray[Any]]
@@ -77,7 +78,7 @@ class RecordingSource:
         SourceError: the file lacks a modality that was asked for.
     """
 
-    def __init__(self, recording: Recording | ArrayRecording, config: SourceConfig) -> None:
+    def __init__(self, recording: Recording | ArrayRecording | SweepRecording, config: SourceConfig) -> None:
         self.recording = recording
         self.config = config
         self.grid = Grid(config.bin_width_ns, config.origin_ns)
