@@ -8,10 +8,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import glob
+import multiprocessing
 import os
 import re
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from fractions import Fraction
@@ -44,18 +47,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: as on the command line, without the program's name; by default what was typed.
 
     Returns:
-        The exit status: 0 done, 1 the data or a file is at fault, 130 interrupted. Wrong usage exits with 2.
+        The exit status: 0 done, 1 the data or a file is at fault, 130 interrupted, 143 terminated. Wrong usage exits
+        with 2.
     """
     options = _parser().parse_args(arguments)
     if arguments is None:
         do_without(getattr(options, "without", ()))  # in a process of our own: it starts in half the time
     try:
-        status: int = options.run(options)
-        sys.stdout.flush()
-        return status
-    except KeyboardInterrupt:
+        with _termination_as_an_exception():
+            status: int = options.run(options)
+            sys.stdout.flush()
+            return status
+    except (KeyboardInterrupt, _Terminated) as stop:
         _say(getattr(options, "interrupted", "interrupted"))
-        return 130
+        return 143 if isinstance(stop, _Terminated) else 130
     except BrokenPipeError:  # the reader of our output has gone, as in `info … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -64,6 +69,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         _say(f"error: {_told(error)}")
         return 1
+
+
+class _Terminated(BaseException):
+    """SIGTERM has come, as from a batch system: what was begun is cleaned up, as with Ctrl-C."""
+
+
+@contextlib.contextmanager
+def _termination_as_an_exception() -> Iterator[None]:
+    def stop(*_: object) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough; SIGKILL still ends it
+        for worker in multiprocessing.active_children():  # Ctrl-C reaches them by itself
+            worker.terminate()
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _told(error: Exception) -> str:

@@ -160,23 +160,48 @@ def test_help_is_there_at_once_and_complete(capsys: pytest.CaptureFixture[str]) 
     assert left.value.code == 2
 
 
-def test_interrupted_it_says_so_and_the_same_command_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "whole_group", "status"),
+    [(signal.SIGINT, True, 130), (signal.SIGTERM, False, 143), (signal.SIGTERM, True, 143)],
+)
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_interrupted_it_says_so_and_the_same_command_goes_on(
+    number: signal.Signals, whole_group: bool, status: int, workers: str, tmp_path: Path
+) -> None:
     rng = np.random.default_rng(0)
     np.save(tmp_path / "x.npy", rng.poisson(1.0, (200, 1000)).astype("float32"))
     command = [*MODULE, "convert", "-i", str(tmp_path / "x.npy"), "-o", str(tmp_path / "out"), "--shard-size", "10"]
-    command += ["--compression", "xz", "--workers", "2"]
+    command += ["--compression", "xz", "--workers", workers]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
     while not list((tmp_path / ".out.partial").glob("*.xz")):
         assert process.poll() is None
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)
+    (os.killpg if whole_group else os.kill)(process.pid, number)
     _, told = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == status
     assert told.splitlines() == ["interrupted: what is finished is kept, and the same command goes on from there"]
+    with pytest.raises(ProcessLookupError):  # no worker is left, soon
+        for _ in range(300):
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
     kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / ".out.partial").glob("*.xz")}
     assert kept
     assert main(command[3:]) == 0
     assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in kept} == kept
+    assert sorted(os.listdir(tmp_path)) == ["out", "x.npy"]
+
+
+def test_interrupted_before_it_has_begun_it_shows_no_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-X", "importtime", *MODULE[1:], "info", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.split()[-1] == "argparse":  # the first thing that the command line needs
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode == 130
+    assert all(line.startswith("import time:") for line in rest.splitlines()), rest
 
 
 def test_bars_are_shown_on_a_terminal_only(npz: Path, tmp_path: Path) -> None:

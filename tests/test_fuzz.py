@@ -62,7 +62,7 @@ def test_fuzzed_bytes_give_a_value_or_a_named_error(target: str, tmp_path: Path)
         (corpus / str(i)).write_bytes(data)
     limits = [
         f"-max_total_time={SECONDS}",
-        "-timeout=20",
+        "-timeout=120",
         "-rss_limit_mb=3000",
         "-malloc_limit_mb=1000",
         "-max_len=20000",
