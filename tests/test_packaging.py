@@ -186,6 +186,22 @@ def test_a_set_up_that_failed_is_done_again(checkout: Checkout) -> None:
     assert status == 0 and pip_calls(calls) == ["torch", "-e .[test]"]
 
 
+def test_the_lowest_versions_are_those_that_the_package_asks_for(checkout: Checkout) -> None:
+    status, _, calls = checkout.run("lowest.sh", "-x")
+    assert status == 0
+    assert [call.split("-c ", 1)[1] for call in calls if call.startswith("-m pip install")] == [
+        f"tools/constraints.txt -c tools/lowest.txt {what}" for what in ("torch", "-e .[core-test]")
+    ]
+    assert calls[-1].startswith("-m pytest ") and calls[-1].endswith("-x")
+    for name in re.findall(r"tests/test_\w+\.py", calls[-1]):
+        assert (ROOT / name).exists(), name
+    tried = dict(re.findall(r"^([a-z0-9]+)==([\d.]+)$", (ROOT / "tools" / "lowest.txt").read_text(), re.M))
+    assert set(tried) == CORE - {"torch"}
+    for name, version in tried.items():
+        bound = re.search(rf'^    "{name}>=([\d.]+)', pyproject, re.M)
+        assert bound is not None and (version + ".0").startswith(bound[1] + ".")
+
+
 @pytest.mark.parametrize("check", ["ruff", "mypy"])
 def test_a_failing_check_fails_the_whole(checkout: Checkout, check: str) -> None:
     status, _, _ = checkout.run("test.sh", FAILS=check)

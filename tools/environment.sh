@@ -1,12 +1,13 @@
-# Sourced by demo.sh and test.sh, in the repository's root.
+# Sourced by demo.sh, test.sh and lowest.sh, in the repository's root.
 #
 # make_environment DIRECTORY EXTRA: sees to it that DIRECTORY is a virtual environment holding this checkout (editable) and
 # what EXTRA asks for. Does nothing when that is so already. PYTHON names the interpreter to make it with.
+constraints=(-c tools/constraints.txt) # what pip may install
 
 make_environment() {
     local directory=$1 extra=$2
     local stamp="$directory/.neurofmx-$extra" python=${PYTHON:-python3} wanted
-    wanted="$PWD $(cat pyproject.toml tools/constraints.txt | cksum)"
+    wanted="$PWD $(cat pyproject.toml tools/*.txt | cksum)"
     if [[ -x $directory/bin/python && -f $stamp && $(<"$stamp") == "$wanted" ]]; then
         return
     fi
@@ -30,7 +31,7 @@ make_environment() {
 }
 
 pip_install() {
-    "$1/bin/python" -m pip install --quiet --disable-pip-version-check -c tools/constraints.txt "${@:2}" ||
+    "$1/bin/python" -m pip install --quiet --disable-pip-version-check "${constraints[@]}" "${@:2}" ||
         fail "pip could not install ${*:2}; see its message above"
 }
 
