@@ -362,10 +362,25 @@ def decode_torch(data: Buffer) -> Any:
     return pickles.decode_torch(data)
 
 
+def _decode_tenbin(data: Buffer) -> Any:
+    """webdataset's tensors; at a chunk of negative size its own decoder goes back, for ever."""
+    raw, place = bytes(data), 0
+    while place < len(raw):
+        size = int.from_bytes(raw[place + 8 : place + 16], "little", signed=True)
+        if not 0 <= size <= len(raw) - place - 16:
+            raise UnsafeDataError(f"a chunk claims {size} bytes, the member has {len(raw) - place - 16}")
+        place += 16 + -(-size // 64) * 64
+    from webdataset import autodecode
+
+    return autodecode.decoders["ten"](raw)
+
+
 _DECODERS: dict[str, Callable[[Buffer], Any]] = {
     "npy": decode_npy,
     "npz": _decode_npz,
     "pth": decode_torch,
+    "ten": _decode_tenbin,
+    "tb": _decode_tenbin,
     "json": decode_json,
     "jsn": decode_json,
     **dict.fromkeys(_PICKLE_EXTENSIONS, decode_pickle),

@@ -431,6 +431,19 @@ def test_bombs_stop_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
             fields.decode(suffix, payload)
 
 
+@pytest.mark.parametrize("size", [-64, -(2**63), 2**62, 145])
+def test_tensors_whose_chunks_lead_astray_are_refused(size: int) -> None:
+    good = WHOLESOME["f.ten"]
+    assert len(good) == 2 * (16 + 64)
+    for place in (0, 80):
+        payload = bytearray(good)
+        payload[place + 8 : place + 16] = size.to_bytes(8, "little", signed=True)
+        for suffix in ("x.ten", "x.tb"):
+            assert same(fields.decode(suffix, good)[0], np.arange(4.0, dtype="f4"))
+            with pytest.raises(UnsafeDataError, match="claims"):
+                fields.decode(suffix, payload)
+
+
 def test_an_npz_of_objects_is_refused() -> None:
     stream = io.BytesIO()
     np.savez(stream, a=np.array([object], object))
