@@ -6,6 +6,7 @@ Knows the resumable pipeline and the stages; knows nothing of recordings.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import queue
 import threading
@@ -21,11 +22,12 @@ import torch.utils.data
 import webdataset as wds
 
 from .atomic import write_atomic
+from .budget import Load, parse_size, within
 from .cache import DEFAULT_CACHE_SIZE
 from .collate import collate_webdataset
 from .errors import NeurofmxError, StateError
 from .groups import Groups
-from .memory import BatchMemory, Slots, unpack
+from .memory import BUNDLE, BUNDLE_BYTES, BatchMemory, Slots, unpack
 from .pipeline import ResumablePipeline, in_worker
 from .readers import Handler, IOMode
 from .selection import Select
@@ -33,7 +35,6 @@ from .shards import DEFAULT_SHARD_PATTERN, ShardDir
 from .stages import Collate, Fetcher, Shuffle, Start, logger, open_dataset
 from .transforms import BatchTransform, TargetTransform, Transform, as_batch_transforms, as_target_transform
 
-_BUNDLE, _BUNDLE_BYTES = 16, 8 << 20  # batches, and their bytes, that a worker hands over at once
 _WORTH_A_THREAD = 50e-6  # seconds between two batches from which reading ahead pays
 
 
@@ -281,7 +282,7 @@ class WebDatasetDataLoader(ResumablePipeline):
         if sample_bytes is None or not self.fetcher.only_copies:
             return 1
         batch_bytes = self.batch_size * sample_bytes
-        return max(1, min(_BUNDLE, _BUNDLE_BYTES // batch_bytes, len(self) // (4 * self.num_workers)))
+        return max(1, min(BUNDLE, BUNDLE_BYTES // batch_bytes, len(self) // (4 * self.num_workers)))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_persistent": None}
@@ -366,6 +367,7 @@ def create_webdataset_dataloader(
     batch_transform: BatchTransform | Sequence[BatchTransform] | None = None,
     group: str | None = None,
     groups: Groups | None = None,
+    memory_limit: int | float | str | None = None,
     **loader_options: Any,
 ) -> WebDatasetDataLoader:
     """Batches of a dataset, in a reproducible order, resumable after any of them.
@@ -390,6 +392,10 @@ def create_webdataset_dataloader(
             generator of the batch's i-th sample, the one that `transform` gets: it depends on seed, epoch and sample
             only, so no random number depends on how samples are put into batches. Tensors may be changed in place,
             replaced or kept.
+        memory_limit: bytes that loading may take, as a number or like ``"2GB"``, beside the trainer's own memory and
+            what the system can take back. A few samples are read (and transformed) to see how large they are. Where
+            it would take more, batches ahead, then workers, then the batch size are reduced, and a warning says so.
+            Give every rank the same. What composed stages hold back does not count.
         **loader_options: of torch's DataLoader: ``persistent_workers``, ``multiprocessing_context``, ``timeout``,
             ``worker_init_fn``.
 
@@ -418,7 +424,19 @@ def create_webdataset_dataloader(
         fetcher, transform=transform, target_transform=as_target_transform(target_transform), collate_fn=collate_fn,
         batch_transforms=as_batch_transforms(batch_transform), handler=handler,
     )  # fmt: skip
+    if memory_limit is not None:
+        forks = _start_method(loader_options.get("multiprocessing_context")) == "fork"
+        ahead = (prefetch_factor or 2) if num_workers else (prefetch_factor or 0)
+        load = within(fetcher, Load(int(batch_size), num_workers, ahead), parse_size(memory_limit), forks)
+        batch_size, num_workers, prefetch_factor = load.batch_size, load.num_workers, load.prefetch_factor
     return WebDatasetDataLoader(
         fetcher, fingerprint, batch_size, drop_last, rank, world_size, num_workers, prefetch_factor, pin_memory,
         loader_options,
     )  # fmt: skip
+
+
+def _start_method(context: Any) -> str:
+    """How worker processes come to be, by torch's ``multiprocessing_context``."""
+    if isinstance(context, str):
+        return context
+    return str((context or multiprocessing).get_start_method())

@@ -46,6 +46,11 @@ class MapStyleReader:
         """Unknown: a dataset's items may be any work."""
         return None
 
+    @property
+    def open_bytes(self) -> int:
+        """Nothing is opened."""
+        return 0
+
     def read_samples(self, ids: np.ndarray) -> list[dict[str, Any]]:
         """The samples with these ids, each a dict of its values, ``metadata`` and ``__key__``."""
         return [self._sample(i) for i in ids.tolist()]

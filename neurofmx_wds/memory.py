@@ -19,6 +19,7 @@ import torch.utils.data
 
 _KEPT_PER_KIND, _KEPT_KINDS = 8, 16
 _ALIGNMENT = 64
+BUNDLE, BUNDLE_BYTES = 16, 8 << 20  # batches, and their bytes, that a worker hands over at once
 
 
 class Memory(Protocol):

@@ -214,6 +214,13 @@ class ShardReader:
         places = np.searchsorted(self._selected, self._starts)
         return np.diff(places)
 
+    @property
+    def open_bytes(self) -> int:
+        """Memory that the shards kept open take at most, roughly: what the first of them takes says."""
+        first = int(np.flatnonzero(self.counts)[0])
+        each = self._shard(first).n_bytes
+        return min(_OPEN_BYTES + each, math.ceil(each * self.shards.n_samples / max(1, self.shards.counts[first])))
+
     def locate(self, ids: np.ndarray) -> tuple[list[int], list[int]]:
         """Shard and place in it of each sample id."""
         if self._selected is not None:

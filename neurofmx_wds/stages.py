@@ -137,6 +137,10 @@ class Reader(Protocol):
     def sample_bytes(self) -> int | None:
         """About how many bytes are copied for a sample; None where reading one is more than copying."""
 
+    @property
+    def open_bytes(self) -> int:
+        """Memory that what is open for reading takes, roughly."""
+
     def read_batch(self, ids: np.ndarray, memory: Memory | None = None) -> dict[str, Any]:
         """As :meth:`ShardReader.read_batch`."""
 
@@ -258,8 +262,9 @@ class Fetcher:
             if self._relabels:
                 batch["label"] = label_column(self._labels(ids, batch.get("label"), batch["metadata"]))
         else:
-            samples = self._samples(ids, rngs)
-            batch = samples if self.collate_fn is None else self.collate_fn(samples)
+            batch = self._samples(ids, rngs)
+            if self.collate_fn is not None:
+                batch = self.collate_fn(batch)
         for transform in self.batch_transforms:
             try:
                 batch = transform(batch, rngs) if takes_rng(transform) else transform(batch)

@@ -99,8 +99,8 @@ class StandardDataLoader:
     Data and labels are views in which all steps share one memory, as with ``torch.expand``.
 
     Its order is reproducible and it resumes exactly after any batch, with other numbers of workers and ranks too, as
-    :func:`~neurofmx_wds.create_webdataset_dataloader` does, also on a map-style dataset, as long as its items are always
-    the same: what is random belongs into `data_transform` or `transform`.
+    :func:`~neurofmx_wds.create_webdataset_dataloader` does, also on a map-style dataset, as long as its items are
+    always the same: what is random belongs into `data_transform` or `transform`.
 
     Args:
         dataset: a shard directory (or a brace pattern or list of tars), a :class:`WebDatasetLoader`, what

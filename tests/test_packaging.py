@@ -73,7 +73,11 @@ def test_nothing_else_is_needed_to_import(module: str) -> None:
             r"(pickles|fields|index|manifest|writer|verify|export)\.py",
             r"neurofmx_wds\.(loader|readers|collate|order|cursor|nwb|convert|cli)",
         ),
-        (r"(readers|collate|transforms|groups|loader)\.py", r"pynwb|h5py|neurofmx_wds\.(nwb|convert|cli|demo)"),
+        (
+            r"(readers|collate|transforms|groups|selection|stages|budget|loader)\.py",
+            r"pynwb|h5py|neurofmx_wds\.(nwb|convert|cli|demo)",
+        ),
+        (r"(groups|selection)\.py", r"torch|neurofmx_wds\.(readers|stages|pipeline|loader|order|cursor)"),
         (r"convert/.*", r"neurofmx_wds\.(loader|cli|demo)"),
         (r"(images|noise|presets)\.py", r"webdataset|neurofmx_wds\.(?!images|memory|transforms)"),
         (r"(presentations|mapstyle)\.py", r"neurofmx_wds\.(loader|stimulus)"),

@@ -1,0 +1,209 @@
+"""A memory limit: what is estimated is not less than what is used, and what is reduced fits and is said."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from loading import global_rows, ranks, steps, write_dataset
+
+from neurofmx_wds import create_shards_from_arrays, create_webdataset_dataloader
+from neurofmx_wds.budget import Cost, Load, cost_of, parse_size, reduced
+
+SMALL: dict[str, Any] = {"buffer_size": 7, "block_size": 3}
+HAS_SMAPS = Path("/proc/self/smaps_rollup").exists() and "Pss_Shmem" in Path("/proc/self/smaps_rollup").read_text()
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """80 samples of 1 MB."""
+    directory = tmp_path_factory.mktemp("data") / "large"
+    create_shards_from_arrays(directory, {"x": np.zeros((80, 250_000), "float32")}, shard_size=10)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data") / "small", (1, 9, 2, 7, 5))
+
+
+MEASURE = """
+import json, re, sys, time
+from pathlib import Path
+from neurofmx_wds import create_webdataset_dataloader
+
+def text(path):
+    try:
+        return path.read_text()
+    except OSError:  # a worker that has just ended
+        return ""
+
+def used():
+    # what this process and its children have that is in no file, each page counted once
+    found = [Path("/proc/self")]
+    for task in Path("/proc/self/task").iterdir():
+        found += [Path("/proc", child) for child in text(task / "children").split()]
+    sizes = [re.findall(r"^Pss_(?:Anon|Shmem): +(\\d+)", text(each / "smaps_rollup"), re.M) for each in found]
+    return sum(1024 * int(size) for of_one in sizes for size in of_one)
+
+def doubled(batch):
+    return {"x": batch["x"] * 2}
+
+def main():
+    directory, options, with_transform = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3] == "True"
+    if with_transform:
+        options |= {"batch_transform": doubled, "transform": dict}
+    before = used()
+    loader = create_webdataset_dataloader(directory, **options)
+    peak = 0
+    for batch in loader:
+        time.sleep(0.03)  # let all be read ahead that can be
+        peak = max(peak, used() - before)
+    told = {name: getattr(loader, name) for name in ("batch_size", "num_workers", "prefetch_factor")}
+    print(json.dumps({"peak": peak, "batch": batch["x"].nbytes, **told}))
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def measured(directory: Path, with_transform: bool = False, **options: Any) -> dict[str, Any]:
+    """What loading takes at most, in a process of its own."""
+    script = Path(tempfile.mkdtemp(dir=directory.parent)) / "measure.py"
+    script.write_text(MEASURE)
+    options |= {"multiprocessing_context": "fork"} if options.get("num_workers") else {}
+    command = [sys.executable, "-W", "ignore", str(script), str(directory), json.dumps(options), str(with_transform)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    return {**json.loads(done.stdout), "said": done.stderr}
+
+
+def estimated(directory: Path, with_transform: bool = False, **options: Any) -> int:
+    more: dict[str, Any] = {"transform": dict, "batch_transform": dict} if with_transform else {}
+    load = Load(options["batch_size"], options["num_workers"], options["prefetch_factor"])
+    return cost_of(create_webdataset_dataloader(directory, **options, **more).fetcher, True).of(load)
+
+
+CELLS = [  # workers, batches ahead, transforms
+    (0, 4, False), (2, 1, True),
+    *(pytest.param(*cell, marks=pytest.mark.slow) for cell in
+      [(0, 0, False), (2, 3, False), (0, 1, True), (0, 4, True), (1, 1, False), (2, 6, False), (2, 4, True)]),
+]  # fmt: skip
+
+
+@pytest.mark.skipif(not HAS_SMAPS, reason="needs Linux to tell what memory is used")
+@pytest.mark.parametrize(("num_workers", "prefetch_factor", "with_transform"), CELLS)
+def test_the_estimate_is_never_too_low_and_not_far_too_high(
+    large: Path, num_workers: int, prefetch_factor: int, with_transform: bool
+) -> None:
+    options = {"batch_size": 8, "num_workers": num_workers, "prefetch_factor": prefetch_factor}
+    used, most = measured(large, with_transform, **options)["peak"], estimated(large, with_transform, **options)
+    assert 0.4 * most < used < most
+
+
+@pytest.mark.skipif(not HAS_SMAPS, reason="needs Linux to tell what memory is used")
+def test_what_exceeded_the_limit_stays_within_it(large: Path) -> None:
+    options: dict[str, Any] = {"batch_size": 8, "num_workers": 2, "prefetch_factor": 4}
+    limit = 150_000_000
+    with ThreadPoolExecutor() as both:
+        without, within = both.map(lambda more: measured(large, **options, **more), [{}, {"memory_limit": "150MB"}])
+    assert without["peak"] > limit > within["peak"]
+    assert (without["batch_size"], without["num_workers"], without["prefetch_factor"]) == (8, 2, 4)
+    assert within["batch_size"] == 8 and (within["num_workers"], within["prefetch_factor"]) == (1, 3)
+    assert "memory_limit=150 MB: num_workers 2 → 1, prefetch_factor 4 → 3; loading then takes up to" in within["said"]
+    assert not without["said"]
+
+
+@given(
+    cost=st.builds(
+        Cost, st.integers(1, 10**6), st.integers(1, 10**6), st.integers(0, 10**7), st.integers(0, 10**8), st.booleans()
+    ),
+    load=st.builds(Load, st.integers(1, 500), st.integers(0, 4), st.integers(1, 5)),
+    limit=st.integers(1, 10**10),
+)
+@settings(max_examples=300, deadline=None)
+def test_no_more_is_given_up_than_must_be(cost: Cost, load: Load, limit: int) -> None:
+    if cost.of(Load(1, 0, 0)) > limit:
+        if cost.of(load) > limit:
+            with pytest.raises(ValueError, match="is too little: a sample at a time takes"):
+                reduced(cost, load, limit)
+        return
+    found = reduced(cost, load, limit)
+    assert cost.of(found) <= limit
+    if cost.of(load) <= limit:
+        assert found == load
+    combinations = [
+        Load(load.batch_size, workers, ahead)
+        for workers in range(load.num_workers + 1)
+        for ahead in range(1 if workers else 0, load.prefetch_factor + 1)
+    ]
+    fitting = [each for each in combinations if cost.of(each) <= limit]
+    if fitting:  # as many workers as can be, then as many batches ahead
+        assert found == max(fitting, key=lambda each: (each.num_workers, each.prefetch_factor))
+    else:
+        assert (found.num_workers, found.prefetch_factor) == (0, 0) and found.batch_size < load.batch_size
+        assert cost.of(Load(found.batch_size + 1, 0, 0)) > limit
+
+
+def test_less_of_everything_gives_the_same_samples(small: Path, caplog: pytest.LogCaptureFixture) -> None:
+    reference = global_rows(steps(ranks(small, 1, batch_size=10, num_workers=0, **SMALL)))
+    cost = cost_of(create_webdataset_dataloader(small, num_workers=0).fetcher, True)
+    options: dict[str, Any] = {"batch_size": 10, "num_workers": 4, "memory_limit": cost.reading + 2000, **SMALL}
+    loaders = ranks(small, 2, **options)
+    assert len({loader.batch_size for loader in loaders}) == 1
+    assert (loaders[0].num_workers, loaders[0].prefetch_factor) == (0, 0) and 1 <= loaders[0].batch_size < 10
+    assert global_rows(steps(loaders)) == reference
+    wanted = (
+        rf"num_workers 4 → 0, prefetch_factor 2 → 0, so an epoch has|batch_size 10 → {loaders[0].batch_size}, num_wo"
+    )
+    assert re.search(wanted, caplog.text) and "times as many steps" in caplog.text
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+
+
+def test_nothing_is_said_where_all_fits(small: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for options in ({"num_workers": 0}, {"num_workers": 2}, {"num_workers": 0, "prefetch_factor": None}):
+        loader = create_webdataset_dataloader(small, memory_limit="4 GiB", **options)
+        assert loader.num_workers == options["num_workers"] and loader.batch_size == 32
+    assert not caplog.records
+
+
+def test_transforms_count(small: Path) -> None:
+    def wide(batch: dict[str, Any]) -> dict[str, Any]:
+        return {"x": batch["x"].repeat(1, 1, 1000)}
+
+    options: dict[str, Any] = {"num_workers": 0, "memory_limit": 7_000_000}
+    assert create_webdataset_dataloader(small, batch_size=100, **options).batch_size == 100
+    assert create_webdataset_dataloader(small, batch_size=100, batch_transform=wide, **options).batch_size < 100
+    assert cost_of(create_webdataset_dataloader(small, batch_transform=wide).fetcher, True).delivered == 24_000
+
+
+def test_workers_that_are_started_anew_take_more(small: Path) -> None:
+    for method, workers in (("fork", 2), ("spawn", 0)):
+        loader = create_webdataset_dataloader(
+            small, num_workers=2, memory_limit="200MB", multiprocessing_context=method
+        )
+        assert loader.num_workers == workers
+
+
+def test_an_impossible_limit_is_refused(small: Path, tmp_path: Path) -> None:
+    wanted = r"memory_limit=100 B is too little: a sample at a time takes .*B, .*B of it whatever the number of samples"
+    with pytest.raises(ValueError, match=wanted):
+        create_webdataset_dataloader(small, memory_limit=100)
+    for bad in (0, -1, "0", "lots", "2 GBB", "-1GB", True, "", "1e9", None.__class__):
+        with pytest.raises(ValueError, match="memory_limit must be a number of bytes"):
+            create_webdataset_dataloader(small, memory_limit=bad)
+
+
+def test_sizes() -> None:
+    for text, size in {"2GB": 2 * 10**9, "512 MiB": 2**29, "1.5kb": 1500, "7": 7, "3 b": 3, " 1 TiB ": 2**40}.items():
+        assert parse_size(text) == size
