@@ -79,8 +79,8 @@ class Cost:
         back whenever it needs them, do not count.
 
         A thread reads `prefetch_factor` batches ahead, while the trainer has one, asks for the next, and the last of an
-        epoch may be smaller. A worker has a slot more than that (of small batches, a bundle more), and the trainer copies
-        out of them; the worker also has the batch it is reading, the one before, and a slot that is being made. What is
+        epoch may be smaller. A worker has a slot more than that (of small batches: a bundle) and the trainer copies out
+        of them; the worker also has the batch it is reading, the one before, and a slot that is being made. What is
         transformed and collated is there several times, and what was freed is not given back at once.
         """
         more = 0 if self.in_place else 2 * self.stored + 4 * self.delivered
@@ -88,7 +88,8 @@ class Cost:
             return self.reading + load.batch_size * ((load.prefetch_factor + 3) * self.delivered + more)
         worker = self.process + self.reading
         worker += load.batch_size * ((load.prefetch_factor + 1 + 3) * self.delivered + more)
-        worker += (load.prefetch_factor + 1) * BUNDLE_BYTES if self.in_place else 0
+        if self.in_place and 2 * load.batch_size * self.delivered <= BUNDLE_BYTES:
+            worker += (load.prefetch_factor + 1) * BUNDLE_BYTES
         return 3 * load.batch_size * self.delivered + load.num_workers * worker
 
 
