@@ -68,6 +68,9 @@ class WebDatasetLoader(ResumablePipeline):
             place in it, 0 … n−1. Their metadata stay as they are.
         groups: what groups there are, see :meth:`~neurofmx_wds.groups.Group.of`; by default the dataset's own file
             ``groups.yaml`` or ``groups.json`` says.
+        checksums: compare each shard's SHA-256 when a process first opens it, which reads it whole: no byte that has
+            changed since it was written can then come as data. Without it the index, all headers, JSON, pickles and
+            packed members are checked, but not the bytes of plain arrays; ``verify --deep`` looks at those.
 
     Raises:
         FileNotFoundError, ShardError, ManifestError: the dataset cannot be opened.
@@ -95,10 +98,11 @@ class WebDatasetLoader(ResumablePipeline):
         target_transform: TargetTransform | None = None,
         group: str | None = None,
         groups: Groups | None = None,
+        checksums: bool = False,
     ) -> None:
         fetcher, fingerprint = open_dataset(
             shard_dir, shard_pattern, shuffle, buffer_size, seed, modalities, select, group, groups, block_size, io,
-            cache_dir, cache_size,
+            cache_dir, cache_size, checksums,
         )  # fmt: skip
         fetcher = replace(
             fetcher, transform=transform, target_transform=as_target_transform(target_transform), handler=handler
@@ -368,6 +372,7 @@ def create_webdataset_dataloader(
     group: str | None = None,
     groups: Groups | None = None,
     memory_limit: int | float | str | None = None,
+    checksums: bool = False,
     **loader_options: Any,
 ) -> WebDatasetDataLoader:
     """Batches of a dataset, in a reproducible order, resumable after any of them.
@@ -380,7 +385,8 @@ def create_webdataset_dataloader(
 
     Args:
         shard_dir, shard_pattern, shuffle, buffer_size, seed, modalities, select, transform, handler, rank, world_size,
-            block_size, io, cache_dir, cache_size, target_transform, group, groups: as :class:`WebDatasetLoader`.
+            block_size, io, cache_dir, cache_size, target_transform, group, groups, checksums: as
+            :class:`WebDatasetLoader`.
         batch_size: samples per batch and rank.
         num_workers: processes that read. 0 is fastest where there is no costly `transform`.
         drop_last: drop the samples that do not fill a batch on every rank.
@@ -418,7 +424,7 @@ def create_webdataset_dataloader(
     """
     fetcher, fingerprint = open_dataset(
         shard_dir, shard_pattern, shuffle, buffer_size, seed, modalities, select, group, groups, block_size, io,
-        cache_dir, cache_size,
+        cache_dir, cache_size, checksums,
     )  # fmt: skip
     fetcher = replace(
         fetcher, transform=transform, target_transform=as_target_transform(target_transform), collate_fn=collate_fn,

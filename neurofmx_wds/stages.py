@@ -353,6 +353,7 @@ def open_dataset(
     io: IOMode,
     cache_dir: str | os.PathLike[str] | None,
     cache_size: int,
+    checksums: bool,
 ) -> tuple[Fetcher, str]:
     """Open a dataset for loading; arguments and errors as :class:`WebDatasetLoader`.
 
@@ -360,6 +361,7 @@ def open_dataset(
         What reads it, and the fingerprint of dataset and selection.
     """
     shards = open_shards(shard_dir, shard_pattern, cache_dir, cache_size)
+    shards.checksums = checksums
     fingerprint = hashlib.sha256(f"{ORDER_VERSION} {shards.fingerprint()}".encode()).hexdigest()[:32]
     selected, labels = choose_samples(shards, select, group, groups)
     for chosen in (selected, labels):

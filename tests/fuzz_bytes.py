@@ -31,8 +31,10 @@ with atheris.instrument_imports(include=["neurofmx_wds", "tarfile", "webdataset"
 
 import numpy as np
 import torch
+from webdataset import autodecode
 
-SUFFIXES = [*sorted(set(fields._DECODERS) - {"mp", "msg", "cbor"}), "npy.gz", "pyd.gz", "jpg"]  # others' parsers, in C
+# without parsers of others, in C
+SUFFIXES = [*sorted({*fields._DECODERS, *autodecode.decoders} - {"mp", "msg", "cbor"}), "npy.gz", "pyd.gz", "jpg"]
 PLACE = Path(tempfile.mkdtemp(prefix="neurofmx-fuzz-"))
 os.environ["NEUROFMX_CACHE"] = str(PLACE / "cache")
 

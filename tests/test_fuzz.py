@@ -18,12 +18,14 @@ import torch
 from test_fields import HOSTILE_NPY, WHOLESOME, _hostile_pickles
 from test_index import HOSTILE_TARS, make_shard
 from test_pickles import GOOD, SHAPES, legacy, zipped
+from webdataset import autodecode
 
 from neurofmx_wds import fields
 
 pytestmark = pytest.mark.fuzz
 SECONDS = int(os.environ.get("NEUROFMX_FUZZ_SECONDS", "60"))
-SUFFIXES = [*sorted(set(fields._DECODERS) - {"mp", "msg", "cbor"}), "npy.gz", "pyd.gz", "jpg"]  # as in fuzz_bytes.py
+# as in fuzz_bytes.py
+SUFFIXES = [*sorted({*fields._DECODERS, *autodecode.decoders} - {"mp", "msg", "cbor"}), "npy.gz", "pyd.gz", "jpg"]
 
 
 def corpora(shard: Path) -> dict[str, list[bytes]]:

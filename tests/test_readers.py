@@ -6,6 +6,7 @@ import gc
 import os
 import pickle
 import shutil
+import tarfile
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
@@ -13,13 +14,14 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+import webdataset as wds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 from values import JSON, PLAIN_DTYPES, SHAPES, TEXT_DTYPES, VALUES, native_order, official, same
 from webdataset import ignore_and_continue
 
-from neurofmx_wds import WebDatasetWriter, collate_webdataset
+from neurofmx_wds import WebDatasetLoader, WebDatasetWriter, collate_webdataset, create_webdataset_dataloader
 from neurofmx_wds.errors import NeurofmxError, ShardError
 from neurofmx_wds.readers import ShardReader, skipping
 from neurofmx_wds.shards import open_shards
@@ -255,6 +257,53 @@ def test_an_old_dataset_stays_readable_while_it_is_replaced(dataset: Path) -> No
         writer.write_sample({"other": 1})
     assert same_batch(reader.read_batch(np.arange(8)), before)
     assert open_shards(dataset).n_samples == 1
+
+
+@pytest.mark.parametrize("compression", ["none", "gz"])
+def test_a_shard_that_was_replaced_is_not_opened_again(tmp_path: Path, compression: Any) -> None:
+    """Another of the same size and names would pass for it: the old data, or an error."""
+    for name, plus in (("d", 0), ("other", 100)):
+        with WebDatasetWriter(tmp_path / name, shard_size=2, compression=compression) as writer:
+            for i in range(4):
+                writer.write_sample({"x": np.full(3, i + plus, "u1")})
+    shards = open_shards(tmp_path / "d")
+    reader = ShardReader(shards, max_open=1)
+    first = {int(i): reader.read_batch(np.array([i]))["x"].tolist() for i in (0, 2)}  # the first is closed again
+    names = [path.name for path in shards.paths]
+    os.replace(tmp_path / "other" / names[0], tmp_path / "d" / names[0])
+    assert reader.read_batch(np.array([2]))["x"].tolist() == first[2]
+    with pytest.raises(ShardError, match="replaced") as caught:
+        reader.read_batch(np.array([0]))
+    assert caught.value.file == str(shards.paths[0]) and caught.value.remedy
+
+
+@pytest.mark.parametrize("io", IOS)
+def test_with_checksums_no_changed_byte_comes_as_data(dataset: Path, io: Literal["mmap", "pread"]) -> None:
+    truth = ShardReader(open_shards(dataset)).read_batch(np.arange(8))
+    path = dataset / "shard_000001.tar"
+    whole = path.read_bytes()
+    with tarfile.open(path) as tar:
+        place = tar.getmember("sample_000000004.x.npy").offset_data + 150
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    shards = open_shards(dataset)
+    assert not same_batch(ShardReader(shards, io=io).read_batch(np.arange(8)), truth)  # unasked, nobody looks
+    shards = open_shards(dataset)
+    shards.checksums = True
+    reader = ShardReader(shards, io=io)
+    assert reader.read_batch(np.arange(3))["label"].tolist() == [0, 1, 2]
+    with pytest.raises(ShardError, match="checksum differs") as caught:
+        reader.read_batch(np.array([4]))
+    assert caught.value.file == str(path) and caught.value.remedy
+    for loader in (WebDatasetLoader(dataset, checksums=True), create_webdataset_dataloader(dataset, checksums=True)):
+        with pytest.raises(ShardError, match="checksum differs"):
+            list(loader)
+    path.write_bytes(whole)
+    assert same_batch(next(iter(create_webdataset_dataloader(dataset, shuffle=False, checksums=True))), truth)
+    (dataset / "dataset_metadata.json").unlink()
+    with wds.TarWriter(str(dataset / "shard_000003.tar")) as tar:  # its checksum nobody knows
+        tar.write({"__key__": "a", "x.npy": np.zeros(3)})
+    with pytest.raises(ShardError, match="checksum is not known"):
+        list(WebDatasetLoader(dataset, checksums=True))
 
 
 def test_a_batch_is_a_torch_batch(dataset: Path) -> None:
