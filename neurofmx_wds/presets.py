@@ -68,18 +68,18 @@ def _of_cifar100(names: str) -> tuple[int, ...]:
     return tuple(sorted(map(CIFAR100.index, names.split())))
 
 
-# dataset_group → the dataset's labels in the group. The invertebrates are CIFAR-100's two superclasses "insects" and
-# "non-insect invertebrates". These groups have the names and members that users of DynVision know.
-LABEL_GROUPS: Mapping[str, tuple[int, ...]] = {
-    "cifar100_invertebrates": _of_cifar100("bee beetle butterfly caterpillar cockroach crab lobster snail spider worm"),
-    "cifar100_alphabet": _of_cifar100(
-        "apple bicycle caterpillar dinosaur elephant forest girl house kangaroo lizard mushroom orange porcupine "
-        "rocket sunflower"
-    ),
-    "mnist_01": (0, 1),
-    "mnist_38": (3, 8),
-    "mnist_89": (8, 9),
-    "imagenet_imagenette": (0, 217, 482, 491, 497, 566, 569, 571, 574, 701),
+# Dataset → group → the labels in it, with the names and members that users of DynVision know; the loaders take
+# it as groups=. The invertebrates are CIFAR-100's two superclasses "insects" and "non-insect invertebrates".
+LABEL_GROUPS: Mapping[str, Mapping[str, tuple[int, ...]]] = {
+    "cifar100": {
+        "invertebrates": _of_cifar100("bee beetle butterfly caterpillar cockroach crab lobster snail spider worm"),
+        "alphabet": _of_cifar100(
+            "apple bicycle caterpillar dinosaur elephant forest girl house kangaroo lizard mushroom orange porcupine "
+            "rocket sunflower"
+        ),
+    },
+    "mnist": {"01": (0, 1), "38": (3, 8), "89": (8, 9)},
+    "imagenet": {"imagenette": (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)},
 }
 _WHOLE_DATASETS = ("mnist", "cifar10", "cifar100", "tinyimagenet", "imagenet", "imagenette")
 
@@ -167,7 +167,7 @@ class LabelGroup:
         if outside.any():
             raise ValueError(
                 f"label {values[outside].flat[0]} is not in {self.name}, which has {list(self.labels)}; "
-                "load only its samples (select=)"
+                "load only its samples, by select="
             )
         return place if isinstance(label, np.ndarray) else int(place)
 
@@ -175,6 +175,7 @@ class LabelGroup:
 def get_target_transform(transform: str | None) -> LabelGroup | None:
     """What maps the labels of a group of classes to 0…n−1, for training on that group alone.
 
+    A loader's ``group="cifar100/invertebrates", groups=LABEL_GROUPS`` does the same and loads only the group's samples.
     DynVision's function of this name goes the other way, from the numbers that a directory of the group's images gives
     its classes back to the dataset's labels; shards hold the dataset's labels already.
 
@@ -194,4 +195,5 @@ def get_target_transform(transform: str | None) -> LabelGroup | None:
     """
     if transform is None or transform in {f"{name}_all" for name in _WHOLE_DATASETS}:
         return None
-    return LabelGroup(transform, _found(transform, LABEL_GROUPS, "group of labels"))
+    known = {f"{dataset}_{name}": labels for dataset, groups in LABEL_GROUPS.items() for name, labels in groups.items()}
+    return LabelGroup(transform, _found(transform, known, "group of labels"))

@@ -23,6 +23,7 @@ from neurofmx_wds import (
     create_webdataset_dataloader,
 )
 from neurofmx_wds.errors import NeurofmxError, StateError
+from neurofmx_wds.presets import LABEL_GROUPS
 from neurofmx_wds.stimulus import (
     StandardDataLoader,
     StimulusContrastDataLoader,
@@ -33,6 +34,7 @@ from neurofmx_wds.stimulus import (
     StimulusRepetitionDataLoader,
     get_data_loader,
     get_data_transform,
+    get_target_transform,
 )
 
 N = 23
@@ -337,7 +339,7 @@ def test_items_of_all_kinds_and_more_fields(shards: Path) -> None:
     assert np.array_equal(next(iter(StandardDataLoader(gray)))[0][:, 0, 0], IMAGES[:4, 0])
 
 
-def test_transforms_and_labels_of_a_group(shards: Path) -> None:
+def test_transforms_and_labels_of_a_group(shards: Path, tmp_path: Path) -> None:
     loader = StandardDataLoader(
         shards, 4, transform=fractions, batch_transform=doubled, target_transform={i * 6: -i for i in range(N)}
     )
@@ -349,6 +351,12 @@ def test_transforms_and_labels_of_a_group(shards: Path) -> None:
     named = [{"image": np.zeros(2), "cls": 14}]
     loader = StandardDataLoader(named, fields=("image", "cls"), target_transform="cifar100_invertebrates")
     assert next(iter(loader))[1].tolist() == [[2]]
+    every = np.random.default_rng(3).permutation(100)
+    create_shards_from_arrays(tmp_path / "hundred", {"image": np.zeros((100, 2)), "label": every})
+    alone = StandardDataLoader(tmp_path / "hundred", group="cifar100/invertebrates", groups=LABEL_GROUPS)
+    group = get_target_transform("cifar100_invertebrates")
+    assert group is not None
+    assert next(iter(alone))[1][:, 0].tolist() == [group(label) for label in every if label in group.labels]
     flip = StandardDataLoader(shards, 4, data_transform=lambda images: images.flip(-1))
     assert np.array_equal(next(iter(flip))[0][:, 0], IMAGES[:4, ..., ::-1])
     with pytest.raises(NeurofmxError, match="label 0 is not in cifar100_invertebrates"):
