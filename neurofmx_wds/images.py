@@ -65,8 +65,8 @@ def formatted(
         ValueError: mean and std are not one number for each channel, a std is not positive, `dtype` is an integer
             type, or `channels_last` is asked for something else than (B, C, H, W).
     """
-    if dtype is not None and not dtype.is_floating_point:
-        raise ValueError(f"dtype must be a floating-point type, not {dtype}")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"dtype must be a floating-point type such as torch.float16, not {dtype!r}")
     if channels_last and images.ndim != 4:
         raise ValueError(f"channels_last needs images (B, C, H, W), not {tuple(images.shape)}")
     kept = normalize is None or images.is_floating_point()

@@ -168,12 +168,13 @@ class Presentation:
         return found
 
     @functools.cached_property
-    def _memory(self) -> BatchMemory:
+    def memory(self) -> BatchMemory:
+        """Where data over time are made."""
         return BatchMemory()
 
     def data(self, images: torch.Tensor) -> torch.Tensor:
         """Images (B, …) over time: (B, n_timesteps, …)."""
-        return show(images, self.n_timesteps, self.periods, self.non_input_value, memory=self._memory)
+        return show(images, self.n_timesteps, self.periods, self.non_input_value, memory=self.memory)
 
     def labels(self, labels: Any) -> torch.Tensor:
         """Labels (B,) over time: (B, n_timesteps), int64."""
@@ -292,7 +293,7 @@ class StimulusContrast(StimulusDuration):
         """Images (B, …) over time: (B, n_timesteps, …), floating-point."""
         contrast = self.stimulus_contrast
         return show(
-            as_float(images), self.n_timesteps, self.periods, self.non_input_value, contrast, memory=self._memory
+            as_float(images), self.n_timesteps, self.periods, self.non_input_value, contrast, memory=self.memory
         )
 
 
@@ -364,7 +365,7 @@ class StimulusNoise(StimulusDuration):
         if len(rngs) != len(images):
             raise ValueError(f"there must be one generator for each of {len(images)} images, not {len(rngs)}")
         images = as_float(images)
-        out = empty_like_frames(images, self.n_timesteps, images.dtype, has_channels_last(images), self._memory)
+        out = empty_like_frames(images, self.n_timesteps, images.dtype, has_channels_last(images), self.memory)
         ((first, end),) = self.periods
         most = self.n_timesteps if self.temporal_mode == "dynamic" else 1
         for row, image in enumerate(images):

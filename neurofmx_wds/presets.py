@@ -28,6 +28,8 @@ from .images import (
 )  # fmt: skip
 from .transforms import takes_rng
 
+Named = str | Callable[..., Any]
+
 # Mean and standard deviation of each channel over the training images, in units of [0, 1].
 STATISTICS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "mnist": ((0.1307,), (0.3081,)),
@@ -85,7 +87,7 @@ _WHOLE_DATASETS = ("mnist", "cifar10", "cifar100", "tinyimagenet", "imagenet", "
 
 
 def get_data_transform(
-    transform: str | Callable[..., Any] | Sequence[str | Callable[..., Any]] | None = None, data_name: str | None = None
+    transform: Named | list[Named] | tuple[Named, ...] | None = None, data_name: str | None = None
 ) -> Compose:
     """Named operations on batches of images.
 
@@ -103,6 +105,7 @@ def get_data_transform(
 
     Raises:
         ValueError: there is no such name, or two different normalisations.
+        TypeError: something that is neither a name nor a function.
 
     Example:
         >>> images = torch.full((2, 3, 32, 32), 255, dtype=torch.uint8)
@@ -110,7 +113,7 @@ def get_data_transform(
         >>> get_data_transform(["train", "cifar100"])(images, rngs).shape
         torch.Size([2, 3, 32, 32])
     """
-    wanted = [transform] if transform is None or isinstance(transform, str) or callable(transform) else list(transform)
+    wanted = list(transform) if isinstance(transform, (list, tuple)) else [transform]
     named = [name for name in [data_name, *wanted] if name is not None]
     steps = [step for name in named for step in _steps(name)]
     last = dict.fromkeys(step for step in steps if isinstance(step, Normalize))
@@ -119,11 +122,13 @@ def get_data_transform(
     return Compose((*(step for step in steps if not isinstance(step, Normalize)), *last))
 
 
-def _steps(name: str | Callable[..., Any]) -> Sequence[Any]:
+def _steps(name: Named) -> Sequence[Any]:
     if isinstance(name, Compose):
         return name.steps
     if isinstance(name, str):
         return _found(name, TRANSFORMS, "data transform")
+    if not callable(name):
+        raise TypeError(f"a transform is a name, a function of images or a list of them, not {name!r}")
     return (name if takes_rng(name) else functools.partial(_without_rngs, name),)
 
 

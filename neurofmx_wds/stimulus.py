@@ -165,7 +165,9 @@ class StandardDataLoader:
         if normalize is not None and any(isinstance(step, Normalize) for step in transform):
             raise ValueError(f"data_transform={data_transform!r} normalises already; leave out normalize=")
         layout = _Layout(normalize, dtype, channels_last)
-        n_channels = np.size(normalize[0]) if normalize else 1
+        if normalize is not None and (not np.iterable(normalize) or len(normalize) != 2):
+            raise ValueError(f"normalize must be (mean, std), not {normalize!r}")
+        n_channels = 1 if normalize is None else np.size(normalize[0])
         layout(torch.zeros(1, n_channels, 1, 1))  # refuses bad values now, not in a worker
         noise = self.presentation if isinstance(self.presentation, StimulusNoise) else None
         late = self.device is not None and noise is None
@@ -183,6 +185,10 @@ class StandardDataLoader:
             options["batch_size"] = batch_size
         before = as_batch_transforms(options.pop("batch_transform", None))
         self.batches = _batches_of(dataset, self.fields, (*before, self._reading), options)
+        # Workers' batches become page-locked when they arrive; what this process makes is so from the start.
+        here = self.batches.num_workers == 0
+        layout.memory.pinned = self.batches.pin_memory and here
+        self.presentation.memory.pinned = self.batches.pin_memory and (here or noise is None)
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         for batch in self.batches:
@@ -313,6 +319,8 @@ def get_data_loader(
         if name not in _LOADERS:
             raise ValueError(f"there is no loader {dataloader!r}; there are {', '.join(_LOADERS)}")
         dataloader = _LOADERS[name]
+    if not (isinstance(dataloader, type) and issubclass(dataloader, StandardDataLoader)):
+        raise TypeError(f"dataloader must be a name or a class of {__name__}, not {dataloader!r}")
     return dataloader(dataset, **options)
 
 

@@ -221,6 +221,8 @@ def test_get_data_loader_knows_the_names(shards: Path) -> None:
         assert type(get_data_loader(Indexed(), dataloader=name)) is kind
     with pytest.raises(ValueError, match="no loader 'Stimulus'; there are StandardDataLoader, StimulusRepetition"):
         get_data_loader(shards, "Stimulus")
+    with pytest.raises(TypeError, match="a name or a class"):
+        get_data_loader(shards, torch.utils.data.DataLoader)  # type: ignore[arg-type]
     loader = get_data_loader(shards, "StimulusDuration", tsteps=9, stim=4, intro=2, voidinput=7, voidid=-5)
     data, labels = next(iter(loader))
     assert loader.outro_duration == 3 and loader.stimulus_duration == 4
@@ -287,6 +289,7 @@ def test_arguments_that_nobody_takes_are_refused(kind: Any, shards: Path) -> Non
         ({"dtype": torch.int32}, "dtype must be a floating-point type"),
         ({"normalize": ((0.5,), (0.5, 0.5))}, "does not fit"),
         ({"normalize": ((0.5,), (0,))}, "std > 0"),
+        ({"normalize": 0.5}, r"normalize must be \(mean, std\), not 0.5"),
         ({"normalize": (MEAN, STD), "data_transform": "cifar10"}, "normalises already"),
         ({"fields": "image"}, "must name the data and the labels"),
     ):
@@ -370,6 +373,22 @@ def test_a_device_changes_nothing_but_the_place(kind: Any, shards: Path) -> None
     for (data, labels), (moved, moved_labels) in zip(here, there, strict=True):
         assert torch.equal(data, moved) and torch.equal(labels, moved_labels)
         assert data.stride() == moved.stride()
+
+
+def test_page_locked_memory_is_asked_for_where_batches_are_made(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in workers, which must not touch the device."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for kind, num_workers, expected in (
+        (StimulusDurationDataLoader, 0, (True, True)),
+        (StimulusDurationDataLoader, 2, (False, True)),
+        (StimulusNoiseDataLoader, 0, (True, True)),
+        (StimulusNoiseDataLoader, 2, (False, False)),
+    ):
+        for pin_memory in (True, False):
+            loader: Any = kind(shards, num_workers=num_workers, pin_memory=pin_memory)
+            assert loader.batches.pin_memory == pin_memory
+            pinned = (loader._reading.layout.memory.pinned, loader.presentation.memory.pinned)
+            assert pinned == (expected if pin_memory else (False, False))
 
 
 def test_a_state_of_something_else_is_refused(shards: Path) -> None:

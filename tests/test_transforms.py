@@ -92,8 +92,9 @@ def test_what_cannot_be_formatted_is_refused() -> None:
     for statistics in (((0.5,), (0.5,)), ((0.5,) * 3, (0.5, 0.5, 0.0)), ((0.5,) * 3, (0.5,) * 2)):
         with pytest.raises(ValueError, match=r"does not fit images \(6, 3, 11, 8\)"):
             formatted(batch(), statistics)
-    with pytest.raises(ValueError, match="floating-point type, not torch.int64"):
-        formatted(batch(), dtype=torch.int64)
+    for dtype in (torch.int64, "float16"):
+        with pytest.raises(ValueError, match=rf"floating-point type such as torch.float16, not {dtype!r}"):
+            formatted(batch(), dtype=dtype)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"channels_last needs images \(B, C, H, W\), not \(6, 3\)"):
         formatted(torch.zeros(6, 3), channels_last=True)
 
@@ -224,6 +225,9 @@ def test_names_compose_and_normalising_comes_last() -> None:
     assert get_data_transform(one) == one
     with pytest.raises(ValueError, match="there is no data transform 'cifar'; there are train, test, train_mnist,"):
         get_data_transform("cifar")
+    for wrong in (3, ["train", 3]):
+        with pytest.raises(TypeError, match="a name, a function of images or a list of them, not 3"):
+            get_data_transform(wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="normalise the same images in 2 different ways"):
         get_data_transform(["cifar10", "cifar100"])
 
