@@ -20,6 +20,18 @@ Example:
     >>> data.shape, data.dtype, labels[0].tolist().count(-1)
     (torch.Size([16, 30, 3, 32, 32]), torch.float16, 10)
 
+    A map-style dataset, gone on with in another process, with other batches:
+
+    >>> dataset = [(image, i % 10) for i, image in enumerate(images)]
+    >>> options = {"order": "random", "noise_type": "gaussian", "ssnr": 0.7, "n_timesteps": 20}
+    >>> loader = StimulusNoiseDataLoader(dataset, batch_size=16, **options)
+    >>> for data, labels in loader:
+    ...     break
+    >>> later = StimulusNoiseDataLoader(dataset, batch_size=28, **options)
+    >>> later.load_state_dict(loader.state_dict())
+    >>> [len(data) for data, labels in later]
+    [28, 28, 28]
+
     The same presentation as a stage of a pipeline of batches:
 
     >>> batches = create_webdataset_dataloader(shards, batch_size=16, num_workers=0).map(StimulusDuration(30, 20, 5))
@@ -122,8 +134,9 @@ class StandardDataLoader:
         device: move data and labels there before they get a time axis (and, but for noise, are normalised): what
             crosses is a batch of images, not of films.
         **options: `non_input_value`, `non_label_index`, and what :func:`create_webdataset_dataloader` takes
-            (`num_workers`, by default 0, `seed`, `drop_last`, `pin_memory`, `transform`, `batch_transform`, …). Short
-            names from DynVision's configurations work too: ``tsteps``, ``stim``, ``intro``, ….
+            (`num_workers`, by default 0, `seed`, `drop_last`, `pin_memory`, `transform`, `batch_transform`, …; a
+            `memory_limit` counts images, not the frames that are made of them when they are delivered). Short names
+            from DynVision's configurations work too: ``tsteps``, ``stim``, ``intro``, ….
 
     With several ranks, a row that another rank has too (where fewer samples than ranks remain at the end of an epoch)
     has the label `non_label_index` at every step.
