@@ -42,6 +42,10 @@ def _known_extensions() -> frozenset[str]:
     return known.union(writer.default_handlers, autodecode.decoders, autodecode.IMAGE_EXTENSIONS)
 
 
+class Verbatim(bytes):
+    """A payload whose field's name is the member's whole suffix: stored as it is, with no extension added."""
+
+
 @dataclass(frozen=True)
 class ArrayLayout:
     """How an ``.npy`` payload holds its array: enough to copy it without parsing anything.
@@ -133,6 +137,8 @@ def encode(name: str, value: Any, field_format: FieldFormat = "npy") -> tuple[st
     check_field_name(name)
     if "." not in name and field_format == "npy" and isinstance(value, np.ndarray):
         return _encode_npy(name, value)
+    if isinstance(value, Verbatim):
+        return name, [value], None
     extension = name.rpartition(".")[2] if "." in name else ""
     if extension == "gz":  # webdataset's own gzip writes the time of day into the file
         suffix, buffers, _ = encode(name[: -len(".gz")], value)

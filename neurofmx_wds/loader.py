@@ -288,6 +288,10 @@ class WebDatasetDataLoader(ResumablePipeline):
         batch_bytes = self.batch_size * sample_bytes
         return max(1, min(BUNDLE, BUNDLE_BYTES // batch_bytes, len(self) // (4 * self.num_workers)))
 
+    def close(self) -> None:
+        """Stop persistent workers; the next iteration starts others."""
+        self._persistent = None
+
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_persistent": None}
 

@@ -70,12 +70,12 @@ def test_nothing_else_is_needed_to_import(module: str) -> None:
         (r"order\.py", "neurofmx_wds"),
         (r"nwb/.*", r"torch|webdataset|neurofmx_wds\.(?!nwb|errors)"),
         (
-            r"(pickles|fields|index|manifest|writer|verify|export)\.py",
+            r"(pickles|fields|index|manifest|writer|packing|verify|export)\.py",
             r"neurofmx_wds\.(loader|readers|collate|order|cursor|nwb|convert|cli)",
         ),
         (
-            r"(readers|collate|transforms|groups|selection|stages|budget|loader)\.py",
-            r"pynwb|h5py|neurofmx_wds\.(nwb|convert|cli|demo)",
+            r"(readers|collate|transforms|groups|selection|stages|budget|loader|webloader)\.py",
+            r"pynwb|h5py|lightning|neurofmx_wds\.(nwb|convert|lightning|cli|demo)",
         ),
         (r"(groups|selection)\.py", r"torch|neurofmx_wds\.(readers|stages|pipeline|loader|order|cursor)"),
         (r"convert/.*", r"neurofmx_wds\.(loader|cli|demo)"),
