@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import webdataset as wds
@@ -62,7 +62,8 @@ def open_members(
     """
     samples = WebDatasetLoader(directory, shard_pattern=pattern, **_loader_options(kwargs))
     patterns = [f"*.{suffix}" for suffix in suffixes]
-    samples.fetcher = replace(samples.fetcher, reader=_MemberReader(samples.fetcher.reader, patterns))
+    reader = _MemberReader(cast(ShardReader, samples.fetcher.reader), patterns)
+    samples.fetcher = replace(samples.fetcher, reader=reader)
     return samples.compose(wds.extract_keys(*patterns))
 
 
