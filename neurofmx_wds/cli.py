@@ -21,7 +21,16 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .convert.sources import BEHAVIOR_METHODS, FORMATS, LFP_METHODS, SPIKE_FORMATS, SourceConfig
+from .convert.sources import (
+    BEHAVIOR_METHODS,
+    DIRECTORY_FORMATS,
+    FILE_FORMATS,
+    FORMATS,
+    LFP_METHODS,
+    SPIKE_FORMATS,
+    SUBSETS,
+    SourceConfig,
+)
 from .errors import NeurofmxError
 from .processes import do_without
 from .version import __version__
@@ -35,6 +44,8 @@ examples:
   python -m neurofmx_wds convert -i arrays.npz -o shards --shard-size 500 --compression gz
   python -m neurofmx_wds convert -i data/*.nwb -o sets --split train=0.8,val=0.1,test=0.1 --split-by subject
   python -m neurofmx_wds convert -i new.nwb -o shards --append
+  python -m neurofmx_wds convert -i photos -o shards --format files --workers 4
+  python -m neurofmx_wds convert -i cifar-10-batches-py -o shards --format cifar10 --subset train
 
 A run that was stopped goes on where it was when the same command is given again.
 Exit status: 0 all done; 1 a file or the output is at fault (what is good is converted); 2 wrong usage."""
@@ -118,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"neurofmx_wds {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
-    for add in (_add_convert, _add_merge, _add_info, _add_verify, _add_index, _add_export, _add_demo):
+    for add in (_add_convert, _add_merge, _add_info, _add_read, _add_verify, _add_index, _add_export, _add_demo):
         command = add(commands)
         command.formatter_class = argparse.RawDescriptionHelpFormatter
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -141,7 +152,8 @@ def _add_convert(commands: Any) -> argparse.ArgumentParser:
         action="extend",
         required=True,
         metavar="PATH",
-        help="NWB, npz or npy files; patterns (also quoted); directories, which are searched for such files",
+        help="NWB, npz or npy files; patterns (also quoted); directories, which are searched for such files; or the "
+        "directories that hold what --format names",
     )
     add("-o", "--output", required=True, metavar="DIR", help="directory of the new dataset")
     add("--overwrite", action="store_true", help="replace what is in DIR, in one step, when all is done")
@@ -165,7 +177,8 @@ def _add_convert(commands: Any) -> argparse.ArgumentParser:
         metavar="A,B",
         default=default.modalities,
         help="which to take: spikes, behavior, lfp, ophys, events, video, or paths of series in the file (the first "
-        "decides where windows are); icephys alone: intracellular sweeps; or an npz's arrays (all)",
+        "decides where windows are); icephys alone: intracellular sweeps; or an npz's arrays, or the extensions that a "
+        "sample of files has (all)",
     )
     add(
         "--bin-size-ms",
@@ -216,6 +229,16 @@ def _add_convert(commands: Any) -> argparse.ArgumentParser:
     add("--field", default=default.field, metavar="NAME", help="name of an npy file's field (data)")
     add("--rate", type=float, metavar="HZ", help="rows are samples in time at this rate, to be cut into windows")
     add("--timestamps", metavar="NAME", help="the npz's array with each row's time in seconds, instead of a rate")
+
+    group = command.add_argument_group("directories of files and images")
+    add = group.add_argument
+    add(
+        "--allow-missing",
+        action="store_true",
+        help="skip and count incomplete samples (files), or what is no image (imagefolder)",
+    )
+    add("--keep-encoded", action="store_true", help="image files as they are, not their pixels (imagefolder)")
+    add("--subset", choices=SUBSETS, default=default.subset, help="of mnist and cifar (all)")
     return command
 
 
@@ -404,9 +427,9 @@ def _files(given: Sequence[str], kind: str) -> list[str]:
 
 
 def _expand(given: str, kind: str) -> Iterator[str]:
-    suffixes = [f".{suffix}" for suffix in (FORMATS[1:] if kind == "auto" else [kind])]
+    suffixes = [f".{suffix}" for suffix in (FILE_FORMATS if kind == "auto" else [kind])]
     for path in sorted(glob.glob(given, recursive=True)) or [given]:  # what is not there is reported with the others
-        if os.path.isdir(path):
+        if os.path.isdir(path) and kind not in DIRECTORY_FORMATS:
             yield from sorted(str(p) for p in Path(path).rglob("*") if p.suffix.lower() in suffixes and p.is_file())
         else:
             yield path
@@ -465,6 +488,29 @@ def _info(options: argparse.Namespace) -> int:
         print(json.dumps(info.get_summary(), indent=1, ensure_ascii=False))
     else:
         info.print_summary()
+    return 0
+
+
+def _add_read(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        "read",
+        help="what single samples hold, for a look by eye",
+        description="Show samples in the order in which they are stored: key, texts, image sizes, shapes of arrays.",
+        epilog="example:\n  python -m neurofmx_wds read shards -n 3",
+    )
+    command.set_defaults(run=_read)
+    add = command.add_argument
+    add("dir", metavar="DIR", help="directory of the dataset, with a manifest or without")
+    add("-n", dest="most", type=_positive, default=10, metavar="N", help="how many samples (10)")
+    add("--all", dest="most", action="store_const", const=None, help="all samples of all shards")
+    return command
+
+
+def _read(options: argparse.Namespace) -> int:
+    from .show import sample_lines
+
+    for line in sample_lines(options.dir, options.most, _width()):
+        print(line)
     return 0
 
 

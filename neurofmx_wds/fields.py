@@ -42,10 +42,6 @@ def _known_extensions() -> frozenset[str]:
     return known.union(writer.default_handlers, autodecode.decoders, autodecode.IMAGE_EXTENSIONS)
 
 
-class Verbatim(bytes):
-    """A payload whose field's name is the member's whole suffix: stored as it is, with no extension added."""
-
-
 @dataclass(frozen=True)
 class ArrayLayout:
     """How an ``.npy`` payload holds its array: enough to copy it without parsing anything.
@@ -64,6 +60,10 @@ class ArrayLayout:
     def n_bytes(self) -> int:
         """Size of the array's data in bytes."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+class Stored(bytes):
+    """The payload of a member whose suffix is the field's whole name: written as it is, whatever the name ends in."""
 
 
 @functools.lru_cache(maxsize=1024)
@@ -122,6 +122,7 @@ def encode(name: str, value: Any, field_format: FieldFormat = "npy") -> tuple[st
 
     Arrays and tensors become ``.npy`` (or ``.pyd``), numbers 0-d ``.npy``, dicts and lists ``.json``, strings
     ``.txt``, bytes ``.bin``. A name that ends in an extension webdataset knows goes through webdataset's own encoder.
+    What is `Stored` is not encoded at all.
 
     Args:
         name: the field's name.
@@ -137,8 +138,8 @@ def encode(name: str, value: Any, field_format: FieldFormat = "npy") -> tuple[st
     check_field_name(name)
     if "." not in name and field_format == "npy" and isinstance(value, np.ndarray):
         return _encode_npy(name, value)
-    if isinstance(value, Verbatim):
-        return name, [value], None
+    if isinstance(value, Stored):
+        return name, [value], layout_of(name, value)
     extension = name.rpartition(".")[2] if "." in name else ""
     if extension == "gz":  # webdataset's own gzip writes the time of day into the file
         suffix, buffers, _ = encode(name[: -len(".gz")], value)
@@ -306,6 +307,16 @@ def npy_layout(data: Buffer) -> ArrayLayout | None:
     return ArrayLayout(dtype.str, shape, size)
 
 
+def layout_of(suffix: str, data: Buffer) -> ArrayLayout | None:
+    """The layout of a member that can be copied as it is; None of any other, and of a damaged one."""
+    if suffix.rpartition(".")[2] != "npy":
+        return None
+    try:
+        return npy_layout(data)
+    except UnsafeDataError:
+        return None  # found again, and named, when the sample is read
+
+
 def decode_npy(data: Buffer) -> np.ndarray:
     """A writable array from an ``.npy`` payload; sizes are checked before anything is allocated.
 
@@ -354,11 +365,11 @@ def _check_unpacked_size(size: int) -> None:
         raise UnsafeDataError(f"unpacks to more than {_MAX_UNPACKED} bytes")
 
 
-def decode_pickle(data: Buffer) -> Any:
+def decode_pickle(data: Buffer, encoding: str = "ASCII") -> Any:
     """Plain containers, numbers, arrays and tensors out of a pickle; see :func:`neurofmx_wds.pickles.decode_pickle`."""
     from . import pickles  # on use: it imports torch
 
-    return pickles.decode_pickle(data)
+    return pickles.decode_pickle(data, encoding)
 
 
 def decode_torch(data: Buffer) -> Any:

@@ -427,7 +427,7 @@ def _add_sample(
         if any(suffix == known for known, *_ in members):
             raise ShardError("the sample has this member twice", file=path, sample=key, member=suffix, remedy=_RESTORE)
         with memoryview(view)[info.offset_data : info.offset_data + info.size] as payload:
-            members.append((suffix, _layout_or_none(suffix, payload), info.offset_data, info.size))
+            members.append((suffix, fields.layout_of(suffix, payload), info.offset_data, info.size))
             if suffix == METADATA_SUFFIX:
                 metadata = _json_or_nothing(payload)
     builder.add(key, members, metadata)
@@ -458,15 +458,6 @@ def _json_or_nothing(payload: memoryview) -> bytes:
     except ShardError:
         return b""  # found again, and named, when the sample is read
     return bytes(payload)
-
-
-def _layout_or_none(suffix: str, payload: memoryview) -> ArrayLayout | None:
-    if suffix.rpartition(".")[2] != "npy":
-        return None
-    try:
-        return fields.npy_layout(payload)
-    except ShardError:
-        return None  # found again, and named, when the sample is read
 
 
 def modalities_of(indexes: Iterable[ShardIndex]) -> dict[str, dict[str, Any]]:

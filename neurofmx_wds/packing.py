@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .atomic import locked_file
 from .errors import ManifestError, OutputError, SourceError
-from .fields import Verbatim, field_of
+from .fields import Stored, field_of
 from .manifest import Manifest
 from .writer import WebDatasetWriter
 
@@ -60,7 +60,7 @@ def pack_files(
             return
         with WebDatasetWriter(target, shard_size, pattern, modalities=about, overwrite=before is not None) as writer:
             for key, paths in samples.items():
-                payloads = {suffix: Verbatim(path.read_bytes()) for suffix, path in zip(suffixes, paths, strict=True)}
+                payloads = {suffix: Stored(path.read_bytes()) for suffix, path in zip(suffixes, paths, strict=True)}
                 writer.write_sample(payloads, key)
 
 

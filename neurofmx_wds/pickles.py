@@ -64,6 +64,8 @@ def _set_dtype_state(dtype: np.dtype[Any], state: Any) -> None:
 
 def _set_array_state(array: np.ndarray, state: Any) -> None:
     shape, dtype, fortran, raw = state[-4:]
+    if isinstance(raw, str):  # Python 2's bytes, which are read as latin1
+        raw = raw.encode("latin1")
     if not (isinstance(raw, bytes) and min(shape, default=0) >= 0 and len(raw) == math.prod(shape) * dtype.itemsize):
         raise UnsafeDataError(f"the pickle holds an array of shape {shape} without the bytes for it")
     array.__setstate__((1, shape, dtype, fortran, raw))
@@ -274,13 +276,17 @@ def _named(decode: Callable[[bytes], Any], what: str, data: Buffer) -> Any:
     return value
 
 
-def decode_pickle(data: Buffer) -> Any:
+def decode_pickle(data: Buffer, encoding: str = "ASCII") -> Any:
     """Arrays, tensors and plain containers out of a pickle; anything else is refused before it is built.
+
+    Args:
+        data: the pickle.
+        encoding: how the strings of Python 2 are read; its arrays need ``"latin1"``.
 
     Raises:
         UnsafeDataError: the pickle names anything but numpy/torch array types, or is damaged.
     """
-    return _named(lambda raw: _ArrayUnpickler(io.BytesIO(raw)).load(), "pickle", data)
+    return _named(lambda raw: _ArrayUnpickler(io.BytesIO(raw), encoding=encoding).load(), "pickle", data)
 
 
 def decode_torch(data: Buffer) -> Any:

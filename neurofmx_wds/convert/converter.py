@@ -19,7 +19,7 @@ from ..errors import OutputError, SourceError
 from ..fields import FieldFormat
 from ..shardfile import Compression
 from ..writer import DEFAULT_PATTERN
-from .plan import DEFAULT_KEY_PREFIX, ConversionPlan, PlannedSource, report_of
+from .plan import DEFAULT_KEY_PREFIX, ConversionPlan, PlannedSource, beside, report_of
 from .run import look_at, staging, working, write_plan
 from .sources import SourceConfig
 
@@ -127,7 +127,8 @@ class NWBToWebDatasetConverter:
     def _look_at(self, paths: Sequence[str | os.PathLike[str]]) -> tuple[PlannedSource | SourceError, ...]:
         if self._done:
             raise OutputError("the dataset is finished", file=self.output_dir, remedy="make a new converter")
-        return look_at(paths, self._plan.config, self._apply, self._show_progress)
+        seen = look_at(paths, self._plan.config, self._apply, self._show_progress)
+        return beside((*self._plan.entries, *seen), self._plan.config)[len(self._plan.entries) :]
 
     def finalize(self) -> dict[str, Any]:
         """Read and write all windows, and put the dataset in its place.

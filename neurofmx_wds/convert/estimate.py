@@ -75,8 +75,9 @@ def _sample_bytes(first: Piece) -> int:
             [(sample, metadata)] = source.read(first.start, first.stop)
         finally:
             source.close()
+        key = sample.pop("__key__", "sample_000000000")
         encoded = [fields.encode(*pair, "npy") for pair in {**sample, "metadata": metadata}.items()]
     except Exception as error:
         raise as_source_error(error, first.file.path) from error
-    sizes = {f"sample_000000000.{suffix}": sum(map(len, buffers)) for suffix, buffers, _ in encoded}
+    sizes = {f"{key}.{suffix}": sum(map(len, buffers)) for suffix, buffers, _ in encoded}
     return sum(len(tar_header(name, size)) + size + -size % _BLOCK for name, size in sizes.items())

@@ -26,7 +26,7 @@ from ..shardfile import COMPRESSIONS
 from ..shards import ShardSet, open_shards
 from ..version import CREATED_BY
 from ..writer import DEFAULT_PATTERN, shard_name
-from .plan import ConversionPlan, PlannedSource, differences
+from .plan import ConversionPlan, PlannedSource, beside, differences
 from .run import Conversion, NothingToWrite, build, files_of, look_at, noted, remove_notes, staging, working
 from .sources import SourceConfig
 
@@ -79,8 +79,13 @@ def append(
                 remedy="append with the same settings, or convert into a dataset of its own",
             )
         entries = look_at(paths, config, apply, show_progress, staged.path)
+        labels = old.modalities.get("label", {}).get("names")
+        keys = _keys_in(staged.target, old) if config.format == "files" else ()
         plan = replace(
-            plan, entries=_not_yet_in(old, entries), first_shard=len(old.shards), first_sample=old.total_samples
+            plan,
+            entries=beside(_not_yet_in(old, entries), config, labels, keys),
+            first_shard=len(old.shards),
+            first_sample=old.total_samples,
         )
         _take_back(staged, old)
         if not plan.n_samples and not plan.failures and len(plan.entries) < len(entries):
@@ -118,6 +123,11 @@ def _not_yet_in(
         else:
             fresh.append(entry)
     return tuple(fresh)
+
+
+def _keys_in(directory: Path, manifest: Manifest) -> Iterator[str]:
+    for record in manifest.shards:
+        yield from ShardIndex.load(index_path(directory / record.shard_name)).sample_keys
 
 
 def _take_back(staged: StagedDirectory, old: Manifest) -> None:

@@ -9,7 +9,7 @@ import bisect
 import itertools
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ..shardfile import Compression
 from ..version import CREATED_BY
 from ..writer import DEFAULT_PATTERN, check_config, shard_name
 from .sources import Source, SourceConfig, SourceDescription, open_source
+from .sources.listing import list_files
 
 DEFAULT_KEY_PREFIX = "sample_"
 _FROM_SHARDS = ("dtype", "shape")
@@ -29,13 +30,13 @@ _FROM_SHARDS = ("dtype", "shape")
 
 @dataclass(frozen=True)
 class FileState:
-    """A source file as it was when it was planned.
+    """A source file, or directory of files, as it was when it was planned.
 
     Attributes:
         path: where it is.
         size: bytes.
         mtime_ns: when it was last changed.
-        sha256: its checksum.
+        sha256: its checksum; of a directory, that of its files' names, sizes and times, so that none is read twice.
     """
 
     path: str
@@ -46,8 +47,8 @@ class FileState:
     @classmethod
     def of(cls, path: str) -> FileState:
         """The state of a file now."""
-        stat = os.stat(path)
-        return cls(path, stat.st_size, stat.st_mtime_ns, file_sha256(path))
+        size, mtime_ns, sha256 = stamp(path)
+        return cls(path, size, mtime_ns, sha256 or file_sha256(path))
 
     def open(self, config: SourceConfig) -> Source:
         """Open the file as a source.
@@ -56,11 +57,20 @@ class FileState:
             SourceError: it cannot be read, or has changed.
         """
         source = open_source(self.path, config)
-        stat = os.stat(self.path)
-        if (stat.st_size, stat.st_mtime_ns) != (self.size, self.mtime_ns):
+        size, mtime_ns, sha256 = stamp(self.path)
+        if (size, mtime_ns, sha256 or self.sha256) != (self.size, self.mtime_ns, self.sha256):
             source.close()
             raise SourceError("changed while it was converted", file=self.path, remedy="convert it when it is finished")
         return source
+
+
+def stamp(path: str) -> tuple[int, int, str]:
+    """What tells that a source has changed, without reading it: size, time, and of a directory its checksum."""
+    if os.path.isdir(path):
+        listing = list_files(path)
+        return listing.size, listing.mtime_ns, listing.sha256()
+    stat = os.stat(path)
+    return stat.st_size, stat.st_mtime_ns, ""
 
 
 @dataclass(frozen=True)
@@ -299,6 +309,57 @@ def plan_again(known: PlannedSource, config: SourceConfig) -> PlannedSource | So
         return PlannedSource(known.file, _describe(known.file, config), config)
     except Exception as error:
         return as_source_error(error, known.file.path)
+
+
+def beside(
+    entries: Iterable[PlannedSource | SourceError],
+    config: SourceConfig,
+    labels: Sequence[str] | None = None,
+    keys: Iterable[str] = (),
+) -> tuple[PlannedSource | SourceError, ...]:
+    """Let an error stand in the place of each source that cannot be in one dataset with those before it.
+
+    Its labels stand for something else, or it gives its samples keys that are taken.
+
+    Args:
+        entries: the sources.
+        config: how they are read.
+        labels: names of the labels that the dataset has already.
+        keys: keys that it has already.
+    """
+    taken, checked = set(keys), list(entries)
+    keyed = config.format == "files" and (len(checked) > 1 or bool(taken))
+    for i, entry in enumerate(checked):
+        if isinstance(entry, PlannedSource):
+            own = entry.description.fields.get("label", {}).get("names")
+            labels = labels or own
+            if own != labels:
+                problem = f"its labels are {_shortened(own)}, those of the sources before it {_shortened(labels)}"
+                checked[i] = SourceError(problem, file=entry.file.path, remedy="give each a dataset of its own")
+            elif keyed:
+                checked[i] = _with_own_keys(entry, config, taken)
+    return tuple(checked)
+
+
+def _shortened(names: Sequence[str] | None) -> str:
+    told = ", ".join((names or ())[:5])
+    return f"{told}, … ({len(names)})" if names and len(names) > 5 else told or "none"
+
+
+def _with_own_keys(entry: PlannedSource, config: SourceConfig, taken: set[str]) -> PlannedSource | SourceError:
+    from .sources.files import FilesSource
+
+    try:
+        keys = FilesSource(entry.file.path, config).keys
+    except SourceError as error:
+        return as_source_error(error, entry.file.path)
+    common = taken.intersection(keys)
+    if common:
+        problem = f"{len(common):,} of its samples have keys that others have, such as {min(common)!r}"
+        remedy = "give the directory that holds both: the folders' names then tell the keys apart"
+        return SourceError(problem, file=entry.file.path, remedy=remedy)
+    taken.update(keys)
+    return entry
 
 
 def _describe(file: FileState, config: SourceConfig) -> SourceDescription:

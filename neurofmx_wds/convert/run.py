@@ -40,8 +40,10 @@ from .plan import (
     PlannedSource,
     ShardPlan,
     as_source_error,
+    beside,
     differences,
     plan_source,
+    stamp,
 )
 from .sources import Source, SourceConfig
 
@@ -131,7 +133,7 @@ def _fill(file: ShardFile, shard: ShardPlan) -> None:
             for sample, metadata in _read(piece):
                 key = f"{shard.key_prefix}{shard.first + file.n_samples:09d}"
                 try:
-                    file.write({**sample, "metadata": metadata, "__key__": key})
+                    file.write({"__key__": key, **sample, "metadata": metadata})
                 except FieldError as error:
                     raise as_source_error(error, piece.file.path) from error
         if file.n_samples != shard.n_samples:
@@ -150,6 +152,7 @@ def look_at(
     show_progress: bool = False,
     cache: Path | None = None,
     keep: bool = False,
+    turn: int = 0,
 ) -> tuple[PlannedSource | SourceError, ...]:
     """What every file will give, or what is wrong with it, in order.
 
@@ -160,18 +163,20 @@ def look_at(
         show_progress: show a bar, on a terminal.
         cache: a directory where tasks may have written down what they saw.
         keep: write down there what is seen.
+        turn: which file to begin with.
     """
-    names = [os.fspath(path) for path in paths]
+    names = [os.fspath(path) for path in (*paths[turn:], *paths[:turn])]
     entries = apply(functools.partial(_look, config=config, cache=cache, keep=keep), names)
-    return tuple(tqdm(entries, "planning", len(names), unit="file", disable=_hidden(show_progress)))
+    seen = [*tqdm(entries, "planning", len(names), unit="file", disable=_hidden(show_progress))]
+    back = len(names) - turn
+    return beside([*seen[back:], *seen[:back]], config)
 
 
 def _look(path: str, config: SourceConfig, cache: Path | None, keep: bool) -> PlannedSource | SourceError:
     try:
-        stat = os.stat(path)
-    except OSError as error:
+        about = [path, *stamp(path), config.to_json(), CREATED_BY]
+    except (OSError, SourceError) as error:
         return as_source_error(error, path)
-    about = [path, stat.st_size, stat.st_mtime_ns, config.to_json(), CREATED_BY]
     note = (cache or Path()) / f"source-{config_hash({'about': about})[:32]}.json"
     if cache is not None:
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
@@ -390,10 +395,8 @@ def write_share(
         raise ValueError(f"task={task!r}: must be at least 0 and less than tasks ({tasks!r})")
     with staging(output_dir, overwrite, shared=True) as staged, working(workers, executor) as apply:
         turn = len(paths) * task // tasks  # tasks that start together look at different files first
-        turned = [*paths[turn:], *paths[:turn]]
-        seen = look_at(turned, config, apply, show_progress, staged.path, keep=True)
-        back = len(paths) - turn
-        plan = ConversionPlan((*seen[back:], *seen[:back]), config, **storage)
+        seen = look_at(paths, config, apply, show_progress, staged.path, keep=True, turn=turn)
+        plan = ConversionPlan(seen, config, **storage)
         if not plan.n_samples:
             raise _nothing_to_write(plan)
         if not overwrite:
@@ -550,8 +553,9 @@ def _compare_shard(shard: ShardPlan, path: Path, spread: set[int], cache: ShardC
         for i, piece, number in _to_compare(shard, spread):
             stored = {suffix: payload for _, suffix, payload in members(index, tar, range(i, i + 1))}
             [(sample, metadata)] = _read(replace(piece, start=number, stop=number + 1))
+            keys = {sample.pop("__key__", index.sample_keys[i]), index.sample_keys[i]}
             encoded = [fields.encode(*pair, shard.field_format) for pair in {**sample, "metadata": metadata}.items()]
-            given = {suffix: b"".join(buffers) for suffix, buffers, _ in encoded}
+            given = {suffix: b"".join(buffers) for suffix, buffers, _ in encoded} if len(keys) == 1 else {}
             names = sorted(suffix for suffix in stored | given if stored.get(suffix) != given.get(suffix))
             differing += [(index.sample_keys[i], suffix) for suffix in names]
     what = "the shard does not hold what the source gives"

@@ -1,7 +1,7 @@
 """What the conversion asks of a source of samples, and how one is found for a file.
 
-Knows the contract, not the formats: NWB is read in `.nwb`, arrays in `.arrays`, those along time in `.time_major`, each
-imported on use.
+Knows the contract, not the formats: NWB is read in `.nwb`, arrays in `.arrays`, those along time in `.time_major`,
+directories of files in `.files` and of images in `.images`, each imported on use.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from ...errors import SourceError
 
-FORMATS = ("auto", "nwb", "npz", "npy")
+FILE_FORMATS = ("nwb", "npz", "npy")
+DIRECTORY_FORMATS = ("files", "mnist", "cifar10", "cifar100", "imagefolder")  # a source is a directory
+FORMATS = ("auto", *FILE_FORMATS, *DIRECTORY_FORMATS)
+SUBSETS = ("all", "train", "test")
 BEHAVIOR_METHODS = ("auto", "bin_mean", "linear", "previous", "count")
 LFP_METHODS = ("auto", "native", "bin_mean", "linear")
 SPIKE_FORMATS = ("dense", "ragged", "both")
@@ -33,12 +35,15 @@ class SourceConfig:
     """How recordings become samples.
 
     Args:
-        format: "auto" (by suffix, else by the file's first bytes), "nwb", "npz" or "npy".
+        format: "auto" (by suffix, else by the file's first bytes), "nwb", "npz" or "npy"; or what a directory holds:
+            "files" (those that share a name make a sample), "mnist", "cifar10", "cifar100" or "imagefolder" (a folder
+            of image files for each class).
         modalities: which to convert; the first decides where windows can be: spikes, behavior, lfp, ophys, events, or
             the path of a series or group in the file, such as "acquisition/photodiode", whose series get fields of
             their own names. None: all of these that a file has, in this order. "video" must be asked for: the frames
             in the file, or the numbers of those in the files that it names. "icephys" stands alone: intracellular
             sweeps with their stimuli, which no window leaves; a file of nothing else gives them unasked.
+            Of "files": the extensions that a complete sample has; None: every one that any sample has.
         bin_size_ms: bin width in ms. A float means its decimal digits (0.1 is a tenth); a string or Fraction may be any
             rational ("100/3").
         sequence_length: bins in a window.
@@ -59,6 +64,9 @@ class SourceConfig:
         align: name of a table of intervals ("trials", "epochs", …): one window for each of its rows, from `before_s` to
             `after_s` around the time in its column `event`. The event is then the start of bin 0, and these two, whole
             numbers of bins, decide the `sequence_length`. None: windows all along the recording.
+        allow_missing: of "files", skip and count incomplete samples; of "imagefolder", files that are no images.
+        keep_encoded: of "imagefolder", take the image files as they are, and not their pixels.
+        subset: "train", "test" or "all" of a set of images that knows these.
 
     Raises:
         ValueError: a value is out of range; the message names it.
@@ -84,6 +92,9 @@ class SourceConfig:
     after_s: float | str | Fraction = 1.0
     rate: float | None = None
     timestamps: str | None = None
+    allow_missing: bool = False
+    keep_encoded: bool = False
+    subset: str = "all"
 
     def __post_init__(self) -> None:
         if self.modalities is not None:
@@ -95,6 +106,7 @@ class SourceConfig:
             ("behavior_method", BEHAVIOR_METHODS),
             ("lfp_method", LFP_METHODS),
             ("spike_format", SPIKE_FORMATS),
+            ("subset", SUBSETS),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(choices)}")
@@ -124,6 +136,13 @@ class SourceConfig:
             (self.rate is None or self.timestamps is None, "timestamps", "give these or a rate, not both"),
             (all(a < b for a, b in self.intervals or ()), "intervals", "each must be (start, stop) with start < stop"),
             (_whole(self.origin_ns), "origin_ns", "must be a whole number of nanoseconds"),
+            (not self.allow_missing or self.format in ("files", "imagefolder"), "allow_missing", "not in this format"),
+            (not self.keep_encoded or self.format == "imagefolder", "keep_encoded", "only imagefolder has such files"),
+            (
+                self.subset == "all" or self.format in ("mnist", "cifar10", "cifar100"),
+                "subset",
+                "this format knows none: give the directory of one",
+            ),
         ):
             if not good:
                 raise ValueError(f"{name}={getattr(self, name)!r}: {rule}")
@@ -227,14 +246,17 @@ class SourceDescription:
 
 
 class Source(Protocol):
-    """A file that gives samples by number: a pure function of (file, configuration, index)."""
+    """A file or directory that gives samples by number: a pure function of (file, configuration, index)."""
 
     def describe(self) -> SourceDescription:
         """Counts the samples and describes them, without reading bulk data."""
         ...
 
-    def read(self, start: int, stop: int) -> Iterator[tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]]:
-        """Gives (fields, metadata) of the samples [start, stop) in order; memory does not grow with their number."""
+    def read(self, start: int, stop: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """Gives (fields, metadata) of the samples [start, stop) in order; memory does not grow with their number.
+
+        A sample that has a key of its own gives it as ``__key__``; another's is its number in the dataset.
+        """
         ...
 
     def close(self) -> None:
@@ -249,6 +271,14 @@ def open_source(path: str | os.PathLike[str], config: SourceConfig) -> Source:
         SourceError: the file is missing, damaged, or of no known format.
     """
     kind = _format_of(Path(path)) if config.format == "auto" else config.format
+    if kind == "files":
+        from .files import FilesSource
+
+        return FilesSource(path, config)
+    if kind in DIRECTORY_FORMATS:
+        from .images import open_images
+
+        return open_images(path, config)
     if kind == "nwb":
         from ...nwb.recording import Recording
         from .nwb import RecordingSource
@@ -286,5 +316,5 @@ def _format_of(path: Path) -> str:
     raise SourceError(
         "neither its name nor its first bytes are those of an NWB, NPZ or NPY file",
         file=path,
-        remedy=f"name its format ({', '.join(FORMATS[1:])}) or convert it to one of these",
+        remedy=f"name its format ({', '.join(FILE_FORMATS)}) or convert it to one of these",
     )

@@ -23,14 +23,20 @@ from ...errors import FieldError, NeurofmxError, SourceError
 from ...fields import check_field_name
 from . import SourceConfig, SourceDescription
 
-_BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 8 << 20
 _MAX_HEADER = 10_000
 _LOCAL_HEADER = 30  # of a zip member, before its name and extra field
 _DAMAGED = "the file may be cut or damaged: save it again"
 
 
-class _PackedRows:
-    """An array inside a deflated zip member: its rows are read forward, or from the start again to go back."""
+class PackedRows:
+    """An array inside a deflated stream: its rows are read forward, or from the start again to go back.
+
+    Args:
+        stream: where it is.
+        dtype, shape: of the array.
+        offset: bytes before it.
+    """
 
     def __init__(self, stream: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...], offset: int) -> None:
         self.shape = shape
@@ -46,8 +52,21 @@ class _PackedRows:
             raise EOFError("a member ends too early")
         return np.frombuffer(data, self.dtype).reshape(count, *self.shape[1:])
 
+    def ends_here(self) -> bool:
+        """Whether the stream ends behind the row that was read last."""
+        return not self._stream.read(1)
 
-Rows = npt.NDArray[Any] | _PackedRows
+
+Rows = npt.NDArray[Any] | PackedRows
+
+
+def mapped(
+    path: str | Path, dtype: np.dtype[Any], shape: tuple[int, ...], fortran: bool, offset: int
+) -> npt.NDArray[Any]:
+    """An array that lies in a file as it is, `offset` bytes from its start."""
+    if math.prod(shape) * dtype.itemsize == 0:
+        return np.empty(shape, dtype)
+    return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
 
 
 class ArraySource:
@@ -121,7 +140,7 @@ class ArraySource:
     def _npy(self, name: str) -> Rows:
         with open(self.path, "rb") as stream:
             header = self._header(name, stream, os.path.getsize(self.path))
-        return self._mapped(self.path, *header)
+        return mapped(self.path, *header)
 
     def _member(self, name: str, member: str) -> Rows:
         """A stored member is mapped where it lies; a deflated one is read forward."""
@@ -134,14 +153,14 @@ class ArraySource:
                 local = file.read(_LOCAL_HEADER)
             offset += info.header_offset + _LOCAL_HEADER
             offset += int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
-            return self._mapped(self.path, dtype, shape, fortran, offset)
+            return mapped(self.path, dtype, shape, fortran, offset)
         if not fortran:
-            return _PackedRows(self._closing.enter_context(self._zip.open(info)), dtype, shape, offset)
+            return PackedRows(self._closing.enter_context(self._zip.open(info)), dtype, shape, offset)
         spill = self._closing.enter_context(tempfile.NamedTemporaryFile())  # its rows lie all over the stream
         with self._zip.open(info) as stream:
-            shutil.copyfileobj(stream, spill, _BLOCK_BYTES)
+            shutil.copyfileobj(stream, spill, BLOCK_BYTES)
         spill.flush()
-        return self._mapped(spill.name, dtype, shape, fortran, offset)
+        return mapped(spill.name, dtype, shape, fortran, offset)
 
     def _header(self, name: str, stream: IO[bytes], size: int) -> tuple[np.dtype[Any], tuple[int, ...], bool, int]:
         """Dtype, shape, whether in Fortran order, and where the data begins; checked against the size in bytes."""
@@ -162,14 +181,6 @@ class ArraySource:
 
     def _refused(self, name: str, problem: str, remedy: str) -> SourceError:
         return SourceError(problem, file=self.path, member=name, remedy=remedy)
-
-    @staticmethod
-    def _mapped(
-        path: str | Path, dtype: np.dtype[Any], shape: tuple[int, ...], fortran: bool, offset: int
-    ) -> npt.NDArray[Any]:
-        if math.prod(shape) * dtype.itemsize == 0:
-            return np.empty(shape, dtype)
-        return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
 
     def _common_length(self) -> int:
         lengths = {name: array.shape[0] for name, array in self._arrays.items()}
@@ -210,7 +221,7 @@ class ArraySource:
         if not 0 <= start <= stop <= self._n:
             raise IndexError(f"rows [{start}, {stop}) of {self._n} in {self.path}")
         row_bytes = sum(math.prod(array.shape[1:]) * array.dtype.itemsize for array in self._arrays.values())
-        block = max(1, _BLOCK_BYTES // max(1, row_bytes))
+        block = max(1, BLOCK_BYTES // max(1, row_bytes))
         for first in range(start, stop, block):
             rows = self._block(slice(first, min(first + block, stop)))
             for i in range(first, min(first + block, stop)):
