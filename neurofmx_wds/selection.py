@@ -11,7 +11,7 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from .index import Column, ShardIndex
 from .manifest import ShardRecord
 from .shards import ShardSet
 
+logger = logging.getLogger("neurofmx_wds")
 _REPAIR = "run `python -m neurofmx_wds index --repair` on the directory"
 
 Select = Mapping[str, Any] | Callable[[dict[str, Any]], bool]
@@ -146,7 +147,8 @@ def group_samples(shards: ShardSet, group: Group) -> tuple[np.ndarray, np.ndarra
         GroupError: the samples have no labels, or none has one of those wanted.
         ShardError: a shard is missing or damaged.
     """
-    place_of: dict[Any, int] = {label: place for place, label in enumerate(group.labels)}
+    names = _class_names(shards)
+    place_of = _places(group, names)
     everywhere: Counter[tuple[Any, Any]] = Counter()
     places: list[np.ndarray] = [np.empty(0, np.int64)]
     for i in range(len(shards.paths)):
@@ -155,9 +157,26 @@ def group_samples(shards: ShardSet, group: Group) -> tuple[np.ndarray, np.ndarra
         here = (place_of.get(label, place_of.get(name, -1)) for label, name in labels)
         places.append(np.fromiter(here, np.int64, len(labels)))
     place = np.concatenate(places)
-    _check_found(group, set(place.tolist()), everywhere)
+    _check_found(group, set(place.tolist()), everywhere, names)
     ids = np.flatnonzero(place >= 0)
     return ids, place[ids]
+
+
+def _class_names(shards: ShardSet) -> list[str]:
+    """What labels 0, 1, … are called, where the manifest says so."""
+    names = shards.manifest.modalities.get("label", {}).get("names") if shards.manifest else None
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def _places(group: Group, names: Sequence[str]) -> dict[Any, int]:
+    """Label, by number and by name, → its place in the group."""
+    times = Counter(names)
+    known = {name: number for number, name in enumerate(names) if times[name] == 1}
+    numbers = [known.get(label, label) if isinstance(label, str) else label for label in group.labels]
+    repeated = [number for i, number in enumerate(numbers) if number in numbers[:i]]
+    if repeated:
+        raise GroupError(f"the group {group.name!r} has the label {repeated[0]} twice, by number and by name")
+    return {label: place for labels in (numbers, group.labels) for place, label in enumerate(labels)}
 
 
 def _labels(shards: ShardSet, i: int) -> list[tuple[Any, Any]]:
@@ -192,22 +211,24 @@ def _value(suffix: str, payload: bytes) -> Any:
     return value.item() if isinstance(value, (np.ndarray, np.generic)) and value.size == 1 else value
 
 
-def _check_found(group: Group, places: set[int], everywhere: Mapping[tuple[Any, Any], int]) -> None:
+def _check_found(
+    group: Group, places: set[int], everywhere: Mapping[tuple[Any, Any], int], names: Sequence[str]
+) -> None:
     n_bare, n_samples = everywhere.get((None, None), 0), sum(everywhere.values())
     if n_bare == n_samples:
         remedy = "groups need a field `label`, or `label` or `label_name` in each sample's metadata"
         raise GroupError(f"none of the {n_samples} samples has a label", remedy=remedy)
     missing = [label for place, label in enumerate(group.labels) if place not in places]
-    if missing:
+    known = {*names, *range(len(names))}  # as in a small set for validation
+    problem = f"no sample has the label {shown(missing)} of the group {group.name!r}"
+    if missing == [*group.labels] or not known.issuperset(missing):
         there = sorted((label for label in everywhere if label != (None, None)), key=_in_order)
         named = [name if label is None else label if name is None else f"{label} ({name})" for label, name in there]
-        raise GroupError(
-            f"no sample has the label {shown(missing)} of the group {group.name!r}; there are {shown(named)}"
-        )
+        raise GroupError(f"{problem}; there are {shown(named)}")
+    if missing:
+        logger.warning("%s", problem)
     if n_bare:
-        logging.getLogger("neurofmx_wds").warning(
-            "%d of %d samples have no label, so they are in no group", n_bare, n_samples
-        )
+        logger.warning("%d of %d samples have no label, so they are in no group", n_bare, n_samples)
 
 
 def _in_order(label_and_name: tuple[Any, Any]) -> tuple[Any, ...]:

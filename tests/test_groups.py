@@ -358,6 +358,33 @@ def test_what_the_dataset_does_not_have_is_named(dataset: Callable[[str], Path],
         make(dataset("both"))
 
 
+def test_labels_that_the_manifest_names(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As image sets do: a name needs no metadata, and a known label may be absent from a part of the set."""
+    create_shards_from_arrays(tmp_path / "set", {"x": np.zeros((N, 1)), "label": np.array(LABELS)}, shard_size=10)
+    manifest = json.loads((tmp_path / "set" / "dataset_metadata.json").read_text())
+    manifest["modalities"]["label"]["names"] = [*NAMES, "yak", "zebra", "zebra"]
+    (tmp_path / "set" / "dataset_metadata.json").write_text(json.dumps(manifest))
+
+    def found(*labels: int | str) -> list[tuple[int, int]]:
+        batches = make(tmp_path / "set", group="g", groups={"g": [*labels]}, shuffle=False)
+        pairs = [zip(b["__key__"], b["label"].tolist(), strict=True) for b in batches]
+        return [(int(key[-9:]), label) for each in pairs for key, label in each]
+
+    assert found("worm", 0, "snail") == [(i, label) for i, label, _ in wanted("invertebrates").values()]
+    assert not caplog.records
+    assert found("yak", "worm", 7, 0, 4) == [(i, [1, 3, 4][label]) for i, label, _ in wanted("invertebrates").values()]
+    assert "no sample has the label yak, 7 of the group 'g'" in caplog.text
+    for labels, message in {
+        ("worm", "gnu"): "label gnu .*there are 0, 1, 2, 3, 4, 5$",
+        ("worm", 9): "label 9 of",
+        ("yak",): "no sample has the label yak of",
+        ("worm", 5): "'g' has the label 5 twice, by number and by name",
+        (5, "worm"): "'g' has the label 5 twice, by number and by name",
+    }.items():
+        with pytest.raises(GroupError, match=message):
+            found(*labels)
+
+
 def test_samples_without_a_label_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with WebDatasetWriter(tmp_path / "some") as writer:
         for i in range(10):
