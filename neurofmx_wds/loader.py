@@ -203,6 +203,7 @@ class WebDatasetDataLoader(ResumablePipeline):
         prefetch_factor: batches read ahead, by each worker or by the thread; 0 or None with no workers: no thread.
         pin_memory: put batches into page-locked memory, where there is a CUDA device.
         loader_options: further arguments of torch's DataLoader.
+        memory_limit: as there.
 
     Raises:
         ValueError, TypeError: a bad argument.
@@ -220,6 +221,7 @@ class WebDatasetDataLoader(ResumablePipeline):
         prefetch_factor: int | None,
         pin_memory: bool,
         loader_options: Mapping[str, Any],
+        memory_limit: int | float | str | None = None,
     ) -> None:
         options = dict(loader_options)
         if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
@@ -231,6 +233,11 @@ class WebDatasetDataLoader(ResumablePipeline):
         refused = set(options) - {"persistent_workers", "multiprocessing_context", "timeout", "worker_init_fn"}
         if refused:
             raise TypeError(f"a loader of batches takes no argument {', '.join(sorted(refused))}")
+        if memory_limit is not None:
+            ahead = (prefetch_factor or 2) if num_workers else (prefetch_factor or 0)
+            forks = _start_method(options.get("multiprocessing_context")) == "fork"
+            load = within(fetcher, Load(int(batch_size), num_workers, ahead), parse_size(memory_limit), forks)
+            batch_size, num_workers, prefetch_factor = load.batch_size, load.num_workers, load.prefetch_factor
         super().__init__(fetcher, fingerprint, int(batch_size), drop_last, rank, world_size)
         self.num_workers = num_workers
         self.prefetch_factor = prefetch_factor
@@ -294,6 +301,13 @@ class WebDatasetDataLoader(ResumablePipeline):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_persistent": None}
+
+
+def _start_method(context: Any) -> str:
+    """How worker processes come to be, by torch's ``multiprocessing_context``."""
+    if isinstance(context, str):
+        return context
+    return str((context or multiprocessing).get_start_method())
 
 
 def _as_is(batch: Any) -> Any:
@@ -434,19 +448,7 @@ def create_webdataset_dataloader(
         fetcher, transform=transform, target_transform=as_target_transform(target_transform), collate_fn=collate_fn,
         batch_transforms=as_batch_transforms(batch_transform), handler=handler,
     )  # fmt: skip
-    if memory_limit is not None:
-        forks = _start_method(loader_options.get("multiprocessing_context")) == "fork"
-        ahead = (prefetch_factor or 2) if num_workers else (prefetch_factor or 0)
-        load = within(fetcher, Load(int(batch_size), num_workers, ahead), parse_size(memory_limit), forks)
-        batch_size, num_workers, prefetch_factor = load.batch_size, load.num_workers, load.prefetch_factor
     return WebDatasetDataLoader(
         fetcher, fingerprint, batch_size, drop_last, rank, world_size, num_workers, prefetch_factor, pin_memory,
-        loader_options,
+        loader_options, memory_limit,
     )  # fmt: skip
-
-
-def _start_method(context: Any) -> str:
-    """How worker processes come to be, by torch's ``multiprocessing_context``."""
-    if isinstance(context, str):
-        return context
-    return str((context or multiprocessing).get_start_method())

@@ -463,7 +463,7 @@ def _batches_of_loader(
 def _loader(fetcher: Fetcher, fingerprint: str, options: dict[str, Any]) -> WebDatasetDataLoader:
     settings = {
         "batch_size": 32, "drop_last": False, "rank": None, "world_size": None, "num_workers": 0, "prefetch_factor": 2,
-        "pin_memory": False,
+        "pin_memory": False, "memory_limit": None,
     }  # fmt: skip
     own = {name: options.pop(name, value) for name, value in settings.items()}
     return WebDatasetDataLoader(fetcher, fingerprint, **own, loader_options=options)

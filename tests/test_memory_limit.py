@@ -14,11 +14,13 @@ from typing import Any
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from loading import global_rows, ranks, steps, write_dataset
 
 from neurofmx_wds import create_shards_from_arrays, create_webdataset_dataloader
 from neurofmx_wds.budget import Cost, Load, cost_of, parse_size, reduced
+from neurofmx_wds.stimulus import StandardDataLoader
 
 SMALL: dict[str, Any] = {"buffer_size": 7, "block_size": 3}
 HAS_SMAPS = Path("/proc/self/smaps_rollup").exists() and "Pss_Shmem" in Path("/proc/self/smaps_rollup").read_text()
@@ -187,6 +189,14 @@ def test_transforms_count(small: Path) -> None:
     assert cost_of(create_webdataset_dataloader(small, batch_transform=wide).fetcher, True).delivered == 24_000
 
 
+def test_stimulus_loaders_take_it_too() -> None:
+    images = [(np.zeros((3, 32, 32), np.float32), i % 2) for i in range(50)]  # 12 kB each, or half of that
+    for dtype in (torch.float64, torch.float16):
+        loader = StandardDataLoader(images, 50, dtype=dtype, memory_limit="6 MB")
+        assert loader.batch_size == 50 if dtype is torch.float16 else 5 < loader.batch_size < 50
+        assert next(len(labels) for _, labels in loader) == loader.batch_size
+
+
 def test_workers_that_are_started_anew_take_more(small: Path) -> None:
     for method, workers in (("fork", 2), ("spawn", 0)):
         loader = create_webdataset_dataloader(
@@ -199,6 +209,8 @@ def test_an_impossible_limit_is_refused(small: Path, tmp_path: Path) -> None:
     wanted = r"memory_limit=100 B is too little: a sample at a time takes .*B, .*B of it whatever the number of samples"
     with pytest.raises(ValueError, match=wanted):
         create_webdataset_dataloader(small, memory_limit=100)
+    with pytest.raises(ValueError, match="batch_size must be a positive integer"):
+        create_webdataset_dataloader(small, batch_size=0, memory_limit="1GB")
     for bad in (0, -1, "0", "lots", "2 GBB", "-1GB", True, "", "1e9", None.__class__):
         with pytest.raises(ValueError, match="memory_limit must be a number of bytes"):
             create_webdataset_dataloader(small, memory_limit=bad)
