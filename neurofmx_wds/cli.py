@@ -247,6 +247,12 @@ def _add_ways(command: argparse.ArgumentParser) -> None:
     one = group.add_mutually_exclusive_group()
     one.add_argument("--append", action="store_true", help="add to the dataset in DIR, made with the same settings")
     one.add_argument(
+        "--repair",
+        action="store_true",
+        help="read every byte of the dataset in DIR, made of these files with these settings, and make its damaged "
+        "shards again",
+    )
+    one.add_argument(
         "--split",
         type=_shares,
         metavar="NAME=SHARE,…",
@@ -302,6 +308,8 @@ def _convert(options: argparse.Namespace) -> int:
             return _dry_run(options, files, config, storage, pool)
         if options.task is not None:
             return _share(options, files, config, storage, pool)
+        if options.repair:
+            return _repair(options, files, config, {**storage, **pool})
         conversions = _carry_out(options, files, config, storage, pool)
     problems = []
     for directory, conversion in conversions.items():
@@ -317,8 +325,11 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _check_ways(options: argparse.Namespace) -> None:
-    if options.append and options.overwrite:
-        raise ValueError("append: not together with --overwrite")
+    for way in ("append", "repair"):
+        if vars(options)[way] and options.overwrite:
+            raise ValueError(f"{way}: not together with --overwrite")
+    if options.repair and (options.dry_run or options.validate):
+        raise ValueError("repair: not together with --dry-run or --validate")
     if (options.task is None) != (options.tasks is None):
         raise ValueError("task: goes together with --tasks")
     if options.task is not None and not 0 <= options.task < options.tasks:
@@ -402,6 +413,14 @@ def _share(options: argparse.Namespace, files: Any, config: Any, storage: Any, p
     sys.stdout.flush()
     _say_failures(plan.failures, len(files))
     return 1 if plan.failures else 0
+
+
+def _repair(options: argparse.Namespace, files: Any, config: Any, how: Any) -> int:
+    from .convert.repair import repair
+
+    made = repair(files, options.output, config, show_progress=True, **how)
+    print(f"{options.output}: {'made again: ' + ', '.join(made) if made else 'nothing is damaged'}")
+    return 0
 
 
 def _say_failures(failures: Sequence[Exception], total: int) -> None:

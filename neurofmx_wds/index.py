@@ -31,7 +31,7 @@ from .fields import ArrayLayout
 INDEX_SUFFIX = ".index"
 INDEX_VERSION = 1
 METADATA_SUFFIX = "metadata.json"
-_RESTORE = "restore the shard from a copy, or convert again"
+_RESTORE = "restore the shard from a copy, or make it again with `convert --repair`"
 _MAGIC = b"NFMXIDX\n"
 _META_NAME = re.compile(r"__[^/]*__($|/)")  # webdataset skips these members
 _SECTIONS = {  # name → dtype, in the order in which they are stored

@@ -30,7 +30,7 @@ from .manifest import MANIFEST_NAME, Manifest, ShardRecord
 DEFAULT_SHARD_PATTERN = "shard_*.tar*"
 _INDEX_MEMORY = 256 << 20
 _REPLACED = "it was cut or replaced: restore it, or run `python -m neurofmx_wds index --repair`"
-_DAMAGED = "restore it from a copy, or convert again; `python -m neurofmx_wds verify --deep` says what is damaged"
+_DAMAGED = "restore it from a copy, or make it again with `convert --repair`"
 
 ShardDir = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 

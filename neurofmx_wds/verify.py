@@ -29,7 +29,7 @@ from .manifest import MANIFEST_NAME, Manifest, ShardRecord
 from .processes import ordered_map
 from .shards import build_index
 
-_RESTORE = "restore it from a copy, or convert again"
+_RESTORE = "restore it from a copy, or make it again with `convert --repair`"
 _REPAIR = "run `python -m neurofmx_wds index --repair` on the directory"
 _NO_TARS = (INDEX_SUFFIX, ASIDE_SUFFIX)
 

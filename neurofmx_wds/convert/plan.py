@@ -6,6 +6,7 @@ Knows sources by their descriptions and shards by their names; reads and writes 
 from __future__ import annotations
 
 import bisect
+import functools
 import itertools
 import json
 import os
@@ -188,7 +189,7 @@ class ConversionPlan:
         checked = check_config(self.shard_size, self.shard_name_pattern, self.compression, self.field_format)
         return {**checked, "key_prefix": self.key_prefix}
 
-    @property
+    @functools.cached_property
     def sources(self) -> list[PlannedSource]:
         """The sources that can be read."""
         return [entry for entry in self.entries if isinstance(entry, PlannedSource)]
@@ -203,31 +204,34 @@ class ConversionPlan:
         """Samples in all sources."""
         return sum(source.description.n_samples for source in self.sources)
 
+    @functools.cached_property
+    def _ends(self) -> list[int]:
+        """Where each source's samples end in the row of all samples, behind a 0."""
+        return [0, *itertools.accumulate(source.description.n_samples for source in self.sources)]
+
     def shards(self) -> list[ShardPlan]:
         """The shards, in order."""
-        read = [(source.file, source.config or self.config) for source in self.sources]
-        ends = [0, *itertools.accumulate(source.description.n_samples for source in self.sources)]
-        shards = []
-        for k, first in enumerate(range(0, ends[-1], self.shard_size)):
-            stop = min(first + self.shard_size, ends[-1])
-            sources = range(bisect.bisect_right(ends, first) - 1, bisect.bisect_left(ends, stop))
-            spans = [(i, max(first, ends[i]) - ends[i], min(stop, ends[i + 1]) - ends[i]) for i in sources]
-            shards.append(
-                ShardPlan(
-                    name=shard_name(self.shard_name_pattern, self.first_shard + k, self.compression),
-                    first=self.first_sample + first,
-                    pieces=tuple(
-                        Piece(file, start, end, config)
-                        for i, start, end in spans
-                        if start < end
-                        for file, config in [read[i]]
-                    ),
-                    key_prefix=self.key_prefix,
-                    compression=self.compression,
-                    field_format=self.field_format,
-                )
-            )
-        return shards
+        names = (shard_name(self.shard_name_pattern, k, self.compression) for k in itertools.count(self.first_shard))
+        cuts = range(0, self._ends[-1], self.shard_size)
+        return [self.shard(name, first, first + self.shard_size) for name, first in zip(names, cuts, strict=False)]
+
+    def shard(self, name: str, first: int, stop: int) -> ShardPlan:
+        """The shard of this name that holds samples `first` to `stop` of all sources together, as far as there are."""
+        ends = self._ends
+        stop = min(stop, ends[-1])
+        sources = range(bisect.bisect_right(ends, first) - 1, bisect.bisect_left(ends, stop))
+        spans = [(i, max(first, ends[i]) - ends[i], min(stop, ends[i + 1]) - ends[i]) for i in sources]
+        read = self.sources
+        return ShardPlan(
+            name=name,
+            first=self.first_sample + first,
+            pieces=tuple(
+                Piece(read[i].file, start, end, read[i].config or self.config) for i, start, end in spans if start < end
+            ),
+            key_prefix=self.key_prefix,
+            compression=self.compression,
+            field_format=self.field_format,
+        )
 
     def without(self, error: SourceError) -> ConversionPlan:
         """The plan with the source that `error` names taken out, the error standing in its place."""

@@ -1,0 +1,125 @@
+"""Damaged shards of a dataset made again from the recordings, byte for byte as they were; the others stay.
+
+Knows manifests, plans and shards; knows nothing of what is in a recording.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..atomic import fsync_path
+from ..errors import OutputError, ShardError, SourceError
+from ..index import ShardIndex, file_sha256, index_path
+from ..manifest import MANIFEST_NAME, Manifest, ShardRecord
+from .plan import ConversionPlan, PlannedSource, differences
+from .run import files_of, look_at, staging, working, write_shard
+from .sources import SourceConfig
+
+_ASIDE = ".repair-"
+
+
+def repair(
+    paths: Sequence[str | os.PathLike[str]],
+    dataset_dir: str | os.PathLike[str],
+    config: SourceConfig | None = None,
+    *,
+    workers: int = 1,
+    executor: Executor | None = None,
+    show_progress: bool = False,
+    **storage: Any,
+) -> list[str]:
+    """Make the missing and damaged shards of a dataset again, and their indexes.
+
+    Every byte of the dataset is read. What is made is put in its place only if it has the checksum that the manifest
+    tells, each shard in one step; killed and run again, it is finished.
+
+    Args:
+        paths: the recordings that the dataset was made of, in any order.
+        dataset_dir: the dataset's directory.
+        config: how the files are read; as it was for the dataset.
+        workers: processes to work with.
+        executor: any :class:`concurrent.futures.Executor` to use instead.
+        show_progress: show bars, on a terminal.
+        **storage: ``shard_size`` and so on, as they were for the dataset.
+
+    Returns:
+        The shards that were made again.
+
+    Raises:
+        SourceError: a recording is missing, has changed or cannot be read.
+        OutputError: there is no such dataset, it was made with other settings, or by a program that made other bytes.
+        ManifestError: its manifest is damaged.
+    """
+    config = config or SourceConfig()
+    plan = ConversionPlan((), config, **storage)
+    if not (Path(dataset_dir) / MANIFEST_NAME).is_file():
+        raise OutputError("there is no dataset to repair", file=dataset_dir, remedy="convert without --repair")
+    with staging(dataset_dir, overwrite=True) as staged, working(workers, executor) as apply:
+        manifest = Manifest.load(staged.target)
+        told = differences(manifest.config, plan.to_json())
+        if told:
+            problem = f"the dataset was made with other settings: {'; '.join(told)}"
+            raise OutputError(problem, file=dataset_dir, remedy="give the same again")
+        good = list(apply(functools.partial(_is_good, staged.target), manifest.shards))
+        if all(good):
+            return []
+        plan = replace(plan, entries=_sources(manifest, look_at(paths, config, apply, show_progress)))
+        ends = [0, *itertools.accumulate(record.n_samples for record in manifest.shards)]
+        if plan.n_samples != ends[-1]:
+            problem = f"the recordings give {plan.n_samples} samples now, the dataset has {ends[-1]}"
+            raise OutputError(problem, file=dataset_dir, remedy="convert again, with --overwrite")
+        bad = [(manifest.shards[k], plan.shard(manifest.shards[k].shard_name, *ends[k : k + 2]))
+               for k in range(len(good)) if not good[k]]  # fmt: skip
+        for left in staged.path.glob(f"{_ASIDE}*"):  # by a run that was killed
+            shutil.rmtree(left)
+        with tempfile.TemporaryDirectory(prefix=_ASIDE, dir=staged.path) as aside:
+            made = apply(functools.partial(write_shard, Path(aside)), [shard for _, shard in bad])
+            for (record, _), _ in zip(bad, made, strict=True):
+                _put_back(Path(aside), staged.target, record)
+    return [record.shard_name for record, _ in bad]
+
+
+def _is_good(directory: Path, record: ShardRecord) -> bool:
+    path = directory / record.shard_name
+    try:
+        index = ShardIndex.load(index_path(path))
+        told = (index.n_samples, index.file_size, index.sha256)
+        return told == (record.n_samples, record.n_bytes, record.sha256) and file_sha256(path) == record.sha256
+    except (OSError, ShardError):
+        return False
+
+
+def _sources(manifest: Manifest, entries: Sequence[PlannedSource | SourceError]) -> tuple[PlannedSource, ...]:
+    """The recordings that the dataset holds, in its order."""
+    given = {entry.file.sha256: entry for entry in entries if isinstance(entry, PlannedSource)}
+    wanted = [report for report in manifest.sources if "error" not in report]
+    for report in wanted:
+        if report["sha256"] not in given:
+            unread = [entry for entry in entries if isinstance(entry, SourceError)]
+            problem = "the dataset was made of this recording, which is not among those given, or has changed"
+            raise unread[0] if unread else SourceError(problem, file=report["path"], remedy="give it too, as it was")
+    return tuple(given[report["sha256"]] for report in wanted)
+
+
+def _put_back(aside: Path, directory: Path, record: ShardRecord) -> None:
+    made = ShardIndex.load(index_path(aside / record.shard_name))
+    if made.sha256 != record.sha256:
+        problem = "the shard comes out otherwise than it was, perhaps because another version made it"
+        remedy = "convert again, with --overwrite"
+        raise OutputError(problem, file=directory / record.shard_name, remedy=remedy)
+    try:
+        for name in files_of(record.shard_name):
+            os.replace(aside / name, directory / name)
+        fsync_path(directory)
+    except OSError as error:
+        problem = f"cannot be put in its place: {error.strerror}"
+        raise OutputError(problem, file=directory / record.shard_name, remedy="mend that and run again") from error
