@@ -245,14 +245,16 @@ def _add_convert(commands: Any) -> argparse.ArgumentParser:
 def _add_ways(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("growing, splitting, many machines")
     one = group.add_mutually_exclusive_group()
-    one.add_argument("--append", action="store_true", help="add to the dataset in DIR, made with the same settings")
+    one.add_argument(
+        "--append", action="store_true", help="add to the dataset in DIR, or to its splits, made with the same settings"
+    )
     one.add_argument(
         "--repair",
         action="store_true",
         help="read every byte of the dataset in DIR, made of these files with these settings, and make its damaged "
         "shards again",
     )
-    one.add_argument(
+    group.add_argument(
         "--split",
         type=_shares,
         metavar="NAME=SHARE,…",
@@ -340,6 +342,8 @@ def _check_ways(options: argparse.Namespace) -> None:
         raise ValueError("link-group: goes together with one --input, a dataset's directory")
     if options.groups and not options.link_group:
         raise ValueError("groups: goes together with --link-group")
+    if options.split and (options.task is not None or options.repair or options.link_group):
+        raise ValueError("split: not together with --task, --repair or --link-group")
     if options.split:
         from .convert.split import check_shares
 
@@ -359,14 +363,15 @@ def _carry_out(options: argparse.Namespace, files: Any, config: Any, storage: An
     """The conversion asked for, by the directory of each dataset that it made."""
     from .convert.merge import append
     from .convert.run import convert
-    from .convert.split import convert_split
+    from .convert.split import append_split, convert_split
 
     how = {**pool, **storage, "show_progress": True}
-    if options.append:
+    if options.append and not options.split:
         return {options.output: append(files, options.output, config, **how)}
-    how["overwrite"] = options.overwrite
+    how |= {} if options.append else {"overwrite": options.overwrite}
     if options.split:
-        made = convert_split(files, options.output, options.split, options.split_by, config, **how)
+        grow = append_split if options.append else convert_split
+        made = grow(files, options.output, options.split, options.split_by, config, **how)
         return {os.path.join(options.output, name): conversion for name, conversion in made.items()}
     return {options.output: convert(files, options.output, config, **how)}
 

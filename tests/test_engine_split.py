@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from pathlib import Path
@@ -14,10 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recordings import make_recording
 
-from neurofmx_wds.convert import run
+from neurofmx_wds.cli import main
+from neurofmx_wds.convert import merge, run
 from neurofmx_wds.convert.sources import SourceConfig
-from neurofmx_wds.convert.split import check_shares, convert_split, deal, time_blocks
+from neurofmx_wds.convert.split import append_split, check_shares, convert_split, deal, time_blocks
 from neurofmx_wds.errors import OutputError, SourceError
+from neurofmx_wds.verify import verify
 
 NAMES = ("train", "val", "test")
 
@@ -215,3 +218,132 @@ def test_a_split_that_was_interrupted_goes_on_and_ends_alike(
 def test_impossible_shares_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="split="):
         check_shares(bad)
+
+
+# --- splits that grow -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sessions(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Eight recordings, two of each of four sessions."""
+    directory = tmp_path_factory.mktemp("sessions")
+    for i in range(8):
+        make_recording(directory / f"{i}.nwb", seconds=6 + i, n_units=2, seed=i, session_id=f"s{i // 2}")
+    return sorted(directory.glob("*.nwb"))
+
+
+class Stopped(BaseException):
+    """Stops a run between two steps that change the disk."""
+
+
+def stop_after(n: int, patch: pytest.MonkeyPatch) -> None:
+    """Let a run be killed before it changes the (n+1)-th dataset."""
+    put_in, done = merge._put_in, itertools.count()
+
+    def stop(*given: Any) -> None:
+        if next(done) == n:
+            raise Stopped
+        put_in(*given)
+
+    patch.setattr(merge, "_put_in", stop)
+
+
+@settings(max_examples=3)
+@given(
+    by=st.sampled_from(["session", "time"]),
+    first=st.permutations(range(4)),
+    rest=st.permutations(range(8)),
+    cuts=st.lists(st.integers(1, 7), max_size=2),
+    killed=st.integers(0, 3),
+)
+def test_splits_that_grow_keep_sessions_and_bins_apart(
+    by: Any,
+    first: list[int],
+    rest: list[int],
+    cuts: list[int],
+    killed: int,
+    sessions: list[Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    out, shares = tmp_path_factory.mktemp("grow") / "out", {"train": 0.5, "val": 0.5}
+    config = SourceConfig(sequence_length=30)
+    start = [sessions[2 * i] for i in first[:2]]
+    convert_split(start, out, shares, by, config, shard_size=20)
+    where = homes(out, shares)
+    edges = sorted({0, 8, *cuts})
+    for low, high in itertools.pairwise(edges):
+        batch = [sessions[i] for i in rest[low:high]]
+        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Stopped):
+            stop_after(killed, patch)
+            append_split(batch, out, shares, by, config, shard_size=20)
+        append_split(batch, out, shares, by, config, shard_size=20)
+        again = append_split(batch, out, shares, by, config, shard_size=20)
+        assert not any(conversion.plan.n_samples for conversion in again.values())
+        for key, name in homes(out, shares).items():
+            assert where.setdefault(key, name) == name, "a session has moved"
+    spans: dict[tuple[str, str], list[tuple[int, int, str]]] = {}
+    for name in shares:
+        for m in metadata_of(out / name):
+            spans.setdefault((m["session_id"], m["source"]), []).append((m["t_start_ns"], m["t_stop_ns"], name))
+        keys = [sample["__key__"] for sample in wds.WebDataset(urls_of(out / name), shardshuffle=False)]
+        assert keys == [f"sample_{i:09d}" for i in range(len(keys))]
+        assert verify(out / name, deep=True).ok
+    assert {source for _, source in spans} == {path.name for path in sessions}
+    for found in spans.values():
+        ordered = sorted(found)
+        assert len({(start, stop) for start, stop, _ in found}) == len(found), "a window is there twice"
+        for (_, stop, name), (start, _, other) in itertools.pairwise(ordered):
+            assert name == other or start - stop >= 30 * 10_000_000
+    if by == "session":
+        assert all(len({name for _, _, name in found}) == 1 for found in spans.values())
+        assert len(where) == 4 and set(where.values()) == set(shares)
+
+
+def urls_of(directory: Path) -> list[str]:
+    return [str(path) for path in sorted(directory.glob("*.tar"))]
+
+
+def homes(out: Path, shares: dict[str, float]) -> dict[str, str]:
+    """Session → the dataset that has it; empty where the split is by time."""
+    manifests = {name: json.loads((out / name / "dataset_metadata.json").read_bytes()) for name in shares}
+    told = {(s["split"].get("session"), name) for name, m in manifests.items() for s in m["sources"] if "split" in s}
+    found = [pair for pair in told if pair[0] is not None]
+    assert len(found) == len(dict(found)), "a session is in two datasets"
+    return dict(found)
+
+
+def test_new_sessions_go_where_windows_are_wanting(sessions: list[Path], tmp_path: Path) -> None:
+    shares, config = {"train": 0.5, "val": 0.25, "test": 0.25}, SourceConfig(sequence_length=30)
+    (tmp_path / "bad.nwb").write_bytes(b"nothing")
+    convert_split([sessions[0], sessions[2], sessions[4]], tmp_path / "out", shares, "session", config)
+    done = append_split([*sessions[1:], tmp_path / "bad.nwb"], tmp_path / "out", shares, "session", config)
+    assert sum(len(conversion.plan.failures) for conversion in done.values()) == 1
+    assert set(homes(tmp_path / "out", shares)) == {f"mouse-1/s{i}" for i in range(4)}
+    assert homes(tmp_path / "out", shares)["mouse-1/s3"] == "train"  # the largest, and the largest share
+
+
+def test_splits_made_otherwise_are_left_alone(sessions: list[Path], tmp_path: Path) -> None:
+    shares, config, out = {"train": 0.5, "val": 0.5}, SourceConfig(sequence_length=30), tmp_path / "out"
+    convert_split(sessions[:2], out, shares, "time", config)
+    state = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    refused: list[tuple[Any, str]] = [
+        (("session", shares, config), "train was not split by session"),
+        (("time", {"train": 0.9, "val": 0.1}, config), r"0\.nwb was cut at other times"),
+        (("time", {"train": 0.5, "test": 0.5}, config), "there is no dataset to append to"),
+        (("time", shares, SourceConfig(sequence_length=31)), "sequence_length was 30 and is 31 now"),
+    ]
+    for (by, other, settings_), message in refused:
+        with pytest.raises(OutputError, match=message):
+            append_split(sessions, out, other, by, settings_)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == state
+
+
+def test_the_command_adds_to_splits(sessions: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--split", "train=0.6,val=0.4", "--split-by", "time", "-o", str(tmp_path / "out"), "--validate"]
+    assert main(["convert", "-i", str(sessions[0]), *given]) == 0
+    assert main(["convert", "-i", *map(str, sessions[:3]), *given, "--append"]) == 0
+    names = {name: {m["source"] for m in metadata_of(tmp_path / "out" / name)} for name in ("train", "val")}
+    assert names == dict.fromkeys(("train", "val"), {"0.nwb", "1.nwb", "2.nwb"})
+    with pytest.raises(SystemExit) as stopped:
+        main(["convert", "-i", str(sessions[0]), *given, "--task", "0", "--tasks", "2"])
+    assert stopped.value.code == 2 and "--split: not together with --task" in capsys.readouterr().err

@@ -22,6 +22,7 @@ from ..errors import ManifestError, OutputError, ShardError, SourceError
 from ..groups import linked_group
 from ..index import ShardIndex, index_path, modalities_of
 from ..manifest import MANIFEST_NAME, Manifest, ShardRecord, config_hash
+from ..processes import OrderedMap
 from ..shardfile import COMPRESSIONS
 from ..shards import ShardSet, open_shards
 from ..version import CREATED_BY
@@ -67,38 +68,71 @@ def append(
     """
     config = config or SourceConfig()
     plan = ConversionPlan((), config, **storage)
+    what_is_there(dataset_dir, plan)
+    with staging(dataset_dir, overwrite=True) as staged, working(workers, executor) as apply:
+        plan = replace(plan, entries=look_at(paths, config, apply, show_progress, staged.path))
+        return append_plan(plan, staged, apply, show_progress)
+
+
+def what_is_there(dataset_dir: str | os.PathLike[str], plan: ConversionPlan) -> Manifest:
+    """The manifest of a dataset that a plan is to be added to.
+
+    Raises:
+        OutputError: there is no such dataset, or it was made with other settings.
+        ManifestError: its manifest is damaged.
+    """
     if not (Path(dataset_dir) / MANIFEST_NAME).is_file():
         raise OutputError("there is no dataset to append to", file=dataset_dir, remedy="convert without --append")
-    with staging(dataset_dir, overwrite=True) as staged, working(workers, executor) as apply:
-        old = Manifest.load(staged.target)
-        told = differences(old.config, plan.to_json())
-        if told:
-            raise OutputError(
-                f"the dataset was made with other settings: {'; '.join(told)}",
-                file=dataset_dir,
-                remedy="append with the same settings, or convert into a dataset of its own",
-            )
-        entries = look_at(paths, config, apply, show_progress, staged.path)
-        labels = old.modalities.get("label", {}).get("names")
-        keys = _keys_in(staged.target, old) if config.format == "files" else ()
-        plan = replace(
-            plan,
-            entries=beside(_not_yet_in(old, entries), config, labels, keys),
-            first_shard=len(old.shards),
-            first_sample=old.total_samples,
+    old = Manifest.load(Path(dataset_dir))
+    told = differences(old.config, plan.to_json())
+    if told:
+        raise OutputError(
+            f"the dataset was made with other settings: {'; '.join(told)}",
+            file=dataset_dir,
+            remedy="append with the same settings, or convert into a dataset of its own",
         )
-        _take_back(staged, old)
-        if not plan.n_samples and not plan.failures and len(plan.entries) < len(entries):
-            remove_notes(staged.path)
-            return Conversion(plan, old.summary())
-        try:
-            plan, new = build(plan, staged.path, apply, show_progress)
-        except NothingToWrite:
-            if plan.n_samples:  # seen, but unreadable; what cannot even be seen may be there again tomorrow
-                staged.discard()
-            raise
-        joined = _added(old, new)
-        _put_in(staged, joined, new)
+    return old
+
+
+def append_plan(
+    plan: ConversionPlan, staged: StagedDirectory, apply: OrderedMap, show_progress: bool = False
+) -> Conversion:
+    """Add to a dataset what a plan gives and the dataset has not yet.
+
+    Args:
+        plan: what to add.
+        staged: the dataset and the place to make new shards in.
+        apply: how the work is spread.
+        show_progress: show a bar, on a terminal.
+
+    Returns:
+        As :func:`append`.
+
+    Raises:
+        SourceError, OutputError, ManifestError: as :func:`append`.
+    """
+    old = what_is_there(staged.target, plan)
+    entries = plan.entries
+    labels = old.modalities.get("label", {}).get("names")
+    keys = _keys_in(staged.target, old) if plan.config.format == "files" else ()
+    plan = replace(
+        plan,
+        entries=beside(_not_yet_in(old, entries), plan.config, labels, keys),
+        first_shard=len(old.shards),
+        first_sample=old.total_samples,
+    )
+    _take_back(staged, old)
+    if not plan.n_samples and not plan.failures and len(plan.entries) < len(entries):
+        remove_notes(staged.path)
+        return Conversion(plan, old.summary())
+    try:
+        plan, new = build(plan, staged.path, apply, show_progress)
+    except NothingToWrite:
+        if plan.n_samples:  # seen, but unreadable; what cannot even be seen may be there again tomorrow
+            staged.discard()
+        raise
+    joined = _added(old, new)
+    _put_in(staged, joined, new)
     return Conversion(plan, joined.summary())
 
 

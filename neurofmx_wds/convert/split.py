@@ -6,6 +6,7 @@ Knows plans and the clock; knows nothing of shards.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import hashlib
 import itertools
 import math
@@ -21,9 +22,11 @@ from typing import Any, Literal
 import numpy as np
 
 from ..atomic import fsync_path
-from ..errors import SourceError
+from ..errors import OutputError, SourceError
+from ..manifest import Manifest
 from ..nwb.clock import NS_PER_S, Grid
 from ..processes import OrderedMap
+from .merge import append_plan, what_is_there
 from .plan import ConversionPlan, PlannedSource, plan_again
 from .run import Conversion, NothingToWrite, build, look_at, remove_notes, staging, working
 from .sources import SourceConfig, SourceDescription
@@ -91,6 +94,84 @@ def convert_split(
     return {name: Conversion(part, manifest.summary()) for name, (part, manifest) in done.items()}
 
 
+def append_split(
+    paths: Sequence[str | os.PathLike[str]],
+    output_dir: str | os.PathLike[str],
+    shares: Mapping[str, float],
+    by: SplitBy,
+    config: SourceConfig | None = None,
+    *,
+    workers: int = 1,
+    executor: Executor | None = None,
+    show_progress: bool = False,
+    **storage: Any,
+) -> dict[str, Conversion]:
+    """Add recordings to the datasets that :func:`convert_split` made, so that still no bin is in two of them.
+
+    A session or subject that one of them has goes there again, whatever the shares; the others are dealt so that the
+    shares of all windows, old and new, come out as nearly as they can. By time each new recording is cut by itself. The
+    datasets change one after the other, each in one step; killed and run again, it is finished.
+
+    Args:
+        paths, output_dir, shares, by, config, workers, executor, show_progress, **storage: as :func:`convert_split`,
+            and as they were there.
+
+    Returns:
+        name → what was added (an empty plan when there was nothing new for it).
+
+    Raises:
+        SourceError: no file gives any sample, or one tells of no subject or has no time.
+        OutputError: there are no such datasets, they were made with other settings or split otherwise, or as
+            :func:`neurofmx_wds.convert.merge.append`.
+        ValueError: impossible shares or another impossible setting.
+    """
+    config = config or SourceConfig()
+    plan = ConversionPlan((), config, **storage)
+    check_shares(shares)
+    places = {name: Path(output_dir) / name for name in shares}
+    for place in places.values():
+        what_is_there(place, plan)
+    with contextlib.ExitStack() as stack:
+        staged = {name: stack.enter_context(staging(place, overwrite=True)) for name, place in places.items()}
+        apply = stack.enter_context(working(workers, executor))
+        old = {name: what_is_there(place, plan) for name, place in places.items()}
+        plan = replace(plan, entries=look_at(paths, config, apply, show_progress))
+        parts = _by_time(plan, shares, apply) if by == "time" else _by_group(plan, shares, by, old)
+        _check_split_alike(old, parts, by, Path(output_dir))
+        wanted = [name for name, entries in parts.items() if any(_n_samples(entry) for entry in entries)]
+        told = wanted[0] if wanted else next(iter(shares))
+        parts[told] = [*parts[told], *plan.failures]
+        done = {}
+        for name, manifest in old.items():
+            part = replace(plan, entries=tuple(parts[name]))
+            if name in wanted or part.failures:
+                done[name] = append_plan(part, staged[name], apply, show_progress)
+            else:
+                done[name] = Conversion(replace(part, entries=()), manifest.summary())
+    return done
+
+
+def _n_samples(entry: PlannedSource | SourceError) -> int:
+    return entry.description.n_samples if isinstance(entry, PlannedSource) else 0
+
+
+def _check_split_alike(old: Mapping[str, Manifest], parts: Mapping[str, _Entries], by: str, where: Path) -> None:
+    """Refuse to add to datasets that were not split in this way, or to cut a recording in another way than before."""
+    known = {name: {r["sha256"]: r.get("split", {}) for r in m.sources if "sha256" in r} for name, m in old.items()}
+    told = [
+        f"{name} was not split by {by}" for name, each in known.items() if any(s.get("by") != by for s in each.values())
+    ]
+    for name, entries in parts.items():
+        for entry in entries:
+            if by == "time" and isinstance(entry, PlannedSource):
+                before = known[name].get(entry.file.sha256)
+                if before and before != entry.description.report["split"]:
+                    told.append(f"{Path(entry.file.path).name} was cut at other times")
+    if told:
+        remedy = "append with the same --split and --split-by, or convert anew"
+        raise OutputError("; ".join(dict.fromkeys(told)), file=where, remedy=remedy)
+
+
 def check_shares(shares: Mapping[str, float]) -> None:
     """Refuse shares that are none.
 
@@ -140,13 +221,17 @@ def _empty(name: str, by: str) -> NothingToWrite:
     return NothingToWrite(f"split by {by}: {name} would get no windows", remedy=f"it takes {what}")
 
 
-def _by_group(plan: ConversionPlan, shares: Mapping[str, float], by: str) -> dict[str, _Entries]:
+def _by_group(
+    plan: ConversionPlan, shares: Mapping[str, float], by: str, old: Mapping[str, Manifest] | None = None
+) -> dict[str, _Entries]:
     twins: dict[str, str] = {}  # copies of one file stay together, whatever they are called
     groups = [twins.setdefault(source.file.sha256, _group_of(source, by)) for source in plan.sources]
     sizes: dict[str, int] = {}
     for group, source in zip(groups, plan.sources, strict=True):
         sizes[group] = sizes.get(group, 0) + source.description.n_samples
-    dealt = deal(sizes, shares)
+    there = {name: manifest.total_samples for name, manifest in (old or {}).items()}
+    stay = {r["split"][by]: name for name, m in (old or {}).items() for r in m.sources if by in r.get("split", {})}
+    dealt = stay | deal({group: n for group, n in sizes.items() if group not in stay}, shares, there)
     parts: dict[str, _Entries] = {name: [] for name in shares}
     for group, source in zip(groups, plan.sources, strict=True):
         about = {**source.description.report, "split": {"by": by, by: group}}
@@ -166,7 +251,9 @@ def _group_of(source: PlannedSource, by: str) -> str:
     return "/".join(str(each) for each in (subject, session) if each) if session else source.file.sha256
 
 
-def deal(sizes: Mapping[str, int], shares: Mapping[str, float]) -> dict[str, str]:
+def deal(
+    sizes: Mapping[str, int], shares: Mapping[str, float], there: Mapping[str, int] | None = None
+) -> dict[str, str]:
     """Give each group to a name so that the shares come out as nearly as they can, largest first.
 
     A pure function of its arguments, whatever their order: groups of one size go by the hash of their name. No name
@@ -175,13 +262,14 @@ def deal(sizes: Mapping[str, int], shares: Mapping[str, float]) -> dict[str, str
     Args:
         sizes: group → its samples.
         shares: name → its share; they sum to 1.
+        there: name → samples that it has already.
 
     Returns:
         group → name.
     """
-    total, dealt = sum(sizes.values()), {}
-    given = dict.fromkeys(shares, 0)
-    empty = set(shares)
+    given = {name: (there or {}).get(name, 0) for name in shares}
+    total, dealt = sum(sizes.values()) + sum(given.values()), {}
+    empty = {name for name, n in given.items() if not n}
     order = sorted(sizes, key=lambda group: (-sizes[group], hashlib.sha256(group.encode()).digest()))
     for left, group in zip(range(len(order), 0, -1), order, strict=True):
         among = [name for name in shares if name in empty] if left <= len(empty) else list(shares)
