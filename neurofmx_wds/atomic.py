@@ -31,22 +31,38 @@ def fsync_path(path: str | os.PathLike[str]) -> None:
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     """Write `data` to `path` so that a reader sees the old content or the new, whatever happens in between.
 
+    Of several processes that do so at once, each waits for the others. What one that was killed has left beside the
+    file, the next one uses up.
+
     Raises:
         OSError: the directory cannot be written or the disk is full; the old content stays.
     """
     path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}{ASIDE_SUFFIX}")
-    try:
-        with open(aside, "wb") as stream:
+    aside = path.with_name(f".{path.name}{ASIDE_SUFFIX}")
+    with os.fdopen(_open_alone(aside), "wb") as stream:
+        try:
+            stream.truncate()
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(aside, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            aside.unlink()
-        raise
+            os.replace(aside, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                aside.unlink()
+            raise
     fsync_path(path.parent)
+
+
+def _open_alone(path: Path) -> int:
+    """Open a file, made where there is none, that no other process has open in this way."""
+    while True:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+        with contextlib.suppress(OSError):  # some file systems have no locks
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(fd), os.stat(path)):
+                return fd
+        os.close(fd)  # the one who had it has put it in its place or removed it
 
 
 class StagedDirectory:

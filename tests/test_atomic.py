@@ -390,6 +390,22 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["a"]
 
 
+def test_a_file_that_many_write_at_once_is_always_one_of_theirs(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    contents = [bytes([i]) * (1000 * i) for i in range(1, 6)]
+    write_atomic(path, contents[0])
+
+    def insist(data: bytes) -> None:
+        for _ in range(40):
+            write_atomic(path, data)
+
+    children = [in_child(functools.partial(insist, data)) for data in contents]
+    for _ in range(200):
+        assert path.read_bytes() in contents
+    assert [ended(child) for child in children] == [0] * 5
+    assert path.read_bytes() in contents and os.listdir(tmp_path) == ["a"]
+
+
 def test_a_locked_file_is_one_process_at_a_time(tmp_path: Path) -> None:
     counter = tmp_path / "n"
     counter.write_text("0")
