@@ -14,7 +14,8 @@ from pathlib import Path
 
 from .atomic import write_atomic
 from .cache import is_compressed
-from .errors import OutputError, ShardError
+from .errors import GroupError, OutputError, ShardError
+from .groups import linked_group
 from .index import index_path, key_and_suffix, read_members
 from .shards import ShardSet, open_shards
 
@@ -47,9 +48,13 @@ def export(
     Raises:
         FileNotFoundError: there is no such directory.
         ShardError: a shard is damaged, compressed, or holds what the other program would read wrongly.
+        GroupError: the dataset is a group of another, made by ``convert --link-group``.
         OutputError: a file cannot be written.
     """
     shards = open_shards(shard_dir)
+    if linked_group(shards.manifest) is not None:
+        problem = "a group's shards hold other samples too, and wids and DALI know no groups"
+        raise GroupError(problem, file=shard_dir, remedy="export the dataset that the group was made of")
     directory = shards.paths[0].parent if output_dir is None and shards.paths else Path(output_dir or shard_dir)
     indexes: dict[str, str] = {}
     for path in shards.paths:

@@ -73,6 +73,17 @@ class BatchMemory:
         self._leases[id(lease)] = lease
         return torch.from_numpy(array)
 
+    def pin(self, batch: Any) -> Any:
+        """The batch with its tensors in page-locked memory, where that is given out; whatever is no dict stays."""
+        if not self.pinned or not isinstance(batch, dict):
+            return batch
+        return {
+            name: self.empty(value.shape, value.dtype).copy_(value)
+            if _is_plain(value) and not value.is_pinned()
+            else value
+            for name, value in batch.items()
+        }
+
     def _give_back(self, lease: _Lease) -> None:
         del self._leases[id(lease)]
         free = self._free.setdefault(lease.kind, [])

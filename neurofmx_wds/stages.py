@@ -255,7 +255,7 @@ class Fetcher:
     def _rngs(self, ids: np.ndarray) -> SampleRngs:
         return SampleRngs(self.spec.seed, self.start.get()[0], self.reader.dataset_ids(ids))
 
-    def _batch(self, ids: np.ndarray, memory: Memory | None) -> Any:
+    def _batch(self, ids: np.ndarray, memory: BatchMemory | None) -> Any:
         rngs = self._rngs(ids)
         if self._as_stored:
             batch: Any = self.reader.read_batch(ids, memory)
@@ -270,7 +270,7 @@ class Fetcher:
                 batch = transform(batch, rngs) if takes_rng(transform) else transform(batch)
             except Exception as error:
                 raise self._blamed("batch_transform", error, ids[0]) from error
-        return batch
+        return memory.pin(batch) if memory is not None else batch
 
     def _samples(self, ids: np.ndarray, rngs: SampleRngs) -> list[Any]:
         samples = self.reader.read_samples(ids)

@@ -15,6 +15,7 @@ from loading import Row, array_of, global_rows, jitter, key_of, ranks, resumed, 
 
 from neurofmx_wds import WebDatasetLoader, WebDatasetWriter, create_webdataset_dataloader
 from neurofmx_wds.errors import NeurofmxError
+from neurofmx_wds.memory import BatchMemory
 from neurofmx_wds.transforms import SampleRngs, sample_rng
 
 SMALL: dict[str, Any] = {"num_workers": 0, "buffer_size": 7, "block_size": 3, "batch_size": 4}
@@ -190,6 +191,25 @@ def test_what_cannot_be_called_is_refused_at_once(directory: Path, bad: Any) -> 
         make(directory, batch_transform=bad)
     with pytest.raises(TypeError, match="target_transform must be a mapping or a function"):
         make(directory, target_transform=3)
+
+
+def test_what_they_return_is_pinned_too(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no page-locked memory without a GPU: what asks for it is looked at instead."""
+    asked: list[torch.Tensor] = []
+
+    def empty(memory: BatchMemory, shape: Any, dtype: torch.dtype) -> torch.Tensor:
+        assert memory.pinned
+        asked.append(torch.empty(*shape, dtype=dtype))
+        return asked[-1]
+
+    monkeypatch.setattr(BatchMemory, "empty", empty)
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda tensor: any(tensor is each for each in asked))
+    for options in ({"batch_transform": turned}, {"transform": dict}, {"batch_transform": in_place}, {}):
+        loader = make(directory, **options)
+        monkeypatch.setattr(loader, "_memory", BatchMemory(pinned=True))
+        monkeypatch.setattr(loader.fetcher.reader, "_memory", BatchMemory(pinned=True))
+        found = [value for batch in loader for value in batch.values() if isinstance(value, torch.Tensor)]
+        assert found and all(value.is_pinned() for value in found), options
 
 
 # --- labels

@@ -31,6 +31,7 @@ from neurofmx_wds.cli import main
 from neurofmx_wds.convert.link import link_group
 from neurofmx_wds.convert.merge import append, merge
 from neurofmx_wds.errors import GroupError, ManifestError, NeurofmxError, OutputError, ShardError, StateError
+from neurofmx_wds.export import export
 from neurofmx_wds.groups import Group
 from neurofmx_wds.index import ShardIndex
 from neurofmx_wds.shards import ShardSet
@@ -505,6 +506,8 @@ def test_what_cannot_be_linked_is_refused(original: Path, tmp_path: Path) -> Non
         link_group(original, tmp_path / "again", "two", GROUPS)
     with pytest.raises(ManifestError, match="invertebrates: it is a group of another dataset"):
         merge([original, made], tmp_path / "again", repeat_keys=True)
+    with pytest.raises(GroupError, match="invertebrates: a group's shards hold other samples too"):
+        export(made)
     with pytest.raises(OutputError, match="made with other settings: group was"):
         np.save(tmp_path / "x.npy", np.zeros((3, 2)))
         append([tmp_path / "x.npy"], made)
