@@ -17,6 +17,8 @@ from .manifest import Manifest
 
 GROUP_FILES = ("groups.yaml", "groups.yml", "groups.json")
 _SECTION = "data_groups"  # of a larger configuration file, DynVision's for one
+_FORM = "it must be {dataset: {group: [labels]}} or {group: [labels]}"
+_QUOTES = "in YAML a name such as no, 1e3 or 2024-01-01 needs quotation marks"
 _MOST_SHOWN = 20
 _MOST_BYTES = 1 << 24
 
@@ -42,7 +44,7 @@ class Group:
     def __post_init__(self) -> None:
         for label in self.labels:
             if isinstance(label, bool) or not isinstance(label, (int, str)):
-                remedy = "give numbers or names; in YAML a name such as no, 1e3 or 2024-01-01 needs quotation marks"
+                remedy = f"give numbers or names; {_QUOTES}"
                 raise GroupError(f"the group {self.name!r} has {label!r} among its labels", remedy=remedy)
         repeated = [label for i, label in enumerate(self.labels) if label in self.labels[:i]]
         if repeated or not self.labels:
@@ -104,40 +106,48 @@ def _load(path: Path) -> Any:
 
 
 def _labels_in(definition: Any, name: str, directory: Path) -> tuple[int | str, ...]:
-    form = "it must be {dataset: {group: [labels]}} or {group: [labels]}"
-    if isinstance(definition, Mapping) and isinstance(definition.get(_SECTION), Mapping):
-        definition = definition[_SECTION]
-    if not isinstance(definition, Mapping):
-        raise GroupError(f"no definition of groups: {form}")
-    datasets: dict[str, Mapping[Any, Any]] = {str(k): v for k, v in definition.items() if isinstance(v, Mapping)}
-    plain = {k: v for k, v in definition.items() if not isinstance(v, Mapping)}
-    if plain and datasets:
-        raise GroupError(f"{next(iter(plain))!r} is no dataset with groups, but {next(iter(datasets))!r} is: {form}")
+    found = _datasets_in(definition)
     dataset, _, group = name.rpartition("/")
-    found = {set_: _named(groups) for set_, groups in (datasets or {"": plain}).items()}
     here = next((part for part in reversed(directory.absolute().parts) if part in found), None)
     if dataset in found:
         fitting = [dataset]
-    elif here is not None:
-        fitting, group = [here], name
     else:
-        fitting, group = [set_ for set_, groups in found.items() if name in groups], name
-    fitting = [set_ for set_ in fitting if group in found[set_]]
+        fitting, group = [here] if here is not None else [*found], name
+    fitting = [each for each in fitting if group in found[each]]
     if len(fitting) > 1:
         remedy = f'choose one by group="{fitting[0]}/{name}", or name the directory after the dataset'
         raise GroupError(f"the group {name!r} is defined for several datasets: {shown(fitting)}", remedy=remedy)
     if not fitting:
-        several = [f"{set_}/{one}" if set_ else one for set_, groups in found.items() for one in groups]
+        several = [f"{each}/{one}" if each else one for each, groups in found.items() for one in groups]
         raise GroupError(f"there is no group {name!r}; there are {shown(several)}")
     labels = found[fitting[0]][group]
     if not isinstance(labels, (list, tuple)):
-        raise GroupError(f"the group {name!r} is {labels!r}, not a list of labels: {form}")
+        raise GroupError(f"the group {name!r} is {labels!r}, not a list of labels: {_FORM}")
     return tuple(labels)
 
 
-def _named(groups: Mapping[Any, Any]) -> dict[str, Any]:
-    """Groups by their names; YAML takes a name such as 38 for a number."""
-    return {str(name): labels for name, labels in groups.items()}
+def _datasets_in(definition: Any) -> dict[str, dict[str, Any]]:
+    """Dataset → group → labels; a definition without datasets is that of one without a name."""
+    if isinstance(definition, Mapping) and isinstance(definition.get(_SECTION), Mapping):
+        definition = definition[_SECTION]
+    if not isinstance(definition, Mapping):
+        raise GroupError(f"no definition of groups: {_FORM}")
+    named = _named(definition)
+    nested = [name for name, value in named.items() if isinstance(value, Mapping)]
+    if not nested:
+        return {"": named}
+    if len(nested) < len(named):
+        plain = next(name for name in named if name not in nested)
+        raise GroupError(f"{plain!r} is no dataset with groups, but {nested[0]!r} is: {_FORM}")
+    return {name: _named(groups) for name, groups in named.items()}
+
+
+def _named(items: Mapping[Any, Any]) -> dict[str, Any]:
+    """What has names, by these; YAML takes a name such as 38 for a number."""
+    for name in items:
+        if isinstance(name, bool) or not isinstance(name, (int, str)):
+            raise GroupError(f"{name!r} is no name; {_QUOTES}")
+    return {str(name): value for name, value in items.items()}
 
 
 def shown(items: Iterable[Any]) -> str:

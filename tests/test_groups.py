@@ -318,6 +318,7 @@ def test_files_that_are_no_definition(dataset: Callable[[str], Path], tmp_path: 
     texts = {
         "a.yaml": ("g: [1", "cannot be read"),
         "b.json": ("{", "cannot be read"),
+        "no.yaml": ("no: [1]", "False is no name; in YAML a name such as no"),
         "c.yaml": ("- 1\n- 2\n", "no definition of groups"),
         "d.yaml": (f"g: !!python/object/apply:os.mkdir ['{evil}']", "cannot be read"),
         "e.json": ("[" * 100_000, "cannot be read"),
