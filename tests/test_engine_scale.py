@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from hdmf.backends.hdf5 import H5DataIO
@@ -34,7 +35,7 @@ def told(path, name):
 
 before = told("/proc/self/io", "rchar"), told("/proc/self/status", "VmRSS") << 10
 open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew: a child's would be that of its parent
-convert([sys.argv[1]], sys.argv[2], SourceConfig(sequence_length=20, modalities=("lfp",)), shard_size=int(sys.argv[3]))
+convert([sys.argv[1]], sys.argv[2], SourceConfig(sequence_length=20), shard_size=int(sys.argv[3]))
 after = told("/proc/self/io", "rchar"), told("/proc/self/status", "VmHWM") << 10
 print(json.dumps([b - a for a, b in zip(before, after)]))
 """
@@ -57,7 +58,7 @@ def test_a_large_recording_is_read_about_once_and_in_pieces(seconds: int, tmp_pa
     path, out = tmp_path / "large.nwb", tmp_path / "out"
     chunked = H5DataIO(data, chunks=(5000, CHANNELS))
     make_recording(path, n_units=0, seconds=seconds, lfp_channels=CHANNELS, lfp_rate=RATE, lfp_data=chunked)
-    config = SourceConfig(sequence_length=20, modalities=("lfp",))
+    config = SourceConfig(sequence_length=20)
     found = estimate(ConversionPlan(look_at([path], config), config, shard_size=75))
     read, memory = measured(path, out, 75)
     assert path.stat().st_size > data.nbytes
@@ -68,6 +69,24 @@ def test_a_large_recording_is_read_about_once_and_in_pieces(seconds: int, tmp_pa
     written = sum(shards)
     assert written <= found.n_bytes < 1.01 * written
     assert written > 3 * data.nbytes
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not count what is used")
+def test_many_spikes_take_no_more_memory_than_was_estimated(tmp_path: Path) -> None:
+    n = 4_000_000
+    make_recording(tmp_path / "a.nwb", n_units=8, seconds=50)
+    times = np.sort(np.random.default_rng(0).uniform(0, 50, (8, n // 8)), axis=1).ravel()
+    with h5py.File(tmp_path / "a.nwb", "a") as file:  # pynwb takes long to write as many
+        for name, data in (("spike_times", times), ("spike_times_index", np.arange(1, 9) * (n // 8))):
+            about = dict(file["units"][name].attrs)
+            del file["units"][name]
+            file["units"].create_dataset(name, data=data).attrs.update(about)
+        file["units/spike_times_index"].attrs["target"] = file["units/spike_times"].ref
+    config = SourceConfig(sequence_length=20)
+    found = estimate(ConversionPlan(look_at([tmp_path / "a.nwb"], config), config))
+    read, memory = measured(tmp_path / "a.nwb", tmp_path / "out", 1000)
+    assert read < 4 * (tmp_path / "a.nwb").stat().st_size  # their checksum; once to count them, once to convert them
+    assert 20 * n < memory < found.memory_bytes
 
 
 @pytest.mark.parametrize("n", [30, pytest.param(500, marks=pytest.mark.slow)])

@@ -15,7 +15,7 @@ from .plan import ConversionPlan, Piece, as_source_error
 _BLOCK = 512
 _TAR_END = 10_240
 _WORKING_BYTES = 128 << 20  # a held HDF5 chunk row, a block of bins, and the writer's pieces
-_SPIKE_BYTES = 16  # its time, and its place among the sorted ones
+_SPIKE_BYTES = 40  # while they are sorted: its time before and after, its place, its unit; 16 from then on
 
 
 @dataclass(frozen=True)

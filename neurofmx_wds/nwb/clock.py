@@ -41,7 +41,9 @@ def to_ns(seconds: npt.ArrayLike) -> Int64:
     if np.isnan(times).any():
         raise ValueError("NaN is no time: drop and count such times first")
     limit = MAX_NS / NS_PER_S
-    return np.rint(np.clip(times, -limit, limit) * 1e9).astype(np.int64)
+    ns = np.asarray(np.clip(times, -limit, limit))
+    ns *= 1e9
+    return np.rint(ns, out=ns).astype(np.int64)
 
 
 @dataclass(frozen=True)

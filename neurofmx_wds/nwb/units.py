@@ -105,7 +105,8 @@ def read_units(table: Any, file: str, time_scale: Fraction = Fraction(1)) -> Spi
     """
     ids = tuple(int(i) for i in table.id[:])
     seconds, ends = _ragged(table, "spike_times", len(ids), file)
-    seconds = seconds * time_scale.numerator / time_scale.denominator
+    if time_scale != 1:
+        seconds = seconds * time_scale.numerator / time_scale.denominator
     units = np.repeat(np.arange(len(ids), dtype=np.int32), np.diff(ends, prepend=0))
     reasons = {
         "NaN": np.isnan(seconds),
@@ -113,15 +114,17 @@ def read_units(table: Any, file: str, time_scale: Fraction = Fraction(1)) -> Spi
         "beyond the clock": (seconds > 0) & ~usable(seconds),
     }
     valid = ~np.logical_or.reduce(list(reasons.values()))
-    seconds, units = seconds[valid], units[valid]
-    backwards = (np.diff(seconds) < 0) & (np.diff(units) == 0)
+    if not valid.all():  # else no copy: there may be many
+        seconds, units = seconds[valid], units[valid]
+    backwards = (seconds[1:] < seconds[:-1]) & (units[1:] == units[:-1])
     times = to_ns(seconds)
+    del seconds
     order = np.argsort(times, kind="stable")
     observed, bad = _observation(table, len(ids), file, time_scale)
     everywhere = union(observed)
     differ = any(not np.array_equal(intervals, everywhere) for intervals in observed)
     grouped = times[np.lexsort((times, units))] if backwards.any() else times  # units ascend in the table already
-    same = (np.diff(grouped) == 0) & (np.diff(units) == 0)
+    same = (grouped[1:] == grouped[:-1]) & (units[1:] == units[:-1])
     return SpikeTrains(
         times=times[order],
         units=units[order],
