@@ -87,7 +87,7 @@ def test_the_tasks_make_what_one_run_makes(
     assert not (directory / "out").exists()
     with pytest.MonkeyPatch.context() as patch:
         interrupt_after(0, patch)  # there is none left to make
-        patch.setattr(run, "plan_source", lambda path, config: SourceError("looked at again", file=path))
+        patch.setattr(run, "plan_source", lambda path, *_: SourceError("looked at again", file=path))
         convert(paths[:2] + paths[3:], directory / "out", shard_size=size)
     convert(paths[:2] + paths[3:], directory / "good", shard_size=size)
     assert contents(directory / "out") == contents(directory / "good")

@@ -275,7 +275,7 @@ def test_what_changes_after_it_was_planned_is_noticed(tmp_path: Path) -> None:
         with pytest.raises(SourceError, match=told):
             list(source.read(0, 4))
         write(root, pairs(4))
-        for entry in source._listing.files:
+        for entry in source.listing.files:
             os.utime(root / entry.path, ns=(entry.mtime_ns, entry.mtime_ns))
         planned.file.open(CONFIG).close()
         assert len(list(source.read(0, 4))) == 4

@@ -18,12 +18,20 @@ BLOCKS = re.findall(r"^```(python|bash)\n(.*?)^```$", README.read_text(encoding=
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a recording where the README expects one."""
+    """A directory with a recording, photographs and pets where the README expects them."""
     directory = tmp_path_factory.mktemp("readme")
     (directory / "neurofmx_demo").mkdir()
     make_recording(
         directory / "neurofmx_demo" / "demo_recording.nwb", seconds=250, n_units=12, behavior_rate=60.0, trials=20
     )
+    for i in range(4):
+        for folder, name, data in (
+            (f"photos/day-{i % 2}", f"sample-{i}.jpg", b"no photograph"),
+            (f"photos/day-{i % 2}", f"sample-{i}.txt", b"a text"),
+            (f"pets/{('cat', 'dog')[i % 2]}", f"{i}.ppm", b"P6 2 2 255\n" + bytes(12)),
+        ):
+            (directory / folder).mkdir(parents=True, exist_ok=True)
+            (directory / folder / name).write_bytes(data)
     return directory
 
 

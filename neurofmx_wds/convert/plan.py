@@ -23,10 +23,12 @@ from ..shardfile import Compression
 from ..version import CREATED_BY
 from ..writer import DEFAULT_PATTERN, check_config, shard_name
 from .sources import Source, SourceConfig, SourceDescription, open_source
-from .sources.listing import list_files
+from .sources.listing import Listing, list_files
 
 DEFAULT_KEY_PREFIX = "sample_"
 _FROM_SHARDS = ("dtype", "shape")
+
+Stamp = tuple[int, int, str]
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,9 @@ class FileState:
     sha256: str
 
     @classmethod
-    def of(cls, path: str) -> FileState:
-        """The state of a file now."""
-        size, mtime_ns, sha256 = stamp(path)
+    def of(cls, path: str, stamped: Stamp | None = None) -> FileState:
+        """The state of a file now, or as it was when it was stamped."""
+        size, mtime_ns, sha256 = stamped or stamp(path)
         return cls(path, size, mtime_ns, sha256 or file_sha256(path))
 
     def open(self, config: SourceConfig) -> Source:
@@ -58,20 +60,25 @@ class FileState:
             SourceError: it cannot be read, or has changed.
         """
         source = open_source(self.path, config)
-        size, mtime_ns, sha256 = stamp(self.path)
+        listing = getattr(source, "listing", None)  # of a directory: what the source itself saw
+        size, mtime_ns, sha256 = stamp_of(listing) if listing else stamp(self.path)
         if (size, mtime_ns, sha256 or self.sha256) != (self.size, self.mtime_ns, self.sha256):
             source.close()
             raise SourceError("changed while it was converted", file=self.path, remedy="convert it when it is finished")
         return source
 
 
-def stamp(path: str) -> tuple[int, int, str]:
+def stamp(path: str) -> Stamp:
     """What tells that a source has changed, without reading it: size, time, and of a directory its checksum."""
     if os.path.isdir(path):
-        listing = list_files(path)
-        return listing.size, listing.mtime_ns, listing.sha256()
+        return stamp_of(list_files(path))
     stat = os.stat(path)
     return stat.st_size, stat.st_mtime_ns, ""
+
+
+def stamp_of(listing: Listing) -> Stamp:
+    """The same of a directory whose files are known."""
+    return listing.size, listing.mtime_ns, listing.sha256()
 
 
 @dataclass(frozen=True)
@@ -298,10 +305,10 @@ def report_of(
     return {**entry.description.report, "sha256": entry.file.sha256, "fields": own}
 
 
-def plan_source(path: str, config: SourceConfig) -> PlannedSource | SourceError:
-    """Look at one file: what it will give, or what is wrong with it."""
+def plan_source(path: str, config: SourceConfig, stamped: Stamp | None = None) -> PlannedSource | SourceError:
+    """Look at one file, stamped before: what it will give, or what is wrong with it."""
     try:
-        state = FileState.of(path)
+        state = FileState.of(path, stamped)
         return PlannedSource(state, _describe(state, config))
     except Exception as error:  # whatever is wrong with one file, the others go on
         return as_source_error(error, path)

@@ -174,14 +174,15 @@ def look_at(
 
 def _look(path: str, config: SourceConfig, cache: Path | None, keep: bool) -> PlannedSource | SourceError:
     try:
-        about = [path, *stamp(path), config.to_json(), CREATED_BY]
+        stamped = stamp(path)
     except (OSError, SourceError) as error:
         return as_source_error(error, path)
+    about = [path, *stamped, config.to_json(), CREATED_BY]
     note = (cache or Path()) / f"source-{config_hash({'about': about})[:32]}.json"
     if cache is not None:
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             return PlannedSource.from_json(json.loads(note.read_bytes()))
-    entry = plan_source(path, config)
+    entry = plan_source(path, config, stamped)
     if keep and isinstance(entry, PlannedSource):
         with contextlib.suppress(FileNotFoundError):  # another task has just put it there
             write_atomic(note, json.dumps(entry.to_json()).encode())

@@ -41,7 +41,7 @@ class FilesSource:
     """
 
     def __init__(self, path: str | os.PathLike[str], config: SourceConfig) -> None:
-        self._listing = list_files(path)
+        self.listing = list_files(path)
         self._config = config
         self._asked = {name.lower().removeprefix(".") for name in config.modalities or ()}
         self._left_out: Counter[str] = Counter()
@@ -63,7 +63,7 @@ class FilesSource:
         """Key → extension → file, and the files whose names have no extension."""
         samples: dict[str, dict[str, Entry]] = {}
         nameless = []
-        for entry in self._listing.files:
+        for entry in self.listing.files:
             key, extension = base_plus_ext(entry.path)
             extension = (extension or "").lower()
             if self._asked and extension not in self._asked:
@@ -76,7 +76,7 @@ class FilesSource:
             members = samples.setdefault(key, {})
             if extension in members:
                 problem = f"{members[extension].path!r} and {entry.path!r} differ in capitals of the extension only"
-                raise self._listing.refused(problem, "rename one: webdataset lower-cases extensions")
+                raise self.listing.refused(problem, "rename one: webdataset lower-cases extensions")
             members[extension] = entry
         return samples, nameless
 
@@ -85,19 +85,19 @@ class FilesSource:
             check_key(key)
             check_field_name(extension)
         except FieldError as error:
-            raise self._listing.refused(f"{path!r}: {error.problem}", "rename it, or move it away") from error
+            raise self.listing.refused(f"{path!r}: {error.problem}", "rename it, or move it away") from error
 
     def _check_extensions(self) -> None:
         absent = sorted(self._asked - set(self._extensions))
         if absent or not self._extensions:
             told = ", ".join(f".{extension}" for extension in absent) or "extension"
-            raise self._listing.refused(f"has no file with {told}", "ask for extensions that it has (--modalities)")
+            raise self.listing.refused(f"has no file with {told}", "ask for extensions that it has (--modalities)")
         fields = Counter(field_of(extension) for extension in self._wanted)
         doubled = [each for each in self._wanted if fields[field_of(each)] > 1 or field_of(each) == "metadata"]
         if doubled:
             told = ", ".join(f".{extension}" for extension in doubled)
             problem = f"files with {told} would be read back under one name, or a name with a meaning of its own"
-            raise self._listing.refused(problem, "rename them, or choose among them with modalities (--modalities)")
+            raise self.listing.refused(problem, "rename them, or choose among them with modalities (--modalities)")
 
     def _refuse_incomplete(self, lacking: dict[str, list[str]]) -> None:
         told = [f"{name!r} has no extension" for name in self._nameless]
@@ -105,7 +105,7 @@ class FilesSource:
         if told:
             rest = f"; and {len(told) - _MOST_NAMED:,} more" if len(told) > _MOST_NAMED else ""
             what = "has incomplete samples" if self._samples else "has no complete sample"
-            raise self._listing.refused(f"{what}: {'; '.join(told[:_MOST_NAMED])}{rest}", _COMPLETE)
+            raise self.listing.refused(f"{what}: {'; '.join(told[:_MOST_NAMED])}{rest}", _COMPLETE)
 
     @property
     def keys(self) -> list[str]:
@@ -114,11 +114,11 @@ class FilesSource:
 
     def describe(self) -> SourceDescription:
         """Says how many samples there are, and what is left out."""
-        left_out = {**self._left_out, "hidden": self._listing.hidden, "without extension": len(self._nameless)}
+        left_out = {**self._left_out, "hidden": self.listing.hidden, "without extension": len(self._nameless)}
         report = {
-            "path": self._listing.name,
-            "size_bytes": self._listing.size,
-            "files": len(self._listing.files),
+            "path": self.listing.name,
+            "size_bytes": self.listing.size,
+            "files": len(self.listing.files),
             "extensions": dict(sorted(self._extensions.items())),
             "windows": {"emitted": len(self._samples), "dropped": dict(self._dropped)},
             "warnings": left_out_lines(left_out),
@@ -133,10 +133,10 @@ class FilesSource:
             SourceError: a file is gone or has changed.
         """
         if not 0 <= start <= stop <= len(self._samples):
-            raise IndexError(f"samples [{start}, {stop}) of {len(self._samples)} in {self._listing.root}")
+            raise IndexError(f"samples [{start}, {stop}) of {len(self._samples)} in {self.listing.root}")
         for i, (key, members) in enumerate(self._samples[start:stop], start):
-            fields = {extension: Stored(self._listing.read(entry)) for extension, entry in members.items()}
-            yield {"__key__": key, **fields}, {"source": self._listing.name, "sample_index": i}
+            fields = {extension: Stored(self.listing.read(entry)) for extension, entry in members.items()}
+            yield {"__key__": key, **fields}, {"source": self.listing.name, "sample_index": i}
 
     def close(self) -> None:
         """Nothing is held open."""

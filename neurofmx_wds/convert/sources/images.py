@@ -143,7 +143,7 @@ class ImageSource:
     """
 
     def __init__(self, listing: Listing, found: ImageSet) -> None:
-        self._listing = listing
+        self.listing = listing
         self._found = found
         self._n = sum(map(len, found.parts))
         for part in found.parts:
@@ -162,11 +162,11 @@ class ImageSource:
         for name, names in self._found.names.items():
             fields[name] = {"dtype": "int64", "shape": [], "names": list(names)}
         report = {
-            "path": self._listing.name,
-            "size_bytes": self._listing.size,
+            "path": self.listing.name,
+            "size_bytes": self.listing.size,
             "classes": {name: self._counts(name) for name in self._found.names},
             "windows": {"emitted": self._n, "dropped": {}},
-            "warnings": left_out_lines({"hidden": self._listing.hidden, **self._found.left_out}),
+            "warnings": left_out_lines({"hidden": self.listing.hidden, **self._found.left_out}),
         }
         subsets: Counter[str] = Counter()
         for part in self._found.parts:
@@ -190,13 +190,13 @@ class ImageSource:
             SourceError: a file is damaged, gone, or has changed.
         """
         if not 0 <= start <= stop <= self._n:
-            raise IndexError(f"images [{start}, {stop}) of {self._n} in {self._listing.root}")
+            raise IndexError(f"images [{start}, {stop}) of {self._n} in {self.listing.root}")
         first = 0
         for part in self._found.parts:
             low, high = max(start - first, 0), min(stop - first, len(part))
             for i, (name, image, about) in enumerate(part.read(low, high) if low < high else (), low):
                 fields: dict[str, Any] = {name: image}
-                metadata: dict[str, Any] = {"source": self._listing.name, "sample_index": first + i}
+                metadata: dict[str, Any] = {"source": self.listing.name, "sample_index": first + i}
                 metadata |= {**part.about, **about}
                 for label, numbers in part.labels.items():
                     fields[label] = np.array(numbers[i])
