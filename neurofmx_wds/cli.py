@@ -21,6 +21,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .convert.location import expand, is_url
 from .convert.sources import (
     BEHAVIOR_METHODS,
     DIRECTORY_FORMATS,
@@ -152,8 +153,9 @@ def _add_convert(commands: Any) -> argparse.ArgumentParser:
         action="extend",
         required=True,
         metavar="PATH",
-        help="NWB, npz or npy files; patterns (also quoted); directories, which are searched for such files; or the "
-        "directories that hold what --format names",
+        help="NWB, npz or npy files; patterns (also quoted); directories, which are searched for such files; all this "
+        "also as URLs, such as 's3://bucket/*.nwb' or https://… (extra: cloud); or the directories that hold what "
+        "--format names",
     )
     add("-o", "--output", required=True, metavar="DIR", help="directory of the new dataset")
     add("--overwrite", action="store_true", help="replace what is in DIR, in one step, when all is done")
@@ -446,12 +448,15 @@ def _files(given: Sequence[str], kind: str) -> list[str]:
     """The files meant, in the order given, each once."""
     files: dict[str, str] = {}
     for path in (path for pattern in given for path in _expand(pattern, kind)):
-        files.setdefault(os.path.realpath(path), path)
+        files.setdefault(path if is_url(path) else os.path.realpath(path), path)
     return list(files.values())
 
 
 def _expand(given: str, kind: str) -> Iterator[str]:
     suffixes = [f".{suffix}" for suffix in (FILE_FORMATS if kind == "auto" else [kind])]
+    if is_url(given):
+        yield from expand(given, suffixes)
+        return
     for path in sorted(glob.glob(given, recursive=True)) or [given]:  # what is not there is reported with the others
         if os.path.isdir(path) and kind not in DIRECTORY_FORMATS:
             yield from sorted(str(p) for p in Path(path).rglob("*") if p.suffix.lower() in suffixes and p.is_file())

@@ -6,6 +6,13 @@ Knows nothing of the rest of the package.
 from __future__ import annotations
 
 import os
+import re
+
+
+def without_secrets(text: str) -> str:
+    """Takes out of a text what URLs in it may hold of credentials: passwords, and what follows a question mark."""
+    text = re.sub(r"\b([a-z][a-z0-9+.-]*://)[^/\s'\"@]*@", r"\1***@", text)
+    return re.sub(r"\b([a-z][a-z0-9+.-]*://[^?\s'\"]*)\?[^\s'\"]+", r"\1?***", text)
 
 
 class NeurofmxError(Exception):
@@ -28,7 +35,7 @@ class NeurofmxError(Exception):
         member: str | None = None,
         remedy: str | None = None,
     ) -> None:
-        self.problem = problem
+        self.problem = problem = without_secrets(problem)
         self.file = None if file is None else os.fspath(file)
         self.sample = sample
         self.member = member
@@ -41,7 +48,7 @@ class NeurofmxError(Exception):
             for what, value in (("", self.file), ("sample", self.sample), ("field", self.member))
             if value is not None
         ]
-        text = f"{', '.join(place)}: {self.problem}" if place else self.problem
+        text = f"{without_secrets(', '.join(place))}: {self.problem}" if place else self.problem
         return f"{text} ({self.remedy})" if self.remedy else text
 
     def __reduce__(self) -> tuple[object, ...]:  # keyword-only arguments do not survive the default pickling

@@ -19,6 +19,7 @@ from ..errors import OutputError, SourceError
 from ..fields import FieldFormat
 from ..shardfile import Compression
 from ..writer import DEFAULT_PATTERN
+from .location import Given, on_disk
 from .plan import DEFAULT_KEY_PREFIX, ConversionPlan, PlannedSource, beside, report_of
 from .run import look_at, staging, working, write_plan
 from .sources import SourceConfig
@@ -94,8 +95,12 @@ class NWBToWebDatasetConverter:
         self._staged = self._open.enter_context(staging(output_dir, overwrite))
         self._apply = self._open.enter_context(working(workers, executor))
 
-    def convert_nwb_file(self, path: str | os.PathLike[str]) -> dict[str, Any]:
+    def convert_nwb_file(self, path: Given) -> dict[str, Any]:
         """Take a recording into the dataset.
+
+        Args:
+            path: a path, a URL (``https://…``, ``s3://…``: read by range, extra ``cloud``), or an open binary file,
+                which is copied to a temporary one for as long as the converter lasts and may be closed then.
 
         Returns:
             What is known of it: ``windows`` emitted and dropped (by reason), ``spikes`` (total, binned, outside,
@@ -111,7 +116,7 @@ class NWBToWebDatasetConverter:
         self._plan = replace(self._plan, entries=(*self._plan.entries, entry))
         return report_of(entry)
 
-    def convert_nwb_files(self, paths: Sequence[str | os.PathLike[str]]) -> list[dict[str, Any]]:
+    def convert_nwb_files(self, paths: Sequence[Given]) -> list[dict[str, Any]]:
         """Take several recordings into the dataset.
 
         Returns:
@@ -124,10 +129,11 @@ class NWBToWebDatasetConverter:
         self._plan = replace(self._plan, entries=(*self._plan.entries, *entries))
         return [report_of(entry) for entry in entries]
 
-    def _look_at(self, paths: Sequence[str | os.PathLike[str]]) -> tuple[PlannedSource | SourceError, ...]:
+    def _look_at(self, paths: Sequence[Given]) -> tuple[PlannedSource | SourceError, ...]:
         if self._done:
             raise OutputError("the dataset is finished", file=self.output_dir, remedy="make a new converter")
-        seen = look_at(paths, self._plan.config, self._apply, self._show_progress)
+        names = self._open.enter_context(on_disk(paths))
+        seen = look_at(names, self._plan.config, self._apply, self._show_progress)
         return beside((*self._plan.entries, *seen), self._plan.config)[len(self._plan.entries) :]
 
     def finalize(self) -> dict[str, Any]:

@@ -27,13 +27,14 @@ from ..shardfile import COMPRESSIONS
 from ..shards import ShardSet, open_shards
 from ..version import CREATED_BY
 from ..writer import DEFAULT_PATTERN, shard_name
-from .plan import ConversionPlan, PlannedSource, beside, differences
+from .location import Given, on_disk
+from .plan import ConversionPlan, PlannedSource, beside, differences, identity_of
 from .run import Conversion, NothingToWrite, build, files_of, look_at, noted, remove_notes, staging, working
 from .sources import SourceConfig
 
 
 def append(
-    paths: Sequence[str | os.PathLike[str]],
+    paths: Sequence[Given],
     dataset_dir: str | os.PathLike[str],
     config: SourceConfig | None = None,
     *,
@@ -49,7 +50,7 @@ def append(
     is finished; a recording that the dataset has already (the same bytes) is not taken twice.
 
     Args:
-        paths: NWB, npz or npy files.
+        paths: NWB, npz or npy files, URLs or open files, as :func:`neurofmx_wds.convert.run.convert`.
         dataset_dir: the dataset's directory.
         config: how the files are read; as it was for the dataset.
         workers: processes to work with.
@@ -69,8 +70,12 @@ def append(
     config = config or SourceConfig()
     plan = ConversionPlan((), config, **storage)
     what_is_there(dataset_dir, plan)
-    with staging(dataset_dir, overwrite=True) as staged, working(workers, executor) as apply:
-        plan = replace(plan, entries=look_at(paths, config, apply, show_progress, staged.path))
+    with (
+        on_disk(paths) as names,
+        staging(dataset_dir, overwrite=True) as staged,
+        working(workers, executor) as apply,
+    ):
+        plan = replace(plan, entries=look_at(names, config, apply, show_progress, staged.path))
         return append_plan(plan, staged, apply, show_progress)
 
 
@@ -139,17 +144,17 @@ def append_plan(
 def _not_yet_in(
     manifest: Manifest, entries: Sequence[PlannedSource | SourceError]
 ) -> tuple[PlannedSource | SourceError, ...]:
-    known = {report["path"]: report["sha256"] for report in manifest.sources if "sha256" in report}
+    known = {report["path"]: identity for report in manifest.sources if (identity := identity_of(report))}
     there = set(known.values())
     fresh: list[PlannedSource | SourceError] = []
     for entry in entries:
         if isinstance(entry, SourceError):
             fresh.append(entry)
             continue
-        name = Path(entry.file.path).name
-        if entry.file.sha256 in there:
+        name = entry.file.name
+        if entry.file.identity in there:
             continue
-        there.add(entry.file.sha256)
+        there.add(entry.file.identity)
         if name in known:
             problem = "the dataset has a recording of this name with other content"
             remedy = "if it is another recording, rename it; if it was changed, convert the dataset anew"

@@ -6,29 +6,28 @@ Knows sources by their descriptions and shards by their names; reads and writes 
 from __future__ import annotations
 
 import bisect
+import contextlib
 import functools
 import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from ..errors import FieldError, NeurofmxError, SourceError
+from ..errors import FieldError, NeurofmxError, SourceError, without_secrets
 from ..fields import FieldFormat, check_key
 from ..index import file_sha256
 from ..manifest import config_hash
 from ..shardfile import Compression
 from ..version import CREATED_BY
 from ..writer import DEFAULT_PATTERN, check_config, shard_name
+from .location import Version, failure_of, is_url, name_of, version_of
 from .sources import Source, SourceConfig, SourceDescription, open_source
 from .sources.listing import Listing, list_files
 
 DEFAULT_KEY_PREFIX = "sample_"
 _FROM_SHARDS = ("dtype", "shape")
-
-Stamp = tuple[int, int, str]
 
 
 @dataclass(frozen=True)
@@ -36,22 +35,40 @@ class FileState:
     """A source file, or directory of files, as it was when it was planned.
 
     Attributes:
-        path: where it is.
+        path: where it is, a path or a URL.
         size: bytes.
-        mtime_ns: when it was last changed.
-        sha256: its checksum; of a directory, that of its files' names, sizes and times, so that none is read twice.
+        mtime_ns: when it was last changed; 0 of a URL.
+        sha256: its checksum; of a directory, that of its files' names, sizes and times, so that none is read twice;
+            empty of a URL, which is not read whole.
+        tag: what the server says of a URL's content; of a directory, its checksum again.
     """
 
     path: str
     size: int
     mtime_ns: int
     sha256: str
+    tag: str = ""
 
     @classmethod
-    def of(cls, path: str, stamped: Stamp | None = None) -> FileState:
-        """The state of a file now, or as it was when it was stamped."""
-        size, mtime_ns, sha256 = stamped or stamp(path)
-        return cls(path, size, mtime_ns, sha256 or file_sha256(path))
+    def of(cls, path: str, seen: Version | None = None) -> FileState:
+        """The state of a file now, or as it was when it was seen."""
+        seen = seen or stamp(path)
+        return cls(path, seen.size, seen.mtime_ns, "" if is_url(path) else seen.tag or file_sha256(path), seen.tag)
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return name_of(self.path)
+
+    @property
+    def place(self) -> str:
+        """Where it is, the same however it was named, as it may be written down."""
+        return without_secrets(self.path) if is_url(self.path) else os.path.realpath(self.path)
+
+    @property
+    def identity(self) -> str:
+        """What its content is known by: its checksum; of a URL the place, the size and what the server says."""
+        return self.sha256 or f"{self.place}, {self.size} bytes, {self.tag or 'no ETag'}"
 
     def open(self, config: SourceConfig) -> Source:
         """Open the file as a source.
@@ -60,25 +77,34 @@ class FileState:
             SourceError: it cannot be read, or has changed.
         """
         source = open_source(self.path, config)
-        listing = getattr(source, "listing", None)  # of a directory: what the source itself saw
-        size, mtime_ns, sha256 = stamp_of(listing) if listing else stamp(self.path)
-        if (size, mtime_ns, sha256 or self.sha256) != (self.size, self.mtime_ns, self.sha256):
+        try:
+            self.check(getattr(source, "listing", None))
+        except BaseException:
             source.close()
-            raise SourceError("changed while it was converted", file=self.path, remedy="convert it when it is finished")
+            raise
         return source
 
+    def check(self, listing: Listing | None = None) -> None:
+        """Refuse what has changed since; of a directory, whose files are looked at as they are read, only its listing.
 
-def stamp(path: str) -> Stamp:
-    """What tells that a source has changed, without reading it: size, time, and of a directory its checksum."""
-    if os.path.isdir(path):
-        return stamp_of(list_files(path))
-    stat = os.stat(path)
-    return stat.st_size, stat.st_mtime_ns, ""
+        Raises:
+            SourceError: it has.
+        """
+        if listing is None and os.path.isdir(self.path):
+            return
+        now = version_of(self.path) if listing is None else stamp_of(listing)
+        if now != Version(self.size, self.mtime_ns, self.tag):
+            raise SourceError("changed while it was converted", file=self.path, remedy="convert it when it is finished")
 
 
-def stamp_of(listing: Listing) -> Stamp:
+def stamp(path: str) -> Version:
+    """What tells that a source has changed, without reading it; of a directory, the checksum of its listing."""
+    return stamp_of(list_files(path)) if os.path.isdir(path) else version_of(path)
+
+
+def stamp_of(listing: Listing) -> Version:
     """The same of a directory whose files are known."""
-    return listing.size, listing.mtime_ns, listing.sha256()
+    return Version(listing.size, listing.mtime_ns, listing.sha256())
 
 
 @dataclass(frozen=True)
@@ -96,13 +122,13 @@ class PlannedSource:
     config: SourceConfig | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """What was found, as JSON values; without `config`."""
-        return {"file": asdict(self.file), "description": asdict(self.description)}
+        """What was found, as JSON values; without `config`, nor the path, which may hold credentials."""
+        return {"file": {**asdict(self.file), "path": ""}, "description": asdict(self.description)}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> PlannedSource:
-        """What :meth:`to_json` gave."""
-        return cls(FileState(**data["file"]), SourceDescription(**data["description"]))
+    def from_json(cls, data: Mapping[str, Any], path: str) -> PlannedSource:
+        """What :meth:`to_json` gave of the file at `path`."""
+        return cls(FileState(**{**data["file"], "path": path}), SourceDescription(**data["description"]))
 
 
 @dataclass(frozen=True)
@@ -145,7 +171,7 @@ class ShardPlan:
 
     def digest(self) -> str:
         """SHA-256 of all that decides the shard's bytes; wherever it is the same, so is the shard."""
-        pieces = [[Path(p.file.path).name, p.file.sha256, p.start, p.stop, p.config.to_json()] for p in self.pieces]
+        pieces = [[p.file.name, p.file.identity, p.start, p.stop, p.config.to_json()] for p in self.pieces]
         return config_hash(
             {
                 "made_by": CREATED_BY,
@@ -297,21 +323,31 @@ def report_of(
     if isinstance(entry, SourceError):
         told = {key: getattr(entry, key) for key in ("sample", "member", "remedy")}
         told = {key: value for key, value in told.items() if value}
-        return {"path": Path(entry.file or "").name, "error": entry.problem, **told}
+        return {"path": name_of(entry.file or ""), "error": entry.problem, **told}
     own = {
         name: {key: value for key, value in about.items() if key not in (agreed or {}).get(name, {})}
         for name, about in entry.description.fields.items()
     }
-    return {**entry.description.report, "sha256": entry.file.sha256, "fields": own}
+    known_by = "version" if is_url(entry.file.path) else "sha256"
+    about = {"size_bytes": entry.file.size, known_by: entry.file.identity}
+    return {**entry.description.report, **about, "fields": own}
 
 
-def plan_source(path: str, config: SourceConfig, stamped: Stamp | None = None) -> PlannedSource | SourceError:
-    """Look at one file, stamped before: what it will give, or what is wrong with it."""
+def identity_of(report: Mapping[str, Any]) -> str | None:
+    """What a source's content is known by, of a report in a manifest; None where it could not be read."""
+    return report.get("sha256") or report.get("version")
+
+
+def plan_source(path: str, config: SourceConfig, seen: Version | None = None) -> PlannedSource | SourceError:
+    """Look at one file, seen before: what it will give, or what is wrong with it."""
     try:
-        state = FileState.of(path, stamped)
-        return PlannedSource(state, _describe(state, config))
+        state = FileState.of(path, seen)
     except Exception as error:  # whatever is wrong with one file, the others go on
         return as_source_error(error, path)
+    try:
+        return PlannedSource(state, _describe(state, config))
+    except Exception as error:
+        return what_went_wrong(error, state)
 
 
 def plan_again(known: PlannedSource, config: SourceConfig) -> PlannedSource | SourceError:
@@ -319,7 +355,7 @@ def plan_again(known: PlannedSource, config: SourceConfig) -> PlannedSource | So
     try:
         return PlannedSource(known.file, _describe(known.file, config), config)
     except Exception as error:
-        return as_source_error(error, known.file.path)
+        return what_went_wrong(error, known.file)
 
 
 def beside(
@@ -376,9 +412,25 @@ def _with_own_keys(entry: PlannedSource, config: SourceConfig, taken: set[str]) 
 def _describe(file: FileState, config: SourceConfig) -> SourceDescription:
     source = file.open(config)
     try:
-        return source.describe()
+        found = source.describe()
+        file.check()
     finally:
         source.close()
+    if not is_url(file.path) or file.tag:
+        return found
+    doubt = "the server names no version of it: a change that keeps its size would not be noticed"
+    return replace(found, report={**found.report, "warnings": [*found.report.get("warnings", []), doubt]})
+
+
+def what_went_wrong(error: Exception, file: FileState) -> SourceError:
+    """What went wrong with a source that was being read: before all else that the server failed, or that it changed."""
+    error = failure_of(file.path) or error
+    with contextlib.suppress(OSError):
+        try:
+            file.check()
+        except SourceError as changed:
+            error = changed
+    return as_source_error(error, file.path)
 
 
 def as_source_error(error: Exception, path: str) -> SourceError:

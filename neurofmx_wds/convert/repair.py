@@ -20,7 +20,8 @@ from ..atomic import fsync_path
 from ..errors import OutputError, ShardError, SourceError
 from ..index import ShardIndex, file_sha256, index_path
 from ..manifest import MANIFEST_NAME, Manifest, ShardRecord
-from .plan import ConversionPlan, PlannedSource, differences
+from .location import Given, on_disk
+from .plan import ConversionPlan, PlannedSource, differences, identity_of
 from .run import files_of, look_at, staging, working, write_shard
 from .sources import SourceConfig
 
@@ -28,7 +29,7 @@ _ASIDE = ".repair-"
 
 
 def repair(
-    paths: Sequence[str | os.PathLike[str]],
+    paths: Sequence[Given],
     dataset_dir: str | os.PathLike[str],
     config: SourceConfig | None = None,
     *,
@@ -63,7 +64,11 @@ def repair(
     plan = ConversionPlan((), config, **storage)
     if not (Path(dataset_dir) / MANIFEST_NAME).is_file():
         raise OutputError("there is no dataset to repair", file=dataset_dir, remedy="convert without --repair")
-    with staging(dataset_dir, overwrite=True) as staged, working(workers, executor) as apply:
+    with (
+        on_disk(paths) as names,
+        staging(dataset_dir, overwrite=True) as staged,
+        working(workers, executor) as apply,
+    ):
         manifest = Manifest.load(staged.target)
         told = differences(manifest.config, plan.to_json())
         if told:
@@ -72,7 +77,7 @@ def repair(
         good = list(apply(functools.partial(_is_good, staged.target), manifest.shards))
         if all(good):
             return []
-        plan = replace(plan, entries=_sources(manifest, look_at(paths, config, apply, show_progress)))
+        plan = replace(plan, entries=_sources(manifest, look_at(names, config, apply, show_progress)))
         ends = [0, *itertools.accumulate(record.n_samples for record in manifest.shards)]
         if plan.n_samples != ends[-1]:
             problem = f"the recordings give {plan.n_samples} samples now, the dataset has {ends[-1]}"
@@ -100,14 +105,14 @@ def _is_good(directory: Path, record: ShardRecord) -> bool:
 
 def _sources(manifest: Manifest, entries: Sequence[PlannedSource | SourceError]) -> tuple[PlannedSource, ...]:
     """The recordings that the dataset holds, in its order."""
-    given = {entry.file.sha256: entry for entry in entries if isinstance(entry, PlannedSource)}
+    given = {entry.file.identity: entry for entry in entries if isinstance(entry, PlannedSource)}
     wanted = [report for report in manifest.sources if "error" not in report]
     for report in wanted:
-        if report["sha256"] not in given:
+        if identity_of(report) not in given:
             unread = [entry for entry in entries if isinstance(entry, SourceError)]
             problem = "the dataset was made of this recording, which is not among those given, or has changed"
             raise unread[0] if unread else SourceError(problem, file=report["path"], remedy="give it too, as it was")
-    return tuple(given[report["sha256"]] for report in wanted)
+    return tuple(given[identity_of(report) or ""] for report in wanted)
 
 
 def _put_back(aside: Path, directory: Path, record: ShardRecord) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import gc
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from ..shardfile import ShardFile
 from ..verify import Problem, members, open_tar
 from ..version import CREATED_BY
 from ..writer import shard_record
+from .location import Given, on_disk
 from .plan import (
     ConversionPlan,
     FileState,
@@ -44,6 +46,7 @@ from .plan import (
     differences,
     plan_source,
     stamp,
+    what_went_wrong,
 )
 from .sources import Source, SourceConfig
 
@@ -79,8 +82,12 @@ def _read(piece: Piece) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """A piece's samples; whatever goes wrong is the source's error."""
     try:
         yield from _opened.get(piece.file, piece.config).read(piece.start, piece.stop)
+        piece.file.check()
+        if not gc.isenabled():
+            gc.collect(1)  # of what is new; of all it takes long
     except Exception as error:
-        raise as_source_error(error, piece.file.path) from error
+        _opened.close()
+        raise what_went_wrong(error, piece.file) from error
 
 
 def write_shard(directory: Path, shard: ShardPlan) -> str:
@@ -174,15 +181,15 @@ def look_at(
 
 def _look(path: str, config: SourceConfig, cache: Path | None, keep: bool) -> PlannedSource | SourceError:
     try:
-        stamped = stamp(path)
+        seen = stamp(path)
     except (OSError, SourceError) as error:
         return as_source_error(error, path)
-    about = [path, *stamped, config.to_json(), CREATED_BY]
+    about = [path, *astuple(seen), config.to_json(), CREATED_BY]
     note = (cache or Path()) / f"source-{config_hash({'about': about})[:32]}.json"
     if cache is not None:
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            return PlannedSource.from_json(json.loads(note.read_bytes()))
-    entry = plan_source(path, config, stamped)
+            return PlannedSource.from_json(json.loads(note.read_bytes()), path)
+    entry = plan_source(path, config, seen)
     if keep and isinstance(entry, PlannedSource):
         with contextlib.suppress(FileNotFoundError):  # another task has just put it there
             write_atomic(note, json.dumps(entry.to_json()).encode())
@@ -207,7 +214,7 @@ class Conversion:
 
 
 def convert(
-    paths: Sequence[str | os.PathLike[str]],
+    paths: Sequence[Given],
     output_dir: str | os.PathLike[str],
     config: SourceConfig | None = None,
     *,
@@ -223,7 +230,8 @@ def convert(
     run was killed and started again. Started again, it keeps the finished shards.
 
     Args:
-        paths: NWB, npz or npy files, in the order in which they shall be in the dataset.
+        paths: NWB, npz or npy files, in the order in which they shall be in the dataset: paths, URLs, or open binary
+            files, which are copied to temporary ones meanwhile.
         output_dir: the dataset's directory; new or empty unless `overwrite` is set.
         config: how the files are read.
         overwrite: replace an existing dataset, in one step, when this one is finished.
@@ -243,8 +251,8 @@ def convert(
     """
     config = config or SourceConfig()
     ConversionPlan((), config, **storage)  # before anything is made on disk
-    with staging(output_dir, overwrite) as staged, working(workers, executor) as apply:
-        plan = ConversionPlan(look_at(paths, config, apply, show_progress, staged.path), config, **storage)
+    with on_disk(paths) as names, staging(output_dir, overwrite) as staged, working(workers, executor) as apply:
+        plan = ConversionPlan(look_at(names, config, apply, show_progress, staged.path), config, **storage)
         return write_plan(plan, staged, apply, show_progress)
 
 
@@ -359,7 +367,7 @@ def build(
 
 
 def write_share(
-    paths: Sequence[str | os.PathLike[str]],
+    paths: Sequence[Given],
     output_dir: str | os.PathLike[str],
     config: SourceConfig | None = None,
     *,
@@ -394,9 +402,13 @@ def write_share(
     ConversionPlan((), config, **storage)
     if not 0 <= task < tasks:
         raise ValueError(f"task={task!r}: must be at least 0 and less than tasks ({tasks!r})")
-    with staging(output_dir, overwrite, shared=True) as staged, working(workers, executor) as apply:
-        turn = len(paths) * task // tasks  # tasks that start together look at different files first
-        seen = look_at(paths, config, apply, show_progress, staged.path, keep=True, turn=turn)
+    with (
+        on_disk(paths) as names,
+        staging(output_dir, overwrite, shared=True) as staged,
+        working(workers, executor) as apply,
+    ):
+        turn = len(names) * task // tasks  # tasks that start together look at different files first
+        seen = look_at(names, config, apply, show_progress, staged.path, keep=True, turn=turn)
         plan = ConversionPlan(seen, config, **storage)
         if not plan.n_samples:
             raise _nothing_to_write(plan)
@@ -444,13 +456,13 @@ def _make(
 
 def _note(plan: ConversionPlan, path: Path) -> None:
     """Write down what is being made of what, for a later run to compare itself with."""
-    sources = {os.path.realpath(source.file.path): source.file.sha256 for source in plan.sources}
+    sources = {source.file.place: source.file.identity for source in plan.sources}
     write_atomic(path, json.dumps({"settings": plan.to_json(), "sources": sources}).encode())
 
 
 def _refuse_another(plan: ConversionPlan, directory: Path) -> None:
     """Refuse to take over what was begun with other settings, or from files that have changed since."""
-    now = {os.path.realpath(source.file.path): source.file.sha256 for source in plan.sources}
+    now = {source.file.place: source.file.identity for source in plan.sources}
     for path in sorted(directory.glob(_PLANS)):
         noted = json.loads(path.read_bytes())
         told = differences(noted["settings"], plan.to_json())

@@ -26,8 +26,9 @@ from ..errors import OutputError, SourceError
 from ..manifest import Manifest
 from ..nwb.clock import NS_PER_S, Grid
 from ..processes import OrderedMap
+from .location import Given, on_disk
 from .merge import append_plan, what_is_there
-from .plan import ConversionPlan, PlannedSource, plan_again
+from .plan import ConversionPlan, PlannedSource, identity_of, plan_again
 from .run import Conversion, NothingToWrite, build, look_at, remove_notes, staging, working
 from .sources import SourceConfig, SourceDescription
 
@@ -38,7 +39,7 @@ _Entries = list[PlannedSource | SourceError]
 
 
 def convert_split(
-    paths: Sequence[str | os.PathLike[str]],
+    paths: Sequence[Given],
     output_dir: str | os.PathLike[str],
     shares: Mapping[str, float],
     by: SplitBy,
@@ -53,7 +54,7 @@ def convert_split(
     """Turn files into several datasets, directories in `output_dir`, which appear in one step when all are whole.
 
     Args:
-        paths: NWB, npz or npy files.
+        paths: NWB, npz or npy files, URLs or open files, as :func:`neurofmx_wds.convert.run.convert`.
         output_dir: new or empty unless `overwrite` is set.
         shares: name → its share of the windows, such as ``{"train": 0.8, "val": 0.1, "test": 0.1}``.
         by: what stays together. "session": a recording session (of arrays: a file). "subject": an animal. "time":
@@ -73,8 +74,8 @@ def convert_split(
     config = config or SourceConfig()
     plan = ConversionPlan((), config, **storage)
     check_shares(shares)
-    with staging(output_dir, overwrite) as staged, working(workers, executor) as apply:
-        seen = look_at(paths, config, apply, show_progress, staged.path)
+    with on_disk(paths) as names, staging(output_dir, overwrite) as staged, working(workers, executor) as apply:
+        seen = look_at(names, config, apply, show_progress, staged.path)
         plans = split(replace(plan, entries=seen), shares, by, apply)
         for entry in os.scandir(staged.path):
             if entry.name not in plans:
@@ -95,7 +96,7 @@ def convert_split(
 
 
 def append_split(
-    paths: Sequence[str | os.PathLike[str]],
+    paths: Sequence[Given],
     output_dir: str | os.PathLike[str],
     shares: Mapping[str, float],
     by: SplitBy,
@@ -132,10 +133,11 @@ def append_split(
     for place in places.values():
         what_is_there(place, plan)
     with contextlib.ExitStack() as stack:
+        names = stack.enter_context(on_disk(paths))
         staged = {name: stack.enter_context(staging(place, overwrite=True)) for name, place in places.items()}
         apply = stack.enter_context(working(workers, executor))
         old = {name: what_is_there(place, plan) for name, place in places.items()}
-        plan = replace(plan, entries=look_at(paths, config, apply, show_progress))
+        plan = replace(plan, entries=look_at(names, config, apply, show_progress))
         parts = _by_time(plan, shares, apply) if by == "time" else _by_group(plan, shares, by, old)
         _check_split_alike(old, parts, by, Path(output_dir))
         wanted = [name for name, entries in parts.items() if any(_n_samples(entry) for entry in entries)]
@@ -157,16 +159,16 @@ def _n_samples(entry: PlannedSource | SourceError) -> int:
 
 def _check_split_alike(old: Mapping[str, Manifest], parts: Mapping[str, _Entries], by: str, where: Path) -> None:
     """Refuse to add to datasets that were not split in this way, or to cut a recording in another way than before."""
-    known = {name: {r["sha256"]: r.get("split", {}) for r in m.sources if "sha256" in r} for name, m in old.items()}
+    known = {name: {identity_of(r): r.get("split", {}) for r in m.sources if identity_of(r)} for name, m in old.items()}
     told = [
         f"{name} was not split by {by}" for name, each in known.items() if any(s.get("by") != by for s in each.values())
     ]
     for name, entries in parts.items():
         for entry in entries:
             if by == "time" and isinstance(entry, PlannedSource):
-                before = known[name].get(entry.file.sha256)
+                before = known[name].get(entry.file.identity)
                 if before and before != entry.description.report["split"]:
-                    told.append(f"{Path(entry.file.path).name} was cut at other times")
+                    told.append(f"{entry.file.name} was cut at other times")
     if told:
         remedy = "append with the same --split and --split-by, or convert anew"
         raise OutputError("; ".join(dict.fromkeys(told)), file=where, remedy=remedy)
@@ -225,7 +227,7 @@ def _by_group(
     plan: ConversionPlan, shares: Mapping[str, float], by: str, old: Mapping[str, Manifest] | None = None
 ) -> dict[str, _Entries]:
     twins: dict[str, str] = {}  # copies of one file stay together, whatever they are called
-    groups = [twins.setdefault(source.file.sha256, _group_of(source, by)) for source in plan.sources]
+    groups = [twins.setdefault(source.file.identity, _group_of(source, by)) for source in plan.sources]
     sizes: dict[str, int] = {}
     for group, source in zip(groups, plan.sources, strict=True):
         sizes[group] = sizes.get(group, 0) + source.description.n_samples
@@ -248,7 +250,7 @@ def _group_of(source: PlannedSource, by: str) -> str:
             raise SourceError("tells of no subject", file=source.file.path, remedy=remedy)
         return str(subject)
     session = report.get("session_id")
-    return "/".join(str(each) for each in (subject, session) if each) if session else source.file.sha256
+    return "/".join(str(each) for each in (subject, session) if each) if session else source.file.identity
 
 
 def deal(
@@ -337,7 +339,7 @@ def _look_at_block(
     source, name, block, config = job
     about: dict[str, Any] = {"split": {"by": "time", "block_ns": block and list(block)}}
     if block is None:
-        report = {"path": Path(source.file.path).name, "windows": {"emitted": 0, "dropped": {}}, **about}
+        report = {"path": source.file.name, "windows": {"emitted": 0, "dropped": {}}, **about}
         report["warnings"] = [f"too short to give {name} a block of its own"]
         return PlannedSource(source.file, SourceDescription(0, {}, report))
     start, stop = (ns / NS_PER_S for ns in block)

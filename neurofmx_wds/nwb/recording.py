@@ -13,13 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import h5py
 import numpy as np
 from hdmf.utils import LabelledDict
-from pynwb import NWBHDF5IO, TimeSeries
+from pynwb import TimeSeries
 from pynwb.behavior import (
     BehavioralEvents,
     BehavioralTimeSeries,
@@ -37,6 +36,7 @@ from pynwb.ophys import RoiResponseSeries
 
 from ..errors import SourceError
 from .clock import NS_PER_S, Int64, intervals_of, no_intervals
+from .opening import open_nwb
 from .series import Series, Timeline, Transposed, timeline_at_rate, timeline_of_timestamps
 from .sweeps import Sweep, read_sweeps
 from .tables import Intervals, cells_of, plain, read_intervals
@@ -61,7 +61,6 @@ MOST_FRAMES = 2**31
 MOST_LABELS = 256
 #: A lower mean rate (spikes/s) of the units of a recording, or a later last spike, in ends of all else, is doubtful.
 LOWEST_RATE, LATEST_SPIKE = 0.05, 20
-_UNLOCK = "wait until it is done; where nothing writes it, set HDF5_USE_FILE_LOCKING=FALSE in the environment"
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,8 @@ class Recording:
 
     Args:
         path: the .nwb file (NWB 2, HDF5).
+        stream: the file, open, where `path` is no path but tells where it is; closed with the recording. It must hold
+            all of it: nothing that it says to be in other files is looked for.
         time_scale: what one unit of the Units table's times is in seconds, where it is not one: 1/1000 of those in ms.
 
     Attributes:
@@ -88,26 +89,27 @@ class Recording:
         SourceError: the file is missing, empty, damaged, a git-LFS pointer, no HDF5, or not NWB 2.
     """
 
-    def __init__(self, path: str | os.PathLike[str], time_scale: Fraction = Fraction(1)) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], time_scale: Fraction = Fraction(1), stream: BinaryIO | None = None
+    ) -> None:
         self.path = os.fspath(path)
         self._time_scale = time_scale
         self.warnings: list[str] = []
         self._fields_of: dict[str, dict[str, Series]] = {}
         self._videos_of: dict[str, dict[str, Video]] = {}
-        _check_is_nwb2(Path(path))
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            try:
-                self._io = NWBHDF5IO(self.path, "r", load_namespaces=True)
-                self._nwb = self._io.read()
-            except Exception as error:  # pynwb and hdmf raise whatever the file's oddity leads to
-                problem, remedy = _why_unreadable(error)
-                raise SourceError(problem, file=self.path, remedy=remedy) from error
+        self._closing = contextlib.ExitStack()
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                self._io, self._nwb = open_nwb(self.path, stream, self._closing)
+        except BaseException:
+            self._closing.close()
+            raise
         self.warn(*(f"pynwb: {w.message}" for w in caught if "cached namespace" not in str(w.message)))
 
     def close(self) -> None:
         """Closes the file; the arrays already read stay."""
-        self._io.close()
+        self._closing.close()
 
     def warn(self, *lines: str) -> None:
         """Notes what was left out or repaired, once each."""
@@ -410,63 +412,6 @@ class Recording:
         if n_times != n_rows:
             self.warn(f"{found.path}: {n_rows} rows of data but {n_times} timestamps; the rest is left out")
         return timeline_of_timestamps(source.timestamps, min(n_rows, n_times))
-
-
-def _check_is_nwb2(path: Path) -> None:
-    """Raises a SourceError that says what the file is instead of NWB 2, where it is not."""
-    problem, remedy = _other_than_nwb2(path)
-    if problem:
-        raise SourceError(problem, file=path, remedy=remedy)
-
-
-def _other_than_nwb2(path: Path) -> tuple[str | None, str]:
-    damaged = "it was cut short or not closed by its writer; copy or download it again"
-    try:
-        if path.is_dir():
-            return "is a directory, not an NWB file", "name the .nwb files in it"
-        with path.open("rb") as file:
-            start = file.read(64)
-    except OSError as error:
-        return f"cannot be opened: {error.strerror or error}", "check the path and the permissions"
-    if not start:
-        return "is empty", damaged
-    if start.startswith(b"version https://git-lfs"):
-        return "is a git-LFS pointer, not the recording itself", "run `git lfs pull` where it was checked out"
-    if not h5py.is_hdf5(path):
-        return "is not an HDF5 file", "NWB 2 files are HDF5; for arrays use .npz or .npy"
-    try:
-        with h5py.File(path, "r") as file:
-            version = file.attrs.get("nwb_version", file["nwb_version"][()] if "nwb_version" in file else None)
-            is_nwb = "session_start_time" in file
-    except (OSError, RuntimeError, KeyError) as error:
-        if isinstance(error, BlockingIOError) or "already open for" in str(error):
-            return "is locked by a program that is writing it", _UNLOCK
-        return f"is a damaged HDF5 file: {error}", damaged
-    return _other_version_than_2(version, is_nwb)
-
-
-def _other_version_than_2(version: Any, is_nwb: bool) -> tuple[str | None, str]:
-    if version is None and not is_nwb:
-        return "is an HDF5 file but not NWB: it has no nwb_version", "convert it to NWB 2 with pynwb or NeuroConv first"
-    told = version.decode(errors="replace") if isinstance(version, bytes) else version
-    major = re.match(r"(?:NWB-)?(\d+)\.", told) if isinstance(told, str) else None
-    if major is None:
-        problem = "has no nwb_version attribute" if version is None else f"has a malformed nwb_version: {version!r}"
-        return problem, "give its root the attribute nwb_version, a string such as '2.7.0', with h5py"
-    if int(major[1]) < 2:
-        return f"is NWB {told}, which is not NWB 2", "convert it to NWB 2 first"
-    return None, ""
-
-
-def _why_unreadable(error: Exception) -> tuple[str, str]:
-    """Gives what pynwb complains of, without its dump of the file's inside, and what to do about it."""
-    extension = re.search(r"'([\w-]+)' not a namespace", str(error))
-    if extension:
-        name = extension[1]
-        return f"it uses the extension {name}, whose definition is not in it", f"install it: pip install {name}"
-    told = re.sub(r"(?s)^\((.*?) GroupBuilder .*(due to:? |: )", r"\1: ", str(error))
-    problem = f"pynwb cannot read it: {type(error).__name__}: {told[-300:]}"
-    return problem, "run `pynwb-validate` on it, or open it with the tool that wrote it and export it again"
 
 
 def _series_in(path: str, place: str, holder: Any, item: Any) -> Iterator[Found]:

@@ -10,12 +10,12 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from ...errors import SourceError
+from ..location import is_url, name_of, open_binary
 
 FILE_FORMATS = ("nwb", "npz", "npy")
 DIRECTORY_FORMATS = ("files", "mnist", "cifar10", "cifar100", "imagefolder")  # a source is a directory
@@ -265,12 +265,13 @@ class Source(Protocol):
 
 
 def open_source(path: str | os.PathLike[str], config: SourceConfig) -> Source:
-    """Opens a file as a source of samples.
+    """Opens a file, or a URL, as a source of samples.
 
     Raises:
         SourceError: the file is missing, damaged, or of no known format.
     """
-    kind = _format_of(Path(path)) if config.format == "auto" else config.format
+    path = os.fspath(path)
+    kind = _format_of(path) if config.format == "auto" else config.format
     if kind == "files":
         from .files import FilesSource
 
@@ -283,7 +284,7 @@ def open_source(path: str | os.PathLike[str], config: SourceConfig) -> Source:
         from ...nwb.recording import Recording
         from .nwb import RecordingSource
 
-        recording = Recording(path, config.seconds_per_time)
+        recording = Recording(path, config.seconds_per_time, open_binary(path) if is_url(path) else None)
         nothing_else = not (config.modalities or recording.modalities)
         if (nothing_else or config.modalities == ("icephys",)) and recording.sweeps:
             from .sweeps import SweepSource
@@ -299,12 +300,12 @@ def open_source(path: str | os.PathLike[str], config: SourceConfig) -> Source:
     return ArraySource(path, config)
 
 
-def _format_of(path: Path) -> str:
-    known = _BY_SUFFIX.get(path.suffix.lower())
+def _format_of(path: str) -> str:
+    known = _BY_SUFFIX.get(os.path.splitext(name_of(path))[1].lower())
     if known:
         return known
     try:
-        with path.open("rb") as file:
+        with open_binary(path) as file:
             start = file.read(8)
     except OSError as error:
         raise SourceError(

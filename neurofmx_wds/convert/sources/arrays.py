@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import shutil
 import tempfile
 import zipfile
 import zlib
@@ -21,6 +20,7 @@ import numpy.typing as npt
 
 from ...errors import FieldError, NeurofmxError, SourceError
 from ...fields import check_field_name
+from ..location import is_url, name_of, open_binary
 from . import SourceConfig, SourceDescription
 
 BLOCK_BYTES = 8 << 20
@@ -30,7 +30,7 @@ _DAMAGED = "the file may be cut or damaged: save it again"
 
 
 class PackedRows:
-    """An array inside a deflated stream: its rows are read forward, or from the start again to go back.
+    """An array in a stream: behind a URL, or in a deflated zip member, which goes back only by way of its start.
 
     Args:
         stream: where it is.
@@ -82,7 +82,8 @@ class ArraySource:
     """
 
     def __init__(self, path: str | os.PathLike[str], config: SourceConfig) -> None:
-        self.path = Path(path)
+        self.path = os.fspath(path)
+        self._name = name_of(self.path)
         self._closing = contextlib.ExitStack()
         try:
             self._arrays = dict(sorted(self._open(config).items()))
@@ -100,7 +101,7 @@ class ArraySource:
         return SourceError(f"cannot be read: {told}", file=self.path, remedy=_DAMAGED)
 
     def _open(self, config: SourceConfig) -> dict[str, Rows]:
-        with open(self.path, "rb") as stream:
+        with open_binary(self.path) as stream:
             zipped = stream.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
         if config.format == ("npy" if zipped else "npz"):
             raise SourceError(f"is no {config.format} file", file=self.path, remedy="leave the format to be found out")
@@ -121,7 +122,7 @@ class ArraySource:
 
     def _npz_names(self) -> dict[str, str]:
         """Field → zip member."""
-        self._zip = self._closing.enter_context(zipfile.ZipFile(self.path))
+        self._zip = self._closing.enter_context(zipfile.ZipFile(self._closing.enter_context(open_binary(self.path))))
         members = self._zip.namelist()
         others = [member for member in members if not member.endswith(".npy")]
         if others or len(set(members)) < len(members):
@@ -138,9 +139,11 @@ class ArraySource:
             raise SourceError(error.problem, file=self.path, member=error.member, remedy=error.remedy) from error
 
     def _npy(self, name: str) -> Rows:
-        with open(self.path, "rb") as stream:
-            header = self._header(name, stream, os.path.getsize(self.path))
-        return mapped(self.path, *header)
+        with open_binary(self.path) as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(0)
+            header = self._header(name, stream, size)
+        return self._stored(*header)
 
     def _member(self, name: str, member: str) -> Rows:
         """A stored member is mapped where it lies; a deflated one is read forward."""
@@ -148,19 +151,33 @@ class ArraySource:
         with self._zip.open(info) as stream:
             dtype, shape, fortran, offset = self._header(name, stream, info.file_size)
         if info.compress_type == zipfile.ZIP_STORED:
-            with open(self.path, "rb") as file:
+            with open_binary(self.path) as file:
                 file.seek(info.header_offset)
                 local = file.read(_LOCAL_HEADER)
             offset += info.header_offset + _LOCAL_HEADER
             offset += int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
-            return mapped(self.path, dtype, shape, fortran, offset)
+            return self._stored(dtype, shape, fortran, offset)
         if not fortran:
             return PackedRows(self._closing.enter_context(self._zip.open(info)), dtype, shape, offset)
-        spill = self._closing.enter_context(tempfile.NamedTemporaryFile())  # its rows lie all over the stream
         with self._zip.open(info) as stream:
-            shutil.copyfileobj(stream, spill, BLOCK_BYTES)
+            return self._spilled(stream, dtype, shape, offset)
+
+    def _stored(self, dtype: np.dtype[Any], shape: tuple[int, ...], fortran: bool, offset: int) -> Rows:
+        """An array that lies in the file as it is."""
+        if not is_url(self.path) or math.prod(shape) * dtype.itemsize == 0:
+            return mapped(self.path, dtype, shape, fortran, offset)
+        stream = self._closing.enter_context(open_binary(self.path))
+        return (self._spilled if fortran else PackedRows)(stream, dtype, shape, offset)
+
+    def _spilled(self, stream: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...], offset: int) -> Rows:
+        """An array in Fortran order, whose rows lie all over the stream, by way of a file that can be mapped."""
+        spill = self._closing.enter_context(tempfile.NamedTemporaryFile())
+        stream.seek(offset)
+        left = math.prod(shape) * dtype.itemsize
+        while left and (piece := stream.read(min(left, BLOCK_BYTES))):
+            left -= spill.write(piece)
         spill.flush()
-        return mapped(spill.name, dtype, shape, fortran, offset)
+        return mapped(spill.name, dtype, shape, True, 0)
 
     def _header(self, name: str, stream: IO[bytes], size: int) -> tuple[np.dtype[Any], tuple[int, ...], bool, int]:
         """Dtype, shape, whether in Fortran order, and where the data begins; checked against the size in bytes."""
@@ -204,8 +221,7 @@ class ArraySource:
             name: {"dtype": array.dtype.name, "shape": list(array.shape[1:])} for name, array in self._arrays.items()
         }
         report = {
-            "path": self.path.name,
-            "size_bytes": os.path.getsize(self.path),
+            "path": self._name,
             "windows": {"emitted": self._n, "dropped": {}},
             "warnings": [] if self._n else ["there are no samples in it"],
         }
@@ -227,7 +243,7 @@ class ArraySource:
             for i in range(first, min(first + block, stop)):
                 yield (
                     {name: array[i - first, ...] for name, array in rows.items()},
-                    {"source": self.path.name, "sample_index": i},
+                    {"source": self._name, "sample_index": i},
                 )
 
     def _block(self, rows: slice) -> dict[str, npt.NDArray[Any]]:

@@ -5,12 +5,10 @@ Decides where windows are and which way each series goes onto the grid; knows no
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -35,6 +33,7 @@ from ...nwb.recording import MODALITIES, Recording, field_name
 from ...nwb.series import BLOCK_BYTES, Float64, Series
 from ...nwb.units import support_of
 from ...nwb.video import Video
+from ..location import name_of
 from . import SourceConfig, SourceDescription
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ class RecordingSource:
         self.config = config
         self.grid = Grid(config.bin_width_ns, config.origin_ns)
         self._max_gap = config.max_gap_s * NS_PER_S
-        self._name = Path(recording.path).name
+        self._name = name_of(recording.path)
 
     def close(self) -> None:
         """Closes the file."""
@@ -345,7 +344,6 @@ class RecordingSource:
         plan, recording = self.plan, self.recording
         report: dict[str, Any] = {
             "path": self._name,
-            "size_bytes": os.path.getsize(recording.path),
             **recording.identity,
             "support_rule": plan.rule,
             "segments": self._segments(),

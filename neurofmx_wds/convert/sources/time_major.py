@@ -21,6 +21,7 @@ from ...nwb.series import Series, Timeline, timeline_at_rate, timeline_of_timest
 from ...nwb.tables import Intervals
 from ...nwb.units import SpikeTrains
 from ...nwb.video import Video
+from ..location import name_of
 from . import SourceConfig, SourceDescription
 from .arrays import ArraySource, Rows
 from .nwb import RecordingSource
@@ -102,7 +103,7 @@ class ArrayRecording:
     @property
     def identity(self) -> dict[str, Any]:
         """The session is the file."""
-        return {"session_id": Path(self.path).stem}
+        return {"session_id": Path(name_of(self.path)).stem}
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -1,0 +1,139 @@
+"""An NWB file opened with pynwb, or what is wrong with it, in words.
+
+Knows files and pynwb's complaints; nothing of what a recording holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import h5py
+from pynwb import NWBHDF5IO
+
+from ..errors import SourceError
+
+_UNLOCK = "wait until it is done; where nothing writes it, set HDF5_USE_FILE_LOCKING=FALSE in the environment"
+
+
+def open_nwb(path: str, stream: BinaryIO | None, closing: contextlib.ExitStack) -> tuple[Any, Any]:
+    """Opens an NWB file.
+
+    Args:
+        path: the file, or where `stream` is from.
+        stream: the file, already open.
+        closing: what closes it all, in the right order.
+
+    Returns:
+        pynwb's IO and NWBFile.
+
+    Raises:
+        SourceError: it is none, or pynwb cannot read it.
+    """
+    if stream is not None:
+        closing.enter_context(stream)
+    _check_is_nwb2(path, stream)
+    try:
+        if stream is None:
+            io = NWBHDF5IO(path, "r", load_namespaces=True)
+        else:  # HDF5 must let go of a stream before Python does, also after an error
+            file = closing.enter_context(h5py.File(stream, "r"))
+            _check_is_alone(file, path)
+            io = NWBHDF5IO(file=file, mode="r", load_namespaces=True)
+        closing.callback(io.close)
+        return io, io.read()
+    except SourceError:
+        raise
+    except Exception as error:  # pynwb and hdmf raise whatever the file's oddity leads to
+        problem, remedy = _why_unreadable(error)
+        raise SourceError(problem, file=path, remedy=remedy) from error
+
+
+def _check_is_nwb2(path: str, stream: BinaryIO | None) -> None:
+    """Raises a SourceError that says what the file is instead of NWB 2, where it is not."""
+    problem, remedy = _other_than_nwb2(path, stream)
+    if problem:
+        raise SourceError(problem, file=path, remedy=remedy)
+
+
+def _check_is_alone(file: h5py.File, path: str) -> None:
+    """Raises a SourceError where parts of an HDF5 file are said to lie in others."""
+    others: set[str] = set()
+
+    def look(name: str, link: Any) -> None:
+        if isinstance(link, h5py.ExternalLink):
+            others.add(link.filename)
+        elif isinstance(link, h5py.HardLink) and isinstance(found := file[name], h5py.Dataset):
+            others.update(each[0] for each in found.external or ())
+            if found.is_virtual:
+                others.update(each.file_name for each in found.virtual_sources())
+
+    file.visititems_links(look)
+    others.discard(".")  # what is virtual may lie in the file itself
+    if others:
+        problem = f"parts of it are in other files, which are not looked for: {', '.join(sorted(others)[:5])}"
+        remedy = "download it with these and convert the copy, or export it into one file with pynwb"
+        raise SourceError(problem, file=path, remedy=remedy)
+
+
+def _other_than_nwb2(path: str, stream: BinaryIO | None) -> tuple[str | None, str]:
+    damaged = "it was cut short or not closed by its writer; copy or download it again"
+    try:
+        if stream is None and os.path.isdir(path):
+            return "is a directory, not an NWB file", "name the .nwb files in it"
+        with contextlib.nullcontext(stream) if stream else Path(path).open("rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        return f"cannot be opened: {error.strerror or error}", "check the path and the permissions"
+    if not start:
+        return "is empty", damaged
+    if start.startswith(b"version https://git-lfs"):
+        return "is a git-LFS pointer, not the recording itself", "run `git lfs pull` where it was checked out"
+    if not (h5py.is_hdf5(path) if stream is None else _has_signature(stream)):
+        return "is not an HDF5 file", "NWB 2 files are HDF5; for arrays use .npz or .npy"
+    try:
+        with h5py.File(stream or path, "r") as file:
+            version = file.attrs.get("nwb_version", file["nwb_version"][()] if "nwb_version" in file else None)
+            is_nwb = "session_start_time" in file
+    except (OSError, RuntimeError, KeyError) as error:
+        if isinstance(error, BlockingIOError) or "already open for" in str(error):
+            return "is locked by a program that is writing it", _UNLOCK
+        return f"is a damaged HDF5 file: {error}", damaged
+    return _other_version_than_2(version, is_nwb)
+
+
+def _has_signature(stream: BinaryIO) -> bool:
+    """Says whether HDF5's signature is where it may be: at 0, 512, 1024, 2048 … bytes."""
+    size = stream.seek(0, os.SEEK_END)
+    for place in (0, *(512 << k for k in range(max(0, size.bit_length() - 9)))):
+        stream.seek(place)
+        if stream.read(8) == b"\x89HDF\r\n\x1a\n":
+            return True
+    return False
+
+
+def _other_version_than_2(version: Any, is_nwb: bool) -> tuple[str | None, str]:
+    if version is None and not is_nwb:
+        return "is an HDF5 file but not NWB: it has no nwb_version", "convert it to NWB 2 with pynwb or NeuroConv first"
+    told = version.decode(errors="replace") if isinstance(version, bytes) else version
+    major = re.match(r"(?:NWB-)?(\d+)\.", told) if isinstance(told, str) else None
+    if major is None:
+        problem = "has no nwb_version attribute" if version is None else f"has a malformed nwb_version: {version!r}"
+        return problem, "give its root the attribute nwb_version, a string such as '2.7.0', with h5py"
+    if int(major[1]) < 2:
+        return f"is NWB {told}, which is not NWB 2", "convert it to NWB 2 first"
+    return None, ""
+
+
+def _why_unreadable(error: Exception) -> tuple[str, str]:
+    """Gives what pynwb complains of, without its dump of the file's inside, and what to do about it."""
+    extension = re.search(r"'([\w-]+)' not a namespace", str(error))
+    if extension:
+        name = extension[1]
+        return f"it uses the extension {name}, whose definition is not in it", f"install it: pip install {name}"
+    told = re.sub(r"(?s)^\((.*?) GroupBuilder .*(due to:? |: )", r"\1: ", str(error))
+    problem = f"pynwb cannot read it: {type(error).__name__}: {told[-300:]}"
+    return problem, "run `pynwb-validate` on it, or open it with the tool that wrote it and export it again"
