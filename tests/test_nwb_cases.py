@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import pynwb
 import pytest
+from hdmf.common import DynamicTable, VectorData
 from pynwb import behavior as nwb_behavior
 from recordings import make_recording, read_all
 
@@ -365,3 +366,48 @@ def test_bad_files_are_reported_and_the_others_converted(tmp_path: Path) -> None
     assert [failure.file for failure in done.plan.failures] == [str(paths[0]), str(paths[2]), str(paths[3])]
     assert all(failure.remedy for failure in done.plan.failures)
     assert done.summary["total_samples"] > 0
+
+
+# --- tables whose rows are in time ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("time", ["timestamps", "timestamp", "time"])
+@pytest.mark.parametrize("module", ["behavior", "tracking"])
+def test_columns_of_a_table_with_timestamps_are_series(time: str, module: str, tmp_path: Path) -> None:
+    times = 0.5 + np.arange(300) / 30
+    truth = {"nose_x": np.sin(times), "nose_y": np.cos(times)}
+
+    def add(nwb: pynwb.NWBFile) -> None:
+        columns = {time: times, **truth, "in_port": np.arange(300) % 60 < 30, "note": ["a"] * 300}
+        made = [VectorData(name=name, description=name, data=data) for name, data in columns.items()]
+        table = DynamicTable(name="pose", description="tracked", columns=made)
+        table.add_column(name="spots", description="ragged", data=[0.0] * 300, index=list(range(1, 301)))
+        other = DynamicTable(
+            name="cells", description="no times", columns=[VectorData(name="x", description="x", data=[1.0])]
+        )
+        holder = nwb.create_processing_module(module, "pose")
+        holder.add(table)
+        holder.add(other)
+
+    make_recording(tmp_path / "a.nwb", seconds=12, extra=add)
+    paths = [f"processing/{module}/pose/{name}" for name in ("in_port", "nose_x", "nose_y")]
+    if module == "behavior":
+        description, samples = read_all(tmp_path / "a.nwb", modalities=["behavior"], overlap=0)
+        about = description.fields["behavior"]
+        assert about["columns"] == ["pose/in_port", "pose/nose_x", "pose/nose_y"] and about["paths"] == paths
+        assert about["ways"] == ["previous", "linear", "linear"]
+        assert "processing/behavior/pose/note left out" in " ".join(description.report["warnings"])
+        values = np.concatenate([fields["behavior"] for fields, _ in samples])
+    else:
+        description, _ = read_all(tmp_path / "a.nwb")
+        assert set(paths) < set(description.report["unused"]) and list(description.fields) == ["spikes"]
+        description, samples = read_all(tmp_path / "a.nwb", modalities=[f"processing/{module}/pose"], overlap=0)
+        values = np.concatenate([np.hstack([f[n] for n in ("in_port", "nose_x", "nose_y")]) for f, _ in samples])
+    start = samples[0][1]["t_start_ns"] / 1e9
+    centres = start + (np.arange(len(values)) + 0.5) * 0.01
+    assert len(values) >= 900
+    last = np.minimum(np.searchsorted(times, centres + 1e-9, side="right") - 1, 299)
+    np.testing.assert_array_equal(values[:, 0], (last % 60 < 30).astype(np.float32))
+    for column, name in ((1, "nose_x"), (2, "nose_y")):
+        expected = np.interp(centres, times, truth[name], right=np.nan)
+        np.testing.assert_allclose(values[:, column], expected, atol=1e-6)

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, Literal, TypeVar
 
 import h5py
 import numpy as np
+from hdmf.common import DynamicTable
 from hdmf.utils import LabelledDict
 from pynwb import TimeSeries
 from pynwb.behavior import (
@@ -39,7 +40,7 @@ from .clock import NS_PER_S, Int64, intervals_of, no_intervals
 from .opening import open_nwb
 from .series import Series, Timeline, Transposed, timeline_at_rate, timeline_of_timestamps
 from .sweeps import Sweep, read_sweeps
-from .tables import Intervals, cells_of, plain, read_intervals
+from .tables import Intervals, TimedColumn, cells_of, plain, read_intervals, timed_columns
 from .units import SpikeTrains, read_units
 from .video import Video
 
@@ -97,6 +98,7 @@ class Recording:
         self.warnings: list[str] = []
         self._fields_of: dict[str, dict[str, Series]] = {}
         self._videos_of: dict[str, dict[str, Video]] = {}
+        self._timelines: dict[tuple[int, int], Timeline] = {}
         self._closing = contextlib.ExitStack()
         try:
             with warnings.catch_warnings(record=True) as caught:
@@ -394,7 +396,7 @@ class Recording:
         """Says where the data or timestamps should be, if they are links that lead nowhere."""
         with contextlib.suppress(KeyError):
             group = self._io._file[found.path]
-            for name in ("data", "timestamps"):
+            for name in ("data", "timestamps") if isinstance(group, h5py.Group) else ():
                 link = group.get(name, getlink=True)
                 if isinstance(link, (h5py.SoftLink, h5py.ExternalLink)) and group.get(name) is None:
                     where = f"{link.filename}:{link.path}" if isinstance(link, h5py.ExternalLink) else link.path
@@ -411,7 +413,10 @@ class Recording:
             self.warn(f"{found.path}: timestamps stored as float32 are only known to {coarse:.2g} s")
         if n_times != n_rows:
             self.warn(f"{found.path}: {n_rows} rows of data but {n_times} timestamps; the rest is left out")
-        return timeline_of_timestamps(source.timestamps, min(n_rows, n_times))
+        clock = id(source.timestamps), min(n_rows, n_times)
+        if clock not in self._timelines:  # the columns of a table have one in common
+            self._timelines[clock] = timeline_of_timestamps(source.timestamps, clock[1])
+        return self._timelines[clock]
 
 
 def _series_in(path: str, place: str, holder: Any, item: Any) -> Iterator[Found]:
@@ -421,11 +426,13 @@ def _series_in(path: str, place: str, holder: Any, item: Any) -> Iterator[Found]
         for group in item.fields.values():
             for name, child in group.items() if isinstance(group, LabelledDict) else ():
                 yield from _series_in(f"{path}/{name}", place, item, child)
+    elif isinstance(item, DynamicTable):
+        yield from (Found(f"{path}/{each.name}", place, item, each) for each in timed_columns(item))
 
 
 def _is_behavior(found: Found) -> bool:
     """Says whether a series is of behavior: by its container, its type, or, a plain one, by its module's name."""
-    plain = type(found.series) is TimeSeries and found.place == "behavior"
+    plain = type(found.series) in (TimeSeries, TimedColumn) and found.place == "behavior"
     return isinstance(found.holder, BEHAVIOR_CONTAINERS) or isinstance(found.series, SpatialSeries) or plain
 
 

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from hdmf.common import DynamicTableRegion, VectorIndex
+from hdmf.common import DynamicTable, DynamicTableRegion, VectorIndex
 from pynwb.base import TimeSeriesReferenceVectorData
 
 from .clock import Int64, to_ns
 
+#: What the column of a table is called that says when its rows are.
+TIME_COLUMNS = ("timestamps", "timestamp", "time")
 #: Lists in cells up to this length become metadata of samples.
 MOST_IN_CELL = 64
 
@@ -55,6 +57,33 @@ class Intervals:
         except (KeyError, TypeError, ValueError):
             return None
         return times if times.ndim == 1 else None
+
+
+@dataclass(frozen=True)
+class TimedColumn:
+    """A column of a table whose rows are in time, seen as a pynwb TimeSeries of its own.
+
+    Attributes:
+        name: the column's; data, timestamps: sliceable, one for each row.
+    """
+
+    name: str
+    data: Any
+    timestamps: Any
+    unit: str = ""
+    neurodata_type: str = "VectorData"
+    conversion: float | None = None
+    offset: float | None = None
+    starting_time: float | None = None
+    rate: float | None = None
+
+
+def timed_columns(table: DynamicTable) -> Iterator[TimedColumn]:
+    """Gives the columns of a table that has one of timestamps (s); nothing where it has none, or for ragged ones."""
+    time = next((name for name in TIME_COLUMNS if name in table.colnames), None)
+    flat = [name for name in table.colnames if not isinstance(table[name], (VectorIndex, DynamicTableRegion))]
+    if time in flat and np.asarray(table[time].data[:0]).dtype.kind in "iuf":
+        yield from (TimedColumn(name, table[name].data, table[time].data) for name in flat if name != time)
 
 
 def read_intervals(table: Any) -> tuple[Intervals, list[str]]:
