@@ -211,6 +211,7 @@ def _add_convert(commands: Any) -> argparse.ArgumentParser:
     add("--time-scale", default=default.time_scale, metavar="S", help="seconds per unit of spike times (1), as 1/30000")
     add("--behavior-method", choices=BEHAVIOR_METHODS, default="auto", help="how behavior comes into the bins (auto)")
     add("--lfp-method", choices=LFP_METHODS, default="auto", help="how LFP does; native keeps its own rate (auto)")
+    add("--decode-video", action="store_true", help="decode video files beside the recording (extra: video)")
     add(
         "--max-gap-s",
         type=float,

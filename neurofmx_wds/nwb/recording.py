@@ -37,6 +37,7 @@ from pynwb.ophys import RoiResponseSeries
 
 from ..errors import SourceError
 from .clock import NS_PER_S, Int64, intervals_of, no_intervals
+from .movie import Movie
 from .opening import open_nwb
 from .series import Series, Timeline, Transposed, timeline_at_rate, timeline_of_timestamps
 from .sweeps import Sweep, read_sweeps
@@ -81,6 +82,7 @@ class Recording:
         path: the .nwb file (NWB 2, HDF5).
         stream: the file, open, where `path` is no path but tells where it is; closed with the recording. It must hold
             all of it: nothing that it says to be in other files is looked for.
+        decode_video: decode the video files beside it that it names, instead of only numbering their frames.
         time_scale: what one unit of the Units table's times is in seconds, where it is not one: 1/1000 of those in ms.
 
     Attributes:
@@ -91,7 +93,11 @@ class Recording:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], time_scale: Fraction = Fraction(1), stream: BinaryIO | None = None
+        self,
+        path: str | os.PathLike[str],
+        time_scale: Fraction = Fraction(1),
+        stream: BinaryIO | None = None,
+        decode_video: bool = False,
     ) -> None:
         self.path = os.fspath(path)
         self._time_scale = time_scale
@@ -99,6 +105,8 @@ class Recording:
         self._fields_of: dict[str, dict[str, Series]] = {}
         self._videos_of: dict[str, dict[str, Video]] = {}
         self._timelines: dict[tuple[int, int], Timeline] = {}
+        self._decode_video = decode_video
+        self._alone = stream is not None
         self._closing = contextlib.ExitStack()
         try:
             with warnings.catch_warnings(record=True) as caught:
@@ -256,13 +264,13 @@ class Recording:
         source = found.series
         files = tuple(map(str, source.external_file[:])) if source.external_file is not None else ()
         numbered = MOST_FRAMES if source.timestamps is None else len(source.timestamps)
-        n = len(source.data) if not files else getattr(source, "num_samples", None) or numbered
+        n = int(len(source.data) if not files else getattr(source, "num_samples", None) or numbered)
         try:
             timeline = self._timeline(found, n)
         except (ValueError, TypeError, OSError) as error:
             self.warn(f"{found.path} left out: {error}")
             return None
-        data = None if files else source.data
+        data: Any = None if files else source.data
         if timeline.n == 0 or (data is not None and (0 in data.shape or data.dtype.kind not in "biuf")):
             self.warn(f"{found.path} left out: it has no frames of numbers, or no usable timestamp")
             return None
@@ -271,8 +279,24 @@ class Recording:
             self.warn(f"{found.path}: the file does not say how many frames there are; their numbers go on to the end")
         self.warn(*(f"{found.path}: {count} {what}" for what, count in timeline.notes.items()))
         firsts = np.zeros(max(1, len(files)), np.int64) if source.starting_frame is None else source.starting_frame[:]
-        unit = source.unit or ""
-        return Video(found.path, self.path, unit, timeline, endless, data, files, np.asarray(firsts, np.int64))
+        firsts = np.asarray(firsts, np.int64)
+        if files and self._decode_video:
+            data = self._movie(found.path, files, firsts, n)
+        return Video(found.path, self.path, source.unit or "", timeline, endless, data, files, firsts)
+
+    def _movie(self, path: str, files: tuple[str, ...], firsts: Int64, n: int) -> Movie | None:
+        """Opens the files of a video; None, with a warning, where one of them may not be opened or cannot be."""
+        try:
+            if self._alone:
+                raise ValueError("the recording is not a file on disk, and what it names is not looked for")
+            movie = Movie(self.path, files, firsts, n)
+        except (ValueError, OSError) as error:
+            if isinstance(error, SourceError):
+                raise
+            self.warn(f"{path}: its frames are only numbered, not decoded: {error}")
+            return None
+        self._closing.callback(movie.close)
+        return movie
 
     @cached_property
     def sweeps(self) -> tuple[Sweep, ...]:

@@ -1,6 +1,7 @@
 """Video: which frame is shown in which bin, and the frames themselves where the NWB file holds them.
 
-Frames are read few at a time. A file that a video names is never opened: its frames are only numbered.
+Frames are read few at a time. A file that a video names is opened on request only (see `.movie`), else its frames are
+numbered.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Video:
         unit: unit of the pixels.
         timeline: when the frames are.
         endless: the file does not say how many frames there are.
-        data: sliceable dataset (frames, …); None where the frames are in `files`.
+        data: sliceable dataset (frames, …); None where the frames are in `files` and are not decoded.
         files: the paths of the video files, as they are written in the file.
         first_frames: int64, the number in the whole series of each file's first frame.
     """

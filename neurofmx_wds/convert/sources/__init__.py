@@ -67,6 +67,8 @@ class SourceConfig:
         allow_missing: of "files", skip and count incomplete samples; of "imagefolder", files that are no images.
         keep_encoded: of "imagefolder", take the image files as they are, and not their pixels.
         subset: "train", "test" or "all" of a set of images that knows these.
+        decode_video: videos in files beside the recording, below its directory, become uint8 (L, height, width, 3) and
+            a mask, instead of numbers of files and frames (extra: video). Named URLs are never fetched.
 
     Raises:
         ValueError: a value is out of range; the message names it.
@@ -95,6 +97,7 @@ class SourceConfig:
     allow_missing: bool = False
     keep_encoded: bool = False
     subset: str = "all"
+    decode_video: bool = False
 
     def __post_init__(self) -> None:
         if self.modalities is not None:
@@ -284,7 +287,8 @@ def open_source(path: str | os.PathLike[str], config: SourceConfig) -> Source:
         from ...nwb.recording import Recording
         from .nwb import RecordingSource
 
-        recording = Recording(path, config.seconds_per_time, open_binary(path) if is_url(path) else None)
+        stream = open_binary(path) if is_url(path) else None
+        recording = Recording(path, config.seconds_per_time, stream, config.decode_video)
         nothing_else = not (config.modalities or recording.modalities)
         if (nothing_else or config.modalities == ("icephys",)) and recording.sweeps:
             from .sweeps import SweepSource
