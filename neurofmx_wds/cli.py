@@ -32,7 +32,7 @@ from .convert.sources import (
     SUBSETS,
     SourceConfig,
 )
-from .errors import NeurofmxError
+from .errors import NeurofmxError, without_secrets
 from .processes import do_without
 from .version import __version__
 
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if options.debug:
             raise
-        _say(f"error: {_told(error)}")
+        _say(f"error: {without_secrets(_told(error))}")
         return 1
 
 
@@ -460,7 +460,8 @@ def _expand(given: str, kind: str) -> Iterator[str]:
         return
     for path in sorted(glob.glob(given, recursive=True)) or [given]:  # what is not there is reported with the others
         if os.path.isdir(path) and kind not in DIRECTORY_FORMATS:
-            yield from sorted(str(p) for p in Path(path).rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+            inside = sorted(str(p) for p in Path(path).rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+            yield from inside or [path]
         else:
             yield path
 

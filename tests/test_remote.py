@@ -268,6 +268,7 @@ def test_credentials_are_used_and_never_shown(
         host = server.url.removeprefix("http://")
         url = f"http://me:hunter2@{host}/a.nwb?X-Signature=hunter2&other=hunter2"
         with caplog.at_level("DEBUG", "neurofmx_wds"):
+            assert main(["convert", "-i", url, "-o", str(tmp_path / "dry"), "--dry-run"]) == 0
             assert main(["convert", "-i", url, url.replace("a.nwb", "none.nwb"), "-o", str(tmp_path / "out")]) == 1
             server.fault = lambda *_: "drop"
             assert main(["convert", "-i", url, "-o", str(tmp_path / "again")]) == 1
@@ -335,8 +336,10 @@ def test_s3(recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             == 0
         )
         assert main(["convert", "-i", "s3://bucket/lab", "-o", str(tmp_path / "all"), "--sequence-length", "20"]) == 0
+        before = len(server.requests)
         with pytest.raises(SourceError, match="is not there"):
             convert(["s3://bucket/lab/none.nwb"], tmp_path / "none", CONFIG)
+        assert len(server.requests) - before < 5  # it was asked for once
     assert shards(tmp_path / "out") == shards(tmp_path / "all") == shards(tmp_path / "local")
 
 
@@ -398,3 +401,12 @@ def test_no_garbage_is_collected_while_a_remote_file_is_open() -> None:
         assert not gc.isenabled()
         second.close()
         assert gc.isenabled()
+
+
+def test_empty_directories_and_zarr_stores_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "none").mkdir()
+    (tmp_path / "x.nwb.zarr").mkdir()
+    (tmp_path / "x.nwb.zarr" / ".zgroup").write_text('{"zarr_format": 2}')
+    for name, told in {"none": "no file to convert is in it", "x.nwb.zarr": "Zarr store, which is not read"}.items():
+        assert main(["convert", "-i", str(tmp_path / name), "-o", str(tmp_path / "out")]) == 1
+        assert f"{name}: is a" in (said := capsys.readouterr().err) and told in said

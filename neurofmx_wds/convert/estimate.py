@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .. import fields
+from ..errors import without_secrets
 from ..processes import OrderedMap
 from ..shardfile import tar_header
 from .plan import ConversionPlan, Piece, as_source_error
@@ -57,7 +58,9 @@ def estimate(plan: ConversionPlan, apply: OrderedMap = map) -> Estimate:
     n_shards = len(plan.shards())
     spikes = [(source.description.report.get("spikes") or {}).get("total", 0) for source in plan.sources]
     return Estimate(
-        sources=tuple((p.file.path, n, n * size) for p, n, size in zip(firsts, counts, sizes, strict=True)),
+        sources=tuple(
+            (without_secrets(p.file.path), n, n * size) for p, n, size in zip(firsts, counts, sizes, strict=True)
+        ),
         n_samples=plan.n_samples,
         n_shards=n_shards,
         n_bytes=sum(n * size for n, size in zip(counts, sizes, strict=True)) + n_shards * _TAR_END,

@@ -70,9 +70,11 @@ def version_of(path: str) -> Version:
 
     Raises:
         OSError: there is no such file on disk.
-        SourceError: the server does not give it, or does not tell its size.
+        SourceError: it is a directory, or the server does not give it, or does not tell its size.
     """
     if not is_url(path):
+        if os.path.isdir(path):
+            _refuse_directory(path)
         stat = os.stat(path)
         return Version(stat.st_size, stat.st_mtime_ns, "")
     fs, inner = _file_system(path)
@@ -364,11 +366,10 @@ def _passes(error: Exception) -> bool:
     status = _status(error)
     if status is not None and status >= 400:
         return status in (408, 425, 429) or status >= 500
-    causes = list(_causes(error))
-    if len(causes) == 1 and isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError)):
-        return False
-    of_network = any(type(each).__module__.startswith("aiohttp") for each in causes)
-    return of_network or isinstance(error, (OSError, EOFError, TimeoutError))
+    if any(type(each).__module__.startswith("aiohttp") for each in _causes(error)):
+        return True
+    final = (FileNotFoundError, PermissionError, IsADirectoryError)
+    return isinstance(error, (OSError, EOFError)) and not isinstance(error, final)
 
 
 def _give_up(url: str, error: Exception) -> NoReturn:
@@ -390,6 +391,13 @@ def _give_up(url: str, error: Exception) -> NoReturn:
         raise SourceError("is not there", file=url, remedy="check the URL") from None
     told = f"{type(error).__name__}: {str(error)[:300]}"
     raise SourceError(f"cannot be read: {told}", file=url, remedy="check the URL and the credentials") from None
+
+
+def _refuse_directory(path: str) -> NoReturn:
+    if any(os.path.exists(os.path.join(path, name)) for name in (".zgroup", ".zmetadata", "zarr.json")):
+        remedy = "export it to one HDF5 file with hdmf-zarr: NWBHDF5IO(…).export(NWBZarrIO(…))"
+        raise SourceError("is a Zarr store, which is not read", file=path, remedy=remedy)
+    raise SourceError("is a directory, and no file to convert is in it", file=path, remedy="name the files themselves")
 
 
 def _refuse_whole(url: str) -> NoReturn:
