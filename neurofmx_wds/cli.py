@@ -63,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with 2.
     """
     options = _parser().parse_args(arguments)
-    if arguments is None:
+    reads_any = getattr(options, "validate", False) and options.format == "files"  # among them torch's own
+    if arguments is None and not reads_any:
         do_without(getattr(options, "without", ()))  # in a process of our own: it starts in half the time
     try:
         with _termination_as_an_exception():

@@ -367,7 +367,7 @@ def _check_unpacked_size(size: int) -> None:
 
 def decode_pickle(data: Buffer, encoding: str = "ASCII") -> Any:
     """Plain containers, numbers, arrays and tensors out of a pickle; see :func:`neurofmx_wds.pickles.decode_pickle`."""
-    from . import pickles  # on use: it imports torch
+    from . import pickles
 
     return pickles.decode_pickle(data, encoding)
 

@@ -7,6 +7,7 @@ used: files that ran code or wrote outside their memory in spite of it are known
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import pickle
@@ -18,11 +19,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 
 from .errors import UnsafeDataError
 
 if TYPE_CHECKING:
+    import torch
+
     from .fields import Buffer
 
 _MAX_REPEATED = 64 << 20  # bytes that a tensor may become which repeats what is stored (stride 0)
@@ -131,6 +133,8 @@ def _rebuild_tensor(
         raise UnsafeDataError(f"the pickle holds a tensor of shape {tuple(size)} without the bytes for it")
     if count * dtype.itemsize > max(_MAX_REPEATED, len(storage.data)):
         raise UnsafeDataError(f"the pickle holds a tensor of shape {tuple(size)} that repeats a few bytes")
+    import torch
+
     if not count:
         return torch.empty(tuple(size), dtype=dtype)
     whole = len(storage.data) // dtype.itemsize * dtype.itemsize
@@ -145,6 +149,8 @@ def _rebuild_tensor_v2(
 
 
 def _rebuild_parameter(data: object, requires_grad: object, hooks: object) -> torch.Tensor:
+    import torch
+
     if not isinstance(data, torch.Tensor) or hooks:
         raise UnsafeDataError("the pickle builds a parameter in an unusual way")
     return data.requires_grad_(bool(requires_grad))
@@ -159,6 +165,21 @@ def _load_from_bytes(data: bytes) -> _Storage:
     if not isinstance(storage, _Storage):
         raise UnsafeDataError("the pickle builds a tensor in an unusual way")
     return storage
+
+
+@functools.cache
+def _types_of_torch() -> dict[str, Any]:
+    """torch's names for types; torch is imported only where a pickle has one."""
+    import torch
+
+    storages = {
+        "Double": torch.double, "Float": torch.float, "Half": torch.half, "BFloat16": torch.bfloat16,
+        "Long": torch.long, "Int": torch.int, "Short": torch.short, "Char": torch.int8, "Byte": torch.uint8,
+        "Bool": torch.bool, "ComplexDouble": torch.cdouble, "ComplexFloat": torch.cfloat,
+    }  # fmt: skip
+    later = ("uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2")  # came after such storages
+    types: dict[str, Any] = {f"{name}Storage": _StorageType(kind) for name, kind in storages.items()}
+    return types | {name: getattr(torch, name) for name in later if hasattr(torch, name)}
 
 
 # --- the interpreter --------------------------------------------------------------------------------------------------
@@ -176,15 +197,6 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("torch.storage", "_load_from_bytes"): _load_from_bytes,
     ("torch.storage", "UntypedStorage"): _StorageType(None),
 }
-for _name, _kind in {
-    "Double": torch.double, "Float": torch.float, "Half": torch.half, "BFloat16": torch.bfloat16, "Long": torch.long,
-    "Int": torch.int, "Short": torch.short, "Char": torch.int8, "Byte": torch.uint8, "Bool": torch.bool,
-    "ComplexDouble": torch.cdouble, "ComplexFloat": torch.cfloat,
-}.items():  # fmt: skip
-    _ALLOWED["torch", f"{_name}Storage"] = _StorageType(_kind)
-for _name in ("uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2"):  # which came after such storages
-    if hasattr(torch, _name):
-        _ALLOWED["torch", _name] = getattr(torch, _name)
 for _package in ("builtins", "__builtin__"):  # as protocols up to 2 call it
     _ALLOWED |= {(_package, "complex"): complex, (_package, "set"): set, (_package, "frozenset"): frozenset}
 for _package in ("numpy.core", "numpy._core"):
@@ -205,10 +217,10 @@ class _ArrayUnpickler(pickle._Unpickler):
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _ALLOWED[module, name]
-        except KeyError:
-            raise UnsafeDataError(f"the pickle asks for {module}.{name}, not a plain array or container") from None
+        found = _ALLOWED.get((module, name)) or (_types_of_torch().get(name) if module == "torch" else None)
+        if found is None:
+            raise UnsafeDataError(f"the pickle asks for {module}.{name}, not a plain array or container")
+        return found
 
     stack: list[Any]
     read: Callable[[int], bytes]

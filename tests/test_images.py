@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 import struct
+import subprocess
 import sys
 import tracemalloc
 from collections import Counter
@@ -241,6 +242,20 @@ def test_cifar_arrives_as_its_own_unpickling_gives_it(tmp_path: Path, kind: str,
     manifest = Manifest.load(tmp_path / "out")
     assert manifest.modalities["image"] == {"dtype": "uint8", "shape": [32, 32, 3]}
     assert len(manifest.modalities["label"]["names"]) == (10 if kind == "cifar10" else 100)
+
+
+def test_commands_read_what_needs_torch_and_what_does_not(tmp_path: Path) -> None:
+    import torch
+
+    make_cifar(tmp_path / "in")
+    (tmp_path / "files").mkdir()
+    torch.save({"w": torch.ones(3)}, tmp_path / "files" / "a.pth")
+    for kind, root in (("cifar10", "in"), ("files", "files")):
+        command = ["convert", "-i", str(tmp_path / root), "-o", str(tmp_path / f"out-{kind}"), "--format", kind]
+        done = subprocess.run(
+            [sys.executable, "-m", "neurofmx_wds", *command, "--validate"], capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, "") and "validated" in done.stdout
 
 
 class Harm:
