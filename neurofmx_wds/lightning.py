@@ -25,7 +25,6 @@ import contextlib
 import itertools
 import json
 import os
-import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum, auto
 from pathlib import Path
@@ -68,7 +67,7 @@ class _SplitModule(LightningDataModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self._loaders: weakref.WeakSet[WebDatasetDataLoader | WebLoader] = weakref.WeakSet()
+        self._loaders: dict[str, WebDatasetDataLoader | WebLoader] = {}
 
     def __str__(self) -> str:
         given = ", ".join(f"{split}={where!r}" for split, where in self.shard_dirs.items())
@@ -84,9 +83,8 @@ class _SplitModule(LightningDataModule):
     def _loader(self, split: str) -> WebDatasetDataLoader | WebLoader:
         if split not in self.shard_dirs:
             raise ValueError(f"{type(self).__name__} was given no split {split!r}")
-        loader = self._make(split)
-        self._loaders.add(loader)
-        return loader
+        self._loaders[split] = self._make(split)
+        return self._loaders[split]
 
     def setup(self, stage: str | None = None) -> None:
         """Open what a stage needs.
@@ -111,8 +109,8 @@ class _SplitModule(LightningDataModule):
 
     def teardown(self, stage: str) -> None:
         """Stop persistent workers, which the garbage collector would find late and wait for."""
-        for loader in self._loaders:
-            loader.close()
+        while self._loaders:
+            self._loaders.popitem()[1].close()
 
     def _served_by(self, split: str) -> str:
         return "test" if split == "predict" and split not in self.shard_dirs else split
@@ -181,14 +179,12 @@ class TrainLoader:
         loader = self.loader
         loader.load_state_dict(state)
         self._resumed_epoch = loader.epoch
-        if not isinstance(loader, WebDatasetDataLoader):
-            return
-        done = len(loader)
-        if loader.epoch <= self.trainer.current_epoch:
-            size = (loader.spec.n_samples, loader.batch_size, loader.world_size, loader.drop_last)
-            done -= cursors.n_steps(loader.state_dict()["position"], *size)
         epoch_loop = self.trainer.fit_loop.epoch_loop
         progress = epoch_loop.batch_progress.current
+        done = progress.ready if isinstance(loader, WebLoader) else len(loader)
+        if isinstance(loader, WebDatasetDataLoader) and loader.epoch <= self.trainer.current_epoch:
+            size = (loader.spec.n_samples, loader.batch_size, loader.world_size, loader.drop_last)
+            done -= cursors.n_steps(loader.state_dict()["position"], *size)
         unfinished = progress.ready - progress.completed  # 1 where it was saved in on_train_batch_end
         progress.ready = progress.started = progress.processed = done
         progress.completed = done - unfinished if hasattr(epoch_loop, "update_restart_stage") else done  # before 2.5.1

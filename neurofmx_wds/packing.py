@@ -44,13 +44,13 @@ def pack_files(
     if len(names) < n_tars:
         logger.warning("%s: %d samples cannot fill %d tars; each gets its own", target, len(names), n_tars)
     try:
-        stats = [(path.name, path.stat()) for paths in samples.values() for path in paths]
+        stats = [(key, path.stat()) for key, paths in samples.items() for path in paths]
     except OSError as error:
         remedy = "check directory, names and suffix"
         raise SourceError(f"cannot be packed: {error.strerror}", file=error.filename, remedy=remedy) from error
     shard_size = max(1, min(1000, len(names) // n_tars))
     pattern = prefix.replace("{", "{{").replace("}", "}}") + "-{shard_idx:06d}.tar"
-    files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    files = [(key, stat.st_size, stat.st_mtime_ns) for key, stat in stats]
     digest = hashlib.sha256(json.dumps([pattern, shard_size, files]).encode()).hexdigest()
     about = {field_of(suffix): {"packed_from": f"*.{suffix}", "packed_files": digest} for suffix in suffixes}
     target.parent.mkdir(parents=True, exist_ok=True)
