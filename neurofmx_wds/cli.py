@@ -353,7 +353,7 @@ def _verify(options: argparse.Namespace) -> int:
     from .info import count, human_size
     from .verify import verify
 
-    report = verify(options.dir, options.deep, options.workers)
+    report = verify(options.dir, options.deep, options.workers, show_progress=True)
     looked_at = f"{count(report.shards, 'shard')}, {count(report.samples, 'sample')}, {human_size(report.n_bytes)}"
     how = f"every byte read, {count(report.members, 'member')} decoded" if report.deep else "sizes and indexes compared"
     print(

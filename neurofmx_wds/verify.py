@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from . import fields
 from .atomic import ASIDE_SUFFIX
@@ -99,7 +100,11 @@ class _Checked:
 
 
 def verify(
-    shard_dir: str | os.PathLike[str], deep: bool = False, workers: int = 1, executor: Executor | None = None
+    shard_dir: str | os.PathLike[str],
+    deep: bool = False,
+    workers: int = 1,
+    executor: Executor | None = None,
+    show_progress: bool = False,
 ) -> Report:
     """Check a dataset's manifest, shards and indexes against each other.
 
@@ -109,6 +114,7 @@ def verify(
             manifest, keys unique over all shards.
         workers: processes to check with.
         executor: any executor to use instead.
+        show_progress: show a bar, on a terminal.
 
     Returns:
         What was found. Damage is reported, never raised.
@@ -124,7 +130,8 @@ def verify(
     shards = _shards_of(directory, manifest, report)
     check = functools.partial(_check_shard, directory, manifest.modalities if manifest else None, deep)
     with ordered_map(workers, executor) as apply:
-        checked = list(apply(check, shards))
+        hidden = None if show_progress else True  # None: only on a terminal
+        checked = list(tqdm(apply(check, shards), "verifying", len(shards), unit="shard", disable=hidden))
     for each in checked:
         report.problems += each.problems
         report.samples += each.samples

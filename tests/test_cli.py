@@ -222,6 +222,7 @@ def test_bars_are_shown_on_a_terminal_only(npz: Path, tmp_path: Path) -> None:
     os.close(master)
     assert b"converting" in seen and b"10/10" in seen
     assert b"10 samples" in out
+    assert subprocess.run([*MODULE, "verify", str(tmp_path / "seen")], capture_output=True, check=True).stderr == b""
 
 
 def test_a_reader_that_leaves_early_is_no_error(npz: Path, tmp_path: Path) -> None:
