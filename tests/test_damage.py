@@ -109,6 +109,13 @@ def test_hostile_members_run_nothing_by_any_road(
         for i, (suffix, _) in enumerate(chosen):
             error = found[f"bad{i}"]
             assert (error.file, error.member) == (str(shard), suffix) and error.remedy, road
+    pytest.importorskip("lightning", reason="the Lightning road needs it")
+    from neurofmx_wds.lightning import NeuroDataModule
+
+    module = NeuroDataModule(test=directory, batch_size=1, num_workers=0)
+    module.setup("test")
+    with pytest.raises(NeurofmxError, match="bad0"):
+        list(module.test_dataloader())
     with pytest.raises(NeurofmxError, match="bad0"):
         list(create_webdataset_dataloader(directory, shuffle=False, num_workers=1))
     problems = {problem.sample: problem for problem in verify(directory, deep=True).problems}
