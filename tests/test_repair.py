@@ -67,6 +67,14 @@ def test_only_the_damaged_shard_is_made_again(
     assert sorted(os.listdir(tmp_path)) == ["a.npz", "b.npz", "c.npz", "out"]
 
 
+def test_what_a_killed_repair_left_is_gone_after_the_next(inputs: list[Path], tmp_path: Path) -> None:
+    """Also where it had put everything in its place."""
+    convert(inputs, tmp_path / "out", shard_size=3)
+    (tmp_path / ".out.partial" / ".repair-x" / "made").mkdir(parents=True)
+    assert repair(inputs, tmp_path / "out", shard_size=3) == []
+    assert sorted(os.listdir(tmp_path)) == ["a.npz", "b.npz", "c.npz", "out"]
+
+
 def test_what_would_come_out_otherwise_is_refused_and_nothing_is_touched(inputs: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(OutputError, match="no dataset to repair"):

@@ -69,6 +69,8 @@ def repair(
         staging(dataset_dir, overwrite=True) as staged,
         working(workers, executor) as apply,
     ):
+        for left in staged.path.glob(f"{_ASIDE}*"):  # by a run that was killed
+            shutil.rmtree(left)
         manifest = Manifest.load(staged.target)
         told = differences(manifest.config, plan.to_json())
         if told:
@@ -84,8 +86,6 @@ def repair(
             raise OutputError(problem, file=dataset_dir, remedy="convert again, with --overwrite")
         bad = [(manifest.shards[k], plan.shard(manifest.shards[k].shard_name, *ends[k : k + 2]))
                for k in range(len(good)) if not good[k]]  # fmt: skip
-        for left in staged.path.glob(f"{_ASIDE}*"):  # by a run that was killed
-            shutil.rmtree(left)
         with tempfile.TemporaryDirectory(prefix=_ASIDE, dir=staged.path) as aside:
             made = apply(functools.partial(write_shard, Path(aside)), [shard for _, shard in bad])
             for (record, _), _ in zip(bad, made, strict=True):
