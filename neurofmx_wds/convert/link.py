@@ -19,8 +19,7 @@ from ..index import index_path
 from ..manifest import Manifest
 from ..selection import group_samples
 from ..shards import open_shards
-from .merge import manifest_of
-from .run import staging
+from .merge import made_whole, manifest_of
 
 
 def link_group(
@@ -73,20 +72,13 @@ def link_group(
     here = np.flatnonzero(counts).tolist()
     about = {**asdict(wanted), "n_samples": len(ids), "of": os.path.realpath(directory)}
     made = replace(whole, shards=[shards.records[i] for i in here], config={**whole.config, "group": about})
-    with staging(output_dir, overwrite) as staged:
-        staged.clear()
-        try:
-            for i in here:
-                place = staged.path / shards.paths[i].name
-                _link(shards.paths[i], place)
-                shards.index(i).save(index_path(place))
-            made.save(staged.path)
-            summary = Manifest.load(staged.path).summary()
-            staged.commit()
-        except BaseException:
-            staged.discard()
-            raise
-    return summary
+    with made_whole(output_dir, overwrite) as staged:
+        for i in here:
+            place = staged.path / shards.paths[i].name
+            _link(shards.paths[i], place)
+            shards.index(i).save(index_path(place))
+        made.save(staged.path)
+        return Manifest.load(staged.path).summary()
 
 
 def _link(shard: Path, place: Path) -> None:

@@ -5,6 +5,7 @@ Knows manifests, shards and indexes; knows nothing of what is in a recording.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -290,22 +291,31 @@ def merge(
                 "it is a group of another dataset: merged, it would be all of it", file=where, remedy=remedy
             )
         _check_alike(parts[0], (where, part))
+    with made_whole(output_dir, overwrite) as staged:
+        joined = _joined([part for _, part in parts])
+        records = [*_shown(sets, joined.compression, staged.path, how)]
+        if not repeat_keys:
+            _refuse_repeated(staged.path, records)
+        config = _config_of([part for _, part in parts], repeat_keys)
+        replace(joined, shards=records, config=config).save(staged.path)
+        return Manifest.load(staged.path).summary()
+
+
+@contextlib.contextmanager
+def made_whole(output_dir: str | os.PathLike[str], overwrite: bool) -> Iterator[StagedDirectory]:
+    """A staging directory to make a dataset in at one go: it is in its place afterwards, or nothing is left of it.
+
+    Raises:
+        OutputError: as :func:`neurofmx_wds.convert.run.staging`.
+    """
     with staging(output_dir, overwrite) as staged:
         staged.clear()
-        joined = _joined([part for _, part in parts])
         try:
-            records = [*_shown(sets, joined.compression, staged.path, how)]
-            if not repeat_keys:
-                _refuse_repeated(staged.path, records)
-            replace(joined, shards=records, config=_config_of([part for _, part in parts], repeat_keys)).save(
-                staged.path
-            )
-            summary = Manifest.load(staged.path).summary()
+            yield staged
             staged.commit()
         except BaseException:
             staged.discard()
             raise
-    return summary
 
 
 def manifest_of(directory: Path, shards: ShardSet) -> Manifest:
