@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -318,8 +319,11 @@ def test_an_extension_that_is_not_installed_is_read_from_the_file_or_named(tmp_p
     assert samples[0][0]["o"].shape == (50, 1) and samples[0][0]["o_mask"].all()
     with h5py.File(path, "a") as file:
         del file["specifications/ndx-odd"]
-    with pytest.raises(SourceError, match=r"uses the extension ndx-odd.*install it: pip install ndx-odd"):
-        read_all(path)
+    why = r"acquisition/o left out: it uses the extension ndx-odd.*install it: pip install ndx-odd"
+    with pytest.raises(SourceError, match=f"no acquisition/o in it; it has spikes; {why}"):
+        read_all(path, modalities=("spikes", "acquisition/o"))
+    rest, others = read_all(path)
+    assert re.search(why, " ".join(rest.report["warnings"])) and len(others) == len(samples)
 
 
 def test_photometry_of_an_extension_is_ophys(tmp_path: Path) -> None:

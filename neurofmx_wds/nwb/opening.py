@@ -15,11 +15,14 @@ import h5py
 from pynwb import NWBHDF5IO
 
 from ..errors import SourceError
+from .partial import read_partly
 
 _UNLOCK = "wait until it is done; where nothing writes it, set HDF5_USE_FILE_LOCKING=FALSE in the environment"
 
 
-def open_nwb(path: str, stream: BinaryIO | None, closing: contextlib.ExitStack) -> tuple[Any, Any]:
+def open_nwb(
+    path: str, stream: BinaryIO | None, closing: contextlib.ExitStack
+) -> tuple[Any, Any, dict[str, SourceError]]:
     """Opens an NWB file.
 
     Args:
@@ -28,7 +31,7 @@ def open_nwb(path: str, stream: BinaryIO | None, closing: contextlib.ExitStack) 
         closing: what closes it all, in the right order.
 
     Returns:
-        pynwb's IO and NWBFile.
+        pynwb's IO and NWBFile, and path → what is wrong with each object that is left out, since pynwb cannot make it.
 
     Raises:
         SourceError: it is none, or pynwb cannot read it.
@@ -44,7 +47,11 @@ def open_nwb(path: str, stream: BinaryIO | None, closing: contextlib.ExitStack) 
             _check_is_alone(file, path)
             io = NWBHDF5IO(file=file, mode="r", load_namespaces=True)
         closing.callback(io.close)
-        return io, io.read()
+        try:
+            return io, io.read(), {}
+        except Exception:
+            nwb, left_out = read_partly(io)
+            return io, nwb, {path: _why_left_out(path, *why) for path, why in left_out.items()}
     except SourceError:
         raise
     except Exception as error:  # pynwb and hdmf raise whatever the file's oddity leads to
@@ -128,12 +135,19 @@ def _other_version_than_2(version: Any, is_nwb: bool) -> tuple[str | None, str]:
     return None, ""
 
 
+def _why_left_out(path: str, needed: str, error: Exception) -> SourceError:
+    if needed:
+        return SourceError(f"{path} left out: it needs {needed}", remedy=f"mend {needed}")
+    problem, remedy = _why_unreadable(error)
+    return SourceError(f"{path} left out: {problem}", remedy=remedy)
+
+
 def _why_unreadable(error: Exception) -> tuple[str, str]:
     """Gives what pynwb complains of, without its dump of the file's inside, and what to do about it."""
     extension = re.search(r"'([\w-]+)' not a namespace", str(error))
     if extension:
         name = extension[1]
         return f"it uses the extension {name}, whose definition is not in it", f"install it: pip install {name}"
-    told = re.sub(r"(?s)^\((.*?) GroupBuilder .*(due to:? |: )", r"\1: ", str(error))
+    told = str(error.args[-1] if error.args else error)  # hdmf's other argument is all that is stored
     problem = f"pynwb cannot read it: {type(error).__name__}: {told[-300:]}"
     return problem, "run `pynwb-validate` on it, or open it with the tool that wrote it and export it again"

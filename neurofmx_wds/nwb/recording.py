@@ -61,6 +61,8 @@ MODALITIES = ("spikes", "behavior", "lfp", "ophys", "events")
 MOST_FRAMES = 2**31
 #: Annotations with more different labels than this are prose, and counted without telling them apart.
 MOST_LABELS = 256
+#: Of objects left out, this many are named in an error; the report names all.
+MOST_NAMED = 3
 #: A lower mean rate (spikes/s) of the units of a recording, or a later last spike, in ends of all else, is doubtful.
 LOWEST_RATE, LATEST_SPIKE = 0.05, 20
 
@@ -87,6 +89,7 @@ class Recording:
 
     Attributes:
         warnings: what was left out or repaired, and what pynwb warned of, one line each.
+        left_out: path → what is wrong with an object that pynwb cannot make; the rest of the file is read.
 
     Raises:
         SourceError: the file is missing, empty, damaged, a git-LFS pointer, no HDF5, or not NWB 2.
@@ -111,11 +114,12 @@ class Recording:
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                self._io, self._nwb = open_nwb(self.path, stream, self._closing)
+                self._io, self._nwb, self.left_out = open_nwb(self.path, stream, self._closing)
         except BaseException:
             self._closing.close()
             raise
         self.warn(*(f"pynwb: {w.message}" for w in caught if "cached namespace" not in str(w.message)))
+        self.warn(*map(str, self.left_out.values()))
 
     def close(self) -> None:
         """Closes the file; the arrays already read stay."""
@@ -153,7 +157,8 @@ class Recording:
     @cached_property
     def contents(self) -> str:
         """What there is, in words, for errors."""
-        return ", ".join((*self.modalities, *(found.path for found in self.unused()))) or "no time series at all"
+        there = ", ".join((*self.modalities, *(found.path for found in self.unused()))) or "no time series at all"
+        return "; ".join((there, *[str(why) for why in self.left_out.values()][:MOST_NAMED]))
 
     @cached_property
     def _has_spikes(self) -> bool:
@@ -199,7 +204,7 @@ class Recording:
         if "electrode_group" in table.colnames:
             groups = table["electrode_group"][:]
             columns["electrode_group"] = [group.name for group in groups]
-            columns["location"] = [plain(group.location) for group in groups]
+            columns["location"] = [plain(getattr(group, "location", None)) for group in groups]  # one left out has none
         for name in ("location", "electrodes"):
             if name in table.colnames:
                 columns[name] = [plain(value) for value in cells_of(table[name])]
