@@ -26,9 +26,10 @@ def make_movie(path: Path, levels: list[int], *, codec: str = "mpeg4", gop: int 
         stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
         stream.codec_context.gop_size, stream.codec_context.max_b_frames = gop, b_frames
         stream.bit_rate = 4_000_000
+        stream.codec_context.thread_count = 1  # threads here would be waited for in processes forked by other tests
         for level in levels:
             picture = av.VideoFrame.from_ndarray(np.full((32, 48, 3), level, np.uint8), format="rgb24")
-            container.mux(stream.encode(picture))
+            container.mux(stream.encode(picture.reformat(format="yuv420p", threads=1)))
         container.mux(stream.encode())
 
 

@@ -103,6 +103,7 @@ class _MovieFile:
         try:
             self._container: Any = av.open(self._file, options=_OPTIONS)
             self._stream = self._container.streams.video[0]
+            self._stream.codec_context.thread_count = 1  # see _decoded
             self.size = (int(self._stream.height), int(self._stream.width))
         except self._fails as error:
             self._file.close()
@@ -125,7 +126,8 @@ class _MovieFile:
         time = self._times[number]
         if self._at != time:
             self._go_to(time)
-        rgb: npt.NDArray[np.uint8] = self._picture.to_ndarray(format="rgb24")
+        # One thread: what has threads of its own can never be let go of in a process that is forked later.
+        rgb: npt.NDArray[np.uint8] = self._picture.reformat(format="rgb24", threads=1).to_ndarray()
         if rgb.shape[:2] != self.size:
             raise ValueError("its size changes on the way")
         return rgb
