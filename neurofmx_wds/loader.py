@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -298,6 +298,11 @@ class WebDatasetDataLoader(ResumablePipeline):
     def close(self) -> None:
         """Stop persistent workers; the next iteration starts others."""
         self._persistent = None
+
+    def __copy__(self) -> WebDatasetDataLoader:
+        twin = super().__copy__()
+        twin.__dict__["_persistent"] = None  # workers serve one iterator at a time
+        return cast(WebDatasetDataLoader, twin)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_persistent": None}

@@ -5,6 +5,7 @@ A batch in fresh memory costs as much in page faults as in copying. Knows tensor
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import weakref
@@ -59,10 +60,9 @@ class BatchMemory:
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """A tensor of this shape, its content undefined."""
         kind = (tuple(shape), dtype)
-        free = self._free.get(kind)
-        if free:
-            base = free.pop()
-        else:
+        try:
+            base = self._free[kind].pop()
+        except (KeyError, IndexError):  # not looked up before: another thread could take the last one meanwhile
             fresh = torch.empty(*shape, dtype=dtype, pin_memory=self.pinned)
             if self.pinned or not fresh.numel() or dtype not in _NUMPY_HAS:
                 return fresh
@@ -87,7 +87,8 @@ class BatchMemory:
     def _give_back(self, lease: _Lease) -> None:
         del self._leases[id(lease)]
         free = self._free.setdefault(lease.kind, [])
-        self._free.move_to_end(lease.kind)
+        with contextlib.suppress(KeyError):  # another thread has just let go of this kind
+            self._free.move_to_end(lease.kind)
         if len(free) < _KEPT_PER_KIND:
             free.append(lease.base)
         if len(self._free) > _KEPT_KINDS:

@@ -12,6 +12,7 @@ import mmap
 import operator
 import os
 import resource
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -187,6 +188,7 @@ class ShardReader:
         self._selected = selected
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         self._open_bytes = 0
+        self._opening = threading.Lock()  # several iterators, each with a thread that reads ahead, share a reader
         self._memory = BatchMemory()
         self._check_modalities()
 
@@ -238,15 +240,16 @@ class ShardReader:
         return ids if self._selected is None else self._selected[ids]
 
     def _shard(self, i: int) -> _OpenShard:
-        shard = self._open.get(i)
-        if shard is not None:
-            self._open.move_to_end(i)
+        with self._opening:
+            shard = self._open.get(i)
+            if shard is not None:
+                self._open.move_to_end(i)
+                return shard
+            shard = self._open[i] = _OpenShard(self.shards, i, self.modalities, self._mapped)
+            self._open_bytes += shard.n_bytes
+            while len(self._open) > self.max_open or (self._open_bytes > _OPEN_BYTES and len(self._open) > 1):
+                self._open_bytes -= self._open.popitem(last=False)[1].n_bytes
             return shard
-        shard = self._open[i] = _OpenShard(self.shards, i, self.modalities, self._mapped)
-        self._open_bytes += shard.n_bytes
-        while len(self._open) > self.max_open or (self._open_bytes > _OPEN_BYTES and len(self._open) > 1):
-            self._open_bytes -= self._open.popitem(last=False)[1].n_bytes
-        return shard
 
     def read_batch(self, ids: np.ndarray, memory: Memory | None = None) -> dict[str, Any]:
         """A batch of the samples with these ids, as :func:`neurofmx_wds.collate_webdataset` would make it.
@@ -322,7 +325,10 @@ class ShardReader:
         return [_sample(columns, row) for row in range(len(ids))]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict(), "_open_bytes": 0}
+        return {**self.__dict__, "_open": OrderedDict(), "_open_bytes": 0, "_opening": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _opening=threading.Lock())
 
 
 def _sample(columns: dict[str, Any], row: int) -> dict[str, Any]:

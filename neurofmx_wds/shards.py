@@ -54,6 +54,7 @@ class ShardSet:
     cache: ShardCache
     checksums: bool = False
     _seen: dict[int, tuple[int, int, int]] = field(default_factory=dict, repr=False)
+    _changed: dict[int, tuple[int, int, int]] = field(default_factory=dict, repr=False)  # asked about for each sample
     _indexes: OrderedDict[int, ShardIndex] = field(default_factory=OrderedDict, repr=False)
     _index_bytes: int = 0
 
@@ -126,7 +127,8 @@ class ShardSet:
             if wanted is None:
                 remedy = "run `python -m neurofmx_wds index` on the directory, after removing its .index files"
                 raise ShardError("the shard's checksum is not known", file=path, remedy=remedy)
-            if file_sha256(path) != wanted:
+            if self._changed.get(i) == identity or file_sha256(path) != wanted:
+                self._changed[i] = identity
                 raise ShardError("the shard's bytes have changed: its checksum differs", file=path, remedy=_DAMAGED)
         if self._seen.setdefault(i, identity) != identity:
             raise ShardError("the shard was replaced while it was in use", file=path, remedy="start again")

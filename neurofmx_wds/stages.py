@@ -220,8 +220,9 @@ class Fetcher:
                     raise
                 item = self._remnant(read_again, ids, error)
             if plan.fresh is not None:
-                for each in item.rest if isinstance(item, Remnant) else [item]:
-                    _mark(each, plan.fresh)
+                left, n_skipped = (item.rest, item.n_skipped) if isinstance(item, Remnant) else ([item], 0)
+                for each in left:  # of a plan of one row: that, or one that stands in for it
+                    _mark(each, plan.fresh and n_skipped == 0)
             yield item
 
     def _remnant(self, read: Read, ids: np.ndarray, error: Exception) -> Remnant:

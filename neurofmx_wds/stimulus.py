@@ -452,7 +452,7 @@ def _batches_of_loader(
         if options:
             raise TypeError(f"{', '.join(options)}: these are settings of the loader that was given")
         twin = copy.copy(loader)
-        twin.fetcher, twin._persistent = fetcher, None
+        twin.fetcher = fetcher
         return twin
     ranks = {"rank": loader._rank, "world_size": loader._world_size}
     batches = _loader(replace(fetcher, collate_fn=collate_webdataset), loader.fingerprint, {**ranks, **options})

@@ -1,0 +1,121 @@
+"""The laws of loading where several features meet: skipping, bundles, checksums, twins, threads, held batches."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import webdataset as wds
+from loading import array_of, global_rows, ranks, rows, steps, write_dataset
+
+import neurofmx_wds.shards
+from neurofmx_wds import create_webdataset_dataloader
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data") / "shards", (1, 9, 2, 7, 5))
+
+
+def quietly(error: Exception) -> bool:
+    return True
+
+
+def numbers(delivered: Any) -> list[int]:
+    return [number for _, _, number in delivered]
+
+
+def fail_on_20(sample: dict[str, Any]) -> dict[str, Any]:
+    if sample["metadata"]["i"] == 20:
+        raise RuntimeError("cannot transform")
+    return sample
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_what_stands_in_for_a_skipped_sample_of_the_last_step_is_marked_as_repeated(
+    directory: Path, num_workers: int
+) -> None:
+    """24 samples for 5 ranks × 4: in the last step 4 ranks get one sample, and one of these cannot be had."""
+    options = {"batch_size": 4, "shuffle": False, "transform": fail_on_20, "handler": quietly}
+    taken = list(steps(ranks(directory, 5, num_workers=num_workers, **options)))
+    assert numbers(global_rows(taken)) == [i for i in range(24) if i != 20]
+    assert all(batch["__mask__"].shape == (1,) for batch in taken[-1])
+
+
+def test_a_pipeline_made_of_a_loader_whose_workers_persist_has_workers_of_its_own(directory: Path) -> None:
+    loader = create_webdataset_dataloader(
+        directory, batch_size=3, num_workers=2, shuffle=False, persistent_workers=True
+    )
+    next(iter(loader))
+    mapped = loader.map(dict)
+    both = [(rows(one), rows(other)) for one, other in zip(loader, mapped, strict=True)]
+    for delivered in zip(*both, strict=True):
+        assert numbers(row for batch in delivered for row in batch) == list(range(24))
+    loader.close()
+    mapped.close()
+
+
+def test_iterators_in_several_threads_share_one_loader(tmp_path: Path) -> None:
+    """Few shards stay open, threads read ahead, and consumers keep views of some batches and change others."""
+    directory = write_dataset(tmp_path / "shards", (5,) * 60)
+    loader = create_webdataset_dataloader(directory, batch_size=4, num_workers=0)
+    loader.fetcher.reader.max_open = 2
+    problems: list[Any] = []
+
+    def consume() -> None:
+        try:
+            for _ in range(10):
+                kept = []
+                for n, batch in enumerate(loader):
+                    kept.append((batch["x"].numpy()[-1], batch["metadata"][-1]["i"]))
+                    batch["x"][:-1] = -1
+                    if n % 3 == 0:
+                        time.sleep(2e-4)
+                assert len(kept) == 75
+                problems.extend(i for view, i in kept if not np.array_equal(view, array_of(i)))
+        except BaseException as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=consume) for _ in range(3)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert problems == []
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_a_changed_shard_is_skipped_in_equal_steps_and_hashed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int, world_size: int
+) -> None:
+    directory = write_dataset(tmp_path / "shards", (20,) * 10)
+    with open(directory / "shard_000004.tar", "r+b") as shard:
+        shard.seek(1024 + 600 + 128)
+        byte = shard.read(1)
+        shard.seek(-1, 1)
+        shard.write(bytes([byte[0] ^ 1]))
+    hashed: list[str] = []
+    real = neurofmx_wds.shards.file_sha256
+
+    def counted(path: Path) -> str:
+        hashed.append(path.name)
+        return real(path)
+
+    monkeypatch.setattr(neurofmx_wds.shards, "file_sha256", counted)
+    options: dict[str, Any] = {"batch_size": 2, "shuffle": False, "handler": wds.ignore_and_continue}
+    loaders = ranks(directory, world_size, num_workers=num_workers, checksums=True, **options)
+    taken = list(steps(loaders))
+    assert numbers(global_rows(taken)) == [i for i in range(200) if not 80 <= i < 100]
+    assert sum(loader.skipped for loader in loaders) == 20
+    assert len(hashed) == len(set(hashed)) * world_size if num_workers == 0 else not hashed
