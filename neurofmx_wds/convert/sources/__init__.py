@@ -321,5 +321,6 @@ def _format_of(path: str) -> str:
     raise SourceError(
         "neither its name nor its first bytes are those of an NWB, NPZ or NPY file",
         file=path,
-        remedy=f"name its format ({', '.join(FILE_FORMATS)}) or convert it to one of these",
+        remedy=f"name its format (--format {', '.join(FILE_FORMATS)}), or convert it to one of these; for other "
+        "files that belong together give their directory and --format files",
     )
