@@ -5,6 +5,7 @@ Knows nothing of what is worked on.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import importlib.abc
@@ -120,7 +121,7 @@ def dask_executor(address: str) -> Iterator[Executor]:
         raise NeurofmxError("dask is not installed", remedy="pip install 'neurofmx-wds[dask]'") from error
     try:
         client: Any = distributed.Client(address, set_as_default=False)  # type: ignore[no-untyped-call, unused-ignore]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, asyncio.TimeoutError) as error:
         remedy = "start one with `dask scheduler`, and give the address that it prints"
         raise NeurofmxError(f"no dask scheduler answers at {address}: {error}", remedy=remedy) from error
     with client:

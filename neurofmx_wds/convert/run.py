@@ -28,7 +28,7 @@ from ..atomic import StagedDirectory, fsync_path, write_atomic
 from ..cache import ShardCache
 from ..errors import FieldError, OutputError, ShardError, SourceError
 from ..index import ShardIndex, index_path, modalities_of
-from ..manifest import Manifest, config_hash
+from ..manifest import MANIFEST_NAME, Manifest, config_hash
 from ..processes import OrderedMap, ordered_map
 from ..shardfile import ShardFile
 from ..verify import Problem, members, open_tar
@@ -279,7 +279,13 @@ def staging(output_dir: str | os.PathLike[str], overwrite: bool, shared: bool = 
         output_dir: the dataset's directory.
         overwrite: whether it may hold something already.
         shared: let others that say so hold it at the same time.
+
+    Raises:
+        OutputError: the place cannot be taken, or holds a dataset that shall stay.
     """
+    if not overwrite and (Path(output_dir) / MANIFEST_NAME).is_file():
+        remedy = "use it; add to it with --append; or replace it with overwrite=True (--overwrite)"
+        raise OutputError("a finished dataset is there already", file=output_dir, remedy=remedy)
     staged = (_SharedStaging if shared else StagedDirectory)(output_dir, overwrite)
     try:
         yield staged
