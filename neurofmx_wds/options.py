@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from .convert.location import expand, is_url
+from .convert.location import expand, is_url, is_zarr
 from .convert.sources import (
     BEHAVIOR_METHODS,
     DIRECTORY_FORMATS,
@@ -230,11 +230,20 @@ def _expand(given: str, kind: str) -> Iterator[str]:
         yield from expand(given, suffixes)
         return
     for path in sorted(glob.glob(given, recursive=True)) or [given]:  # what is not there is reported with the others
-        if os.path.isdir(path) and kind not in DIRECTORY_FORMATS:
-            inside = sorted(str(p) for p in Path(path).rglob("*") if p.suffix.lower() in suffixes and p.is_file())
-            yield from inside or [path]
+        if os.path.isdir(path) and kind not in DIRECTORY_FORMATS and not is_zarr(path):
+            yield from sorted(_inside(path, suffixes)) or [path]
         else:
             yield path
+
+
+def _inside(directory: str, suffixes: Sequence[str]) -> Iterator[str]:
+    """Finds the files below a directory, and the Zarr stores, which are looked at as a whole."""
+    for folder, folders, files in os.walk(directory):
+        stores = [name for name in folders if ".nwb" in suffixes and is_zarr(os.path.join(folder, name))]
+        folders[:] = [name for name in folders if name not in stores]
+        yield from (os.path.join(folder, name) for name in stores)
+        found = (os.path.join(folder, name) for name in files if Path(name).suffix.lower() in suffixes)
+        yield from filter(os.path.isfile, found)
 
 
 def positive(text: str) -> int:

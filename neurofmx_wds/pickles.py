@@ -251,6 +251,76 @@ class _ArrayUnpickler(pickle._Unpickler):
     dispatch |= {pickle.REDUCE[0]: load_reduce, pickle.BUILD[0]: load_build, pickle.BYTEARRAY8[0]: load_bytearray8}
 
 
+_OBJECTS = object()  # stands for numpy's dtype of Python objects
+_PLAIN = (str, bytes, int, float, type(None), np.generic)
+_MAX_PARTS = 1000  # values in one object: a row of a table, a reference
+
+
+def _any_dtype(name: object, *_: object) -> Any:
+    return _OBJECTS if name in ("O", "O8") else _dtype(name)
+
+
+class _ObjectsUnpickler(_ArrayUnpickler):
+    """The same for one array of Python objects, as numcodecs pickles them, and hdmf-zarr's references in it."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("hdmf_zarr.utils", "ZarrReference"):
+            return dict
+        return _any_dtype if (module, name) == ("numpy", "dtype") else super().find_class(module, name)
+
+    def load_newobj(self) -> None:
+        args = self.stack.pop()
+        if self.stack.pop() is not dict or args != ():
+            raise UnsafeDataError("the pickle makes objects that are no references")
+        self.stack.append({})
+
+    def load_build(self) -> None:
+        target, state = self.stack[-2:]
+        if target is _OBJECTS:
+            self.stack.pop()
+        elif isinstance(target, np.ndarray) and isinstance(state, tuple) and len(state) == 5 and state[2] is _OBJECTS:
+            _, shape, _, _, items = self.stack.pop()  # in C order, whatever the array's is
+            if not isinstance(items, list) or min(shape, default=0) < 0 or len(items) != math.prod(shape):
+                raise UnsafeDataError(f"the pickle holds an array of shape {shape} without the objects for it")
+            self.stack[-1] = np.fromiter(items, object).reshape(shape)
+        else:
+            super().load_build()
+
+    dispatch = _ArrayUnpickler.dispatch | {pickle.NEWOBJ[0]: load_newobj, pickle.BUILD[0]: load_build}
+
+
+def _count(value: object, known: dict[int, float]) -> float:
+    """How many values one is made of, however often each is repeated; endless, where it holds itself."""
+    if type(value) not in (list, tuple, dict):
+        if not isinstance(value, _PLAIN):
+            raise UnsafeDataError(f"the pickle holds a {type(value).__name__} among plain objects")
+        return 1
+    if id(value) not in known:
+        known[id(value)] = math.inf
+        parts: Any = (*value, *value.values()) if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_count(part, known) for part in parts)
+    return known[id(value)]
+
+
+def _decode_objects(data: bytes) -> np.ndarray:
+    found = _ObjectsUnpickler(io.BytesIO(data)).load()
+    if not isinstance(found, np.ndarray) or found.dtype != object:
+        raise UnsafeDataError("the pickle holds no array of objects")
+    known: dict[int, float] = {}
+    if any(_count(each, known) > _MAX_PARTS for each in found.flat):
+        raise UnsafeDataError(f"the pickle holds an object of more than {_MAX_PARTS} values")
+    return found
+
+
+def decode_objects(data: Buffer) -> np.ndarray:
+    """An array of strings, numbers, None, and lists, tuples and dicts of a few of these, out of a pickle.
+
+    Raises:
+        UnsafeDataError: the pickle holds anything else, or is damaged.
+    """
+    return _named(_decode_objects, "pickle", data)
+
+
 class _TorchUnpickler(_ArrayUnpickler):
     """The same for the pickles inside torch's files, which point to storages.
 

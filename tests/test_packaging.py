@@ -18,7 +18,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "neurofmx_wds"
 CORE = {"webdataset", "torch", "numpy", "pynwb", "h5py", "tqdm"}
 COMES_WITH = {"hdmf": "pynwb"}  # what a core package cannot be without
-OPTIONAL_MODULES = {"demo/picture.py", "lightning.py", "plots.py"}  # imported on use only
+# imported on use only
+OPTIONAL_MODULES = {"convert/sources/zarr_store.py", "demo/picture.py", "lightning.py", "plots.py"}
 
 pyproject = (ROOT / "pyproject.toml").read_text()  # Python 3.10 has no TOML reader
 

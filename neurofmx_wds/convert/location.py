@@ -60,6 +60,11 @@ def is_url(path: str) -> bool:
     return re.match(r"[a-z][a-z0-9+.-]*(::[a-z][a-z0-9+.-]*)*://", path) is not None
 
 
+def is_zarr(path: str) -> bool:
+    """Says whether this is a directory that holds a Zarr store."""
+    return any(os.path.exists(os.path.join(path, name)) for name in (".zgroup", ".zmetadata", "zarr.json"))
+
+
 def name_of(path: str) -> str:
     """Gives a file's name: the last part of its path, or of its URL's path, without what follows a question mark."""
     return unquote(urlsplit(path).path.rstrip("/").rpartition("/")[2]) if is_url(path) else Path(path).name
@@ -394,9 +399,6 @@ def _give_up(url: str, error: Exception) -> NoReturn:
 
 
 def _refuse_directory(path: str) -> NoReturn:
-    if any(os.path.exists(os.path.join(path, name)) for name in (".zgroup", ".zmetadata", "zarr.json")):
-        remedy = "export it to one HDF5 file with hdmf-zarr: NWBHDF5IO(…).export(NWBZarrIO(…))"
-        raise SourceError("is a Zarr store, which is not read", file=path, remedy=remedy)
     raise SourceError("is a directory, and no file to convert is in it", file=path, remedy="name the files themselves")
 
 

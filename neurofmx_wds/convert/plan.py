@@ -22,7 +22,7 @@ from ..manifest import config_hash
 from ..shardfile import Compression
 from ..version import CREATED_BY
 from ..writer import DEFAULT_PATTERN, check_config, shard_name
-from .location import Version, failure_of, is_url, name_of, version_of
+from .location import Version, failure_of, is_url, is_zarr, name_of, version_of
 from .sources import Source, SourceConfig, SourceDescription, open_source
 from .sources.listing import Listing, list_files
 
@@ -99,7 +99,7 @@ class FileState:
 
 def stamp(path: str) -> Version:
     """What tells that a source has changed, without reading it; of a directory, the checksum of its listing."""
-    return stamp_of(list_files(path)) if os.path.isdir(path) else version_of(path)
+    return stamp_of(list_files(path, hidden=is_zarr(path))) if os.path.isdir(path) else version_of(path)
 
 
 def stamp_of(listing: Listing) -> Version:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,7 +22,7 @@ _UNLOCK = "wait until it is done; where nothing writes it, set HDF5_USE_FILE_LOC
 
 
 def open_nwb(
-    path: str, stream: BinaryIO | None, closing: contextlib.ExitStack
+    path: str, stream: BinaryIO | None, closing: contextlib.ExitStack, make_io: Callable[[], Any] | None = None
 ) -> tuple[Any, Any, dict[str, SourceError]]:
     """Opens an NWB file.
 
@@ -29,6 +30,7 @@ def open_nwb(
         path: the file, or where `stream` is from.
         stream: the file, already open.
         closing: what closes it all, in the right order.
+        make_io: makes pynwb's IO of what is no HDF5 file.
 
     Returns:
         pynwb's IO and NWBFile, and path → what is wrong with each object that is left out, since pynwb cannot make it.
@@ -38,9 +40,12 @@ def open_nwb(
     """
     if stream is not None:
         closing.enter_context(stream)
-    _check_is_nwb2(path, stream)
+    if make_io is None:
+        _check_is_nwb2(path, stream)
     try:
-        if stream is None:
+        if make_io is not None:
+            io = make_io()
+        elif stream is None:
             io = NWBHDF5IO(path, "r", load_namespaces=True)
         else:  # HDF5 must let go of a stream before Python does, also after an error
             file = closing.enter_context(h5py.File(stream, "r"))
@@ -50,6 +55,8 @@ def open_nwb(
         try:
             return io, io.read(), {}
         except Exception:
+            if make_io is not None:  # what is refused there is refused for its danger, not for its oddity
+                raise
             nwb, left_out = read_partly(io)
             return io, nwb, {path: _why_left_out(path, *why) for path, why in left_out.items()}
     except SourceError:

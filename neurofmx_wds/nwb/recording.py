@@ -9,7 +9,7 @@ import contextlib
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
@@ -86,6 +86,7 @@ class Recording:
             all of it: nothing that it says to be in other files is looked for.
         decode_video: decode the video files beside it that it names, instead of only numbering their frames.
         time_scale: what one unit of the Units table's times is in seconds, where it is not one: 1/1000 of those in ms.
+        make_io: makes pynwb's IO where `path` is no HDF5 file.
 
     Attributes:
         warnings: what was left out or repaired, and what pynwb warned of, one line each.
@@ -101,6 +102,7 @@ class Recording:
         time_scale: Fraction = Fraction(1),
         stream: BinaryIO | None = None,
         decode_video: bool = False,
+        make_io: Callable[[], Any] | None = None,
     ) -> None:
         self.path = os.fspath(path)
         self._time_scale = time_scale
@@ -114,7 +116,7 @@ class Recording:
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                self._io, self._nwb, self.left_out = open_nwb(self.path, stream, self._closing)
+                self._io, self._nwb, self.left_out = open_nwb(self.path, stream, self._closing, make_io)
         except BaseException:
             self._closing.close()
             raise

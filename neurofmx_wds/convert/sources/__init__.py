@@ -6,16 +6,23 @@ directories of files in `.files` and of images in `.images`, each imported on us
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from ...errors import SourceError
-from ..location import is_url, name_of, open_binary
+from ..location import is_url, is_zarr, name_of, open_binary
+from .listing import list_files
+
+if TYPE_CHECKING:
+    from ...nwb.recording import Recording
+    from .nwb import RecordingSource
+    from .sweeps import SweepSource
 
 FILE_FORMATS = ("nwb", "npz", "npy")
 DIRECTORY_FORMATS = ("files", "mnist", "cifar10", "cifar100", "imagefolder")  # a source is a directory
@@ -35,9 +42,9 @@ class SourceConfig:
     """How recordings become samples.
 
     Args:
-        format: "auto" (by suffix, else by the file's first bytes), "nwb", "npz" or "npy"; or what a directory holds:
-            "files" (those that share a name make a sample), "mnist", "cifar10", "cifar100" or "imagefolder" (a folder
-            of image files for each class).
+        format: "auto" (by suffix, else by the file's first bytes), "nwb" (HDF5; Zarr with the extra: zarr), "npz" or
+            "npy"; or what a directory holds: "files" (those that share a name make a sample), "mnist", "cifar10",
+            "cifar100" or "imagefolder" (a folder of image files for each class).
         modalities: which to convert; the first decides where windows can be: spikes, behavior, lfp, ophys, events, or
             the path of a series or group in the file, such as "acquisition/photodiode", whose series get fields of
             their own names. None: all of these that a file has, in this order. "video" must be asked for: the frames
@@ -274,6 +281,8 @@ def open_source(path: str | os.PathLike[str], config: SourceConfig) -> Source:
         SourceError: the file is missing, damaged, or of no known format.
     """
     path = os.fspath(path)
+    if is_zarr(path):
+        return _open_zarr(path, config)
     kind = _format_of(path) if config.format == "auto" else config.format
     if kind == "files":
         from .files import FilesSource
@@ -285,16 +294,9 @@ def open_source(path: str | os.PathLike[str], config: SourceConfig) -> Source:
         return open_images(path, config)
     if kind == "nwb":
         from ...nwb.recording import Recording
-        from .nwb import RecordingSource
 
         stream = open_binary(path) if is_url(path) else None
-        recording = Recording(path, config.seconds_per_time, stream, config.decode_video)
-        nothing_else = not (config.modalities or recording.modalities)
-        if (nothing_else or config.modalities == ("icephys",)) and recording.sweeps:
-            from .sweeps import SweepSource
-
-            return SweepSource(recording, config)
-        return RecordingSource(recording, config)
+        return _of_recording(Recording(path, config.seconds_per_time, stream, config.decode_video), config)
     if config.rate is not None or config.timestamps is not None:
         from .time_major import TimeMajorSource
 
@@ -302,6 +304,35 @@ def open_source(path: str | os.PathLike[str], config: SourceConfig) -> Source:
     from .arrays import ArraySource
 
     return ArraySource(path, config)
+
+
+def _of_recording(recording: Recording, config: SourceConfig) -> SweepSource | RecordingSource:
+    from .nwb import RecordingSource
+    from .sweeps import SweepSource
+
+    nothing_else = not (config.modalities or recording.modalities)
+    if (nothing_else or config.modalities == ("icephys",)) and recording.sweeps:
+        return SweepSource(recording, config)
+    return RecordingSource(recording, config)
+
+
+def _open_zarr(path: str, config: SourceConfig) -> Source:
+    """Opens an NWB file in a Zarr store; its files, as they are found now, are the source's listing."""
+    if config.format not in ("auto", "nwb"):
+        remedy = "of stores only NWB files are read: leave out the format"
+        raise SourceError("is a Zarr store", file=path, remedy=remedy)
+    try:
+        from .zarr_store import open_zarr
+    except ImportError as error:
+        problem = f"is a Zarr store, and hdmf-zarr cannot be imported: {error}"
+        raise SourceError(problem, file=path, remedy="pip install 'neurofmx-wds[zarr]'") from None
+    from ...nwb.recording import Recording
+
+    listing = list_files(path, hidden=True)
+    make_io = functools.partial(open_zarr, listing)
+    source = _of_recording(Recording(path, config.seconds_per_time, None, config.decode_video, make_io), config)
+    source.listing = listing
+    return source
 
 
 def _format_of(path: str) -> str:

@@ -99,10 +99,14 @@ class Listing:
         return self.refused(f"{entry.path!r} has changed since it was found", _CHANGED)
 
 
-def list_files(root: str | os.PathLike[str]) -> Listing:
+def list_files(root: str | os.PathLike[str], hidden: bool = False) -> Listing:
     """Find all files below a directory, without reading any.
 
-    A link is followed where it leads to a file below the same directory; hidden files are left out.
+    A link is followed where it leads to a file below the same directory.
+
+    Args:
+        root: the directory.
+        hidden: take hidden files too, which are left out otherwise.
 
     Raises:
         SourceError: it is no directory or cannot be listed, or holds a link that leads elsewhere, to a directory or
@@ -113,15 +117,15 @@ def list_files(root: str | os.PathLike[str]) -> Listing:
         what = "is no directory" if os.path.exists(root) else "there is no such directory"
         raise SourceError(what, file=root, remedy="give the directory that holds the files")
     files: list[Entry] = []
-    hidden = 0
+    n_hidden = 0
     waiting = [""]
     while waiting:
         folder = waiting.pop()
         try:
             with os.scandir(os.path.join(root, folder)) as entries:
                 for each in entries:
-                    if each.name.startswith("."):
-                        hidden += 1
+                    if each.name.startswith(".") and not hidden:
+                        n_hidden += 1
                     elif each.is_dir(follow_symlinks=False):
                         waiting.append(f"{folder}{each.name}/")
                     else:
@@ -129,7 +133,7 @@ def list_files(root: str | os.PathLike[str]) -> Listing:
         except OSError as error:
             problem = f"{folder or '.'!r} cannot be listed: {error.strerror or error}"
             raise SourceError(problem, file=root, remedy="check the permissions") from error
-    return Listing(root, tuple(sorted(files)), hidden)
+    return Listing(root, tuple(sorted(files)), n_hidden)
 
 
 def _entry(root: str, path: str, found: os.DirEntry[str]) -> Entry:

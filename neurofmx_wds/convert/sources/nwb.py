@@ -35,6 +35,7 @@ from ...nwb.units import support_of
 from ...nwb.video import Video
 from ..location import name_of
 from . import SourceConfig, SourceDescription
+from .listing import Listing
 
 if TYPE_CHECKING:
     from .sweeps import SweepRecording
@@ -76,6 +77,8 @@ class RecordingSource:
     Raises:
         SourceError: the file lacks a modality that was asked for.
     """
+
+    listing: Listing | None = None
 
     def __init__(self, recording: Recording | ArrayRecording | SweepRecording, config: SourceConfig) -> None:
         self.recording = recording

@@ -22,6 +22,7 @@ from ...nwb.tables import Intervals
 from ...nwb.units import SpikeTrains
 from ...nwb.video import Video
 from . import SourceConfig, SourceDescription
+from .listing import Listing
 from .nwb import Fields, RecordingSource
 
 #: What the sweeps of a file are called among its modalities.
@@ -87,6 +88,8 @@ class SweepSource:
         recording: an open NWB file.
         config: bins, windows and ways; its intervals hold for every sweep.
     """
+
+    listing: Listing | None = None
 
     def __init__(self, recording: Recording, config: SourceConfig) -> None:
         self.recording = recording
