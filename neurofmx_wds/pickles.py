@@ -278,6 +278,8 @@ class _ObjectsUnpickler(_ArrayUnpickler):
         target, state = self.stack[-2:]
         if target is _OBJECTS:
             self.stack.pop()
+        elif isinstance(target, np.dtype) and any(each[0] is _OBJECTS for each in (state[4] or {}).values()):
+            self.stack[-2:] = [_OBJECTS]  # of rows with objects, which come as tuples
         elif isinstance(target, np.ndarray) and isinstance(state, tuple) and len(state) == 5 and state[2] is _OBJECTS:
             _, shape, _, _, items = self.stack.pop()  # in C order, whatever the array's is
             if not isinstance(items, list) or min(shape, default=0) < 0 or len(items) != math.prod(shape):
@@ -314,6 +316,8 @@ def _decode_objects(data: bytes) -> np.ndarray:
 
 def decode_objects(data: Buffer) -> np.ndarray:
     """An array of strings, numbers, None, and lists, tuples and dicts of a few of these, out of a pickle.
+
+    A row of an array of rows with objects in them is a tuple.
 
     Raises:
         UnsafeDataError: the pickle holds anything else, or is damaged.

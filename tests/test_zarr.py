@@ -23,6 +23,7 @@ from recordings import make_recording, read_all
 from neurofmx_wds import ShardedDatasetInfo
 from neurofmx_wds.cli import main
 from neurofmx_wds.convert.sources import SourceConfig
+from neurofmx_wds.convert.sources.listing import list_files
 from neurofmx_wds.errors import NeurofmxError, SourceError, UnsafeDataError
 from neurofmx_wds.pickles import decode_objects
 
@@ -88,6 +89,44 @@ def same(first: Any, second: Any) -> None:
 )
 def test_store_gives_what_the_hdf5_file_gives(pair: tuple[Path, Path], options: dict[str, Any]) -> None:
     same(read_all(pair[0], **options), read_all(pair[1], **options))
+
+
+def test_links_and_references_within_a_store_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def extra(nwb: Any) -> None:
+        times = np.arange(500) / 100
+        one = TimeSeries(name="one", data=np.arange(500.0), unit="m", timestamps=times)
+        nwb.add_acquisition(one)
+        nwb.add_acquisition(TimeSeries(name="two", data=np.arange(500.0) * 2, unit="m", timestamps=one))
+        nwb.add_trial_column(name="taps", description="x", index=True)
+        for i in range(3):
+            nwb.add_trial(start_time=float(i), stop_time=i + 0.5, taps=[0.1] * (i + 1), timeseries=[one])
+
+    # numcodecs then writes rows that hold references at all
+    monkeypatch.setattr(numcodecs.pickles, "ALLOW_UNSAFE_PICKLE_DECODE", True, raising=False)
+    source, store = exported(tmp_path, extra=extra)
+    monkeypatch.undo()
+    assert "zarr_link" in (store / "acquisition" / "two" / ".zattrs").read_text()
+    assert "|O" in (store / "intervals" / "trials" / "timeseries" / ".zarray").read_text()
+    for options in (
+        {"modalities": ("spikes", "acquisition/one", "acquisition/two")},
+        {"align": "trials", "after_s": 0.3},
+    ):
+        same(read_all(source, **options), read_all(store, **options))
+
+    def trials() -> Any:
+        from neurofmx_wds.convert.sources.zarr_store import open_zarr
+
+        return open_zarr(list_files(store, hidden=True)).read().trials
+
+    assert [(row[0], row[1], row[2].name) for row in trials().timeseries.data[:]] == [
+        (start, 50, "one") for start in (0, 100, 200)
+    ]
+    folder = store / "intervals" / "trials" / "timeseries"
+    kind = np.dtype([("idx_start", "i4"), ("count", "i4"), ("timeseries", "O")])
+    write_objects(folder, pickle.dumps(np.array([(0, 1, Canary(tmp_path / "ran"))] * 3, kind), protocol=5))
+    with pytest.raises(NeurofmxError, match="mkdir"):
+        trials().timeseries.data[:]
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("codec", ["zlib", "gzip", "zstd", "lz4", "blosc", "shuffle", "none"])
@@ -271,6 +310,8 @@ def test_symbolic_links_that_lead_out_are_refused(store: Path, tmp_path: Path, k
         (lambda a: a.update(dtype="|S0"), "is damaged"),
         (lambda a: a.update(dtype="|V8"), "is damaged"),
         (lambda a: a.update(dtype=[["a", "|O"]]), "is damaged"),
+        (lambda a: a.update(dtype=[["a", "|O"]], filters=[{"id": "shuffle"}]), "objects are stored with 'shuffle'"),
+        (lambda a: a.update(dtype=[["a", "<f4", [2]]]), "is damaged"),
         (lambda a: a.update(dtype={"names": ["a"], "formats": ["O"]}), "is damaged"),
         (lambda a: a.update(dtype="<f4"), "is damaged"),
         (lambda a: a.pop("chunks"), "is damaged"),

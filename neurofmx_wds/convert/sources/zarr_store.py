@@ -139,8 +139,8 @@ class _Store(DirectoryStore):  # type: ignore[misc]
         separator = about.get("dimension_separator", ".")
         if not numbers or len(shape) != len(chunks) or order not in ("C", "F") or separator not in (".", "/"):
             raise ValueError(f"shape {shape}, chunks {chunks}, order {order!r}, separator {separator!r}")
-        objects = about["dtype"] == "|O"
-        dtype = np.dtype(object) if objects else _dtype(about["dtype"])
+        dtype = _dtype(about["dtype"])
+        objects = dtype.hasobject
         n_bytes = math.prod(chunks) * dtype.itemsize
         if n_bytes > MOST_CHUNK_BYTES:
             raise self._refused(folder, f"chunks of {n_bytes} bytes are too large", "write it in smaller chunks")
@@ -150,7 +150,7 @@ class _Store(DirectoryStore):  # type: ignore[misc]
             codec = filters.pop(0)["id"]
             if codec not in _Objects.kinds:
                 raise self._refused(folder, f"its objects are stored with {codec!r}, which is not read")
-            told = [{"id": _Objects.codec_id, "kind": codec, "count": math.prod(chunks)}]
+            told = [{"id": _Objects.codec_id, "kind": codec, "count": math.prod(chunks), "dtype": _told(dtype)}]
         steps = [each for each in (about.get("compressor"), *reversed(filters)) if each]
         for step in steps:
             if step["id"] not in _UNPACK:
@@ -166,7 +166,7 @@ class _Store(DirectoryStore):  # type: ignore[misc]
             raise self._refused(folder, f"{missing} of its {len(keys)} chunks are missing", _COPY)
         clean = {"zarr_format": 2, "shape": shape, "chunks": chunks, "order": order, "dimension_separator": separator}
         clean |= {
-            "dtype": dtype.descr if dtype.names else dtype.str,
+            "dtype": _told(dtype),
             "compressor": None,
             "filters": told or None,
             "fill_value": None,
@@ -209,15 +209,16 @@ class _Objects(numcodecs.abc.Codec):  # type: ignore[misc]
     codec_id = "neurofmx_wds.objects"
     kinds: ClassVar[dict[str, Callable[[bytes], np.ndarray]]] = {}
 
-    def __init__(self, kind: str, count: int) -> None:
+    def __init__(self, kind: str, count: int, dtype: Any) -> None:
         self.kind = kind
         self.count = count
+        self.dtype = _dtype(dtype)
 
     def decode(self, buf: Any, out: Any = None) -> np.ndarray:
         found = self.kinds[self.kind](bytes(buf))
         if found.size != self.count:
             raise ValueError(f"a chunk holds {found.size} objects in place of {self.count}")
-        return found
+        return np.array(list(found.flat), self.dtype) if self.dtype.names else found
 
     def encode(self, buf: Any) -> Any:
         raise NotImplementedError("stores are only read")
@@ -228,12 +229,16 @@ def _is(path: str, name: str) -> bool:
 
 
 def _dtype(told: Any) -> np.dtype[Any]:
-    """Gives the type of an array of numbers, of text of one length, or of rows of these."""
+    """Gives the type of an array of numbers, of text of one length, of objects, or of rows of these."""
     dtype = np.dtype([tuple(each) for each in told] if isinstance(told, list) else str(told))
     plain = [dtype[name] for name in dtype.names] if dtype.names else [dtype]
-    if any(each.kind not in "biufcSUmM" or not each.itemsize or each.subdtype for each in plain):
+    if any(each.kind not in "biufcSUmMO" or not each.itemsize or each.subdtype for each in plain):
         raise ValueError(f"data of type {dtype}")
     return dtype
+
+
+def _told(dtype: np.dtype[Any]) -> Any:
+    return dtype.descr if dtype.names else dtype.str
 
 
 def _json_values(data: bytes) -> np.ndarray:
