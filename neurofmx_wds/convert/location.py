@@ -103,6 +103,8 @@ def open_binary(path: str) -> BinaryIO:
     Raises:
         OSError, SourceError: as :func:`version_of`.
     """
+    if not is_url(path) and os.path.isdir(path):
+        _refuse_directory(path)
     return cast(BinaryIO, RemoteFile(path)) if is_url(path) else open(path, "rb")
 
 
