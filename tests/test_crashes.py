@@ -146,7 +146,7 @@ def tree(root: Path) -> dict[str, bytes]:
 
 
 def kill_again_and_again(name: str, root: Path, rounds: int) -> int:
-    """How often a kill met the job at work."""
+    """How often a kill met the job at work, in so many rounds or a few more until one did."""
     job = JOBS[name]
     (root / "before").mkdir(parents=True)
     job.prepare(root / "before")
@@ -157,14 +157,17 @@ def kill_again_and_again(name: str, root: Path, rounds: int) -> int:
     allowed = [job.seen(root / "before"), job.seen(root / "after")]
     truth = tree(root / "after")
     chance, met = random.Random(name), 0
-    for i in range(rounds):
+    for i in range(5 * rounds):
+        if i >= rounds and met:
+            break
         work = root / f"{i}"
         shutil.copytree(root / "before", work)
         for _ in range(1 + i % 2):  # also one that finishes what a killed one began
             child = in_child(functools.partial(job.run, work))
             time.sleep(chance.uniform(0, 1.1 * needed))
             os.kill(child, signal.SIGKILL)
-            met += ended(child) == -signal.SIGKILL
+            killed = ended(child) == -signal.SIGKILL
+            met, needed = met + killed, needed if killed else 0.9 * needed  # the first run may have been slow
             assert job.seen(work) in allowed
         job.run(work)
         assert tree(work) == truth
