@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import re
 import subprocess
@@ -22,6 +23,7 @@ from recordings import make_recording, read_all
 from neurofmx_wds.convert.run import convert
 from neurofmx_wds.convert.sources import SourceConfig, open_source
 from neurofmx_wds.errors import SourceError
+from neurofmx_wds.nwb import recording as recording_module
 
 XY = "processing/behavior/Position/xy"
 
@@ -415,3 +417,23 @@ def test_columns_of_a_table_with_timestamps_are_series(time: str, module: str, t
     for column, name in ((1, "nose_x"), (2, "nose_y")):
         expected = np.interp(centres, times, truth[name], right=np.nan)
         np.testing.assert_allclose(values[:, column], expected, atol=1e-6)
+
+
+def test_a_warning_about_something_else_is_not_the_recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is collected while a recording is opened, such as a file that somebody left open, is none of its affair."""
+    path = tmp_path / "a.nwb"
+    make_recording(path)
+    opened = recording_module.open_nwb
+
+    def with_garbage(*args: Any) -> Any:
+        rubbish: list[Any] = [open(path, "rb")]
+        rubbish.append(rubbish)
+        del rubbish
+        gc.collect()
+        return opened(*args)
+
+    monkeypatch.setattr(recording_module, "open_nwb", with_garbage)
+    source = open_source(path, SourceConfig(sequence_length=10))
+    warned = source.describe().report["warnings"]
+    source.close()
+    assert not [each for each in warned if "unclosed" in each]

@@ -116,6 +116,7 @@ class Recording:
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
+                warnings.simplefilter("ignore", ResourceWarning)  # of what is collected just now, not of the file
                 self._io, self._nwb, self.left_out = open_nwb(self.path, stream, self._closing, make_io)
         except BaseException:
             self._closing.close()
