@@ -413,7 +413,8 @@ def create_webdataset_dataloader(
         batch_size: samples per batch and rank.
         num_workers: processes that read. 0 is fastest where there is no costly `transform`.
         drop_last: drop the samples that do not fill a batch on every rank.
-        prefetch_factor: batches read ahead by each worker; with no workers, by one thread (0 or None: none).
+        prefetch_factor: batches read ahead by each worker (small ones that are only copied: bundles of up to 16, or 8
+            MiB); with no workers, by one thread (0 or None: none).
         pin_memory: put batches into page-locked memory, where there is a CUDA device.
         collate_fn: makes a batch of a list of samples.
         batch_transform: ``f(batch)`` or ``f(batch, rngs)``, or a list of them, called one after the other with what
