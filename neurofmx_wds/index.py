@@ -29,7 +29,8 @@ from .errors import ShardError, ShardIndexError
 from .fields import ArrayLayout
 
 INDEX_SUFFIX = ".index"
-INDEX_VERSION = 1
+INDEX_VERSION = 2
+_READABLE_VERSIONS = (1, 2)  # 1 has no checksums of members
 METADATA_SUFFIX = "metadata.json"
 _RESTORE = "restore the shard from a copy, or make it again with `convert --repair`"
 _MAGIC = b"NFMXIDX\n"
@@ -40,6 +41,7 @@ _SECTIONS = {  # name → dtype, in the order in which they are stored
     "member_layout": "<i4",
     "member_offset": "<i8",
     "member_size": "<i8",
+    "member_crc32": "<u4",
     "key_end": "<i8",
     "keys": "|u1",
     "metadata_end": "<i8",
@@ -61,12 +63,14 @@ class Column:
         suffix_id: for each sample the member's suffix, an index into the shard's `suffixes`; -1 where it has none.
         offset: payload offset in the (unpacked) tar, shape (n_samples,), int64; -1 where a sample lacks the field.
         size: payload size in bytes, shape (n_samples,), int64.
+        crc32: checksum of each payload, shape (n_samples,), uint32; None where the index has none.
         layout: what all payloads hold, if every sample has this field as an array of one dtype and shape.
     """
 
     suffix_id: np.ndarray
     offset: np.ndarray
     size: np.ndarray
+    crc32: np.ndarray | None
     layout: ArrayLayout | None
 
     @functools.cached_property
@@ -91,6 +95,7 @@ class ShardIndex:
         member_layout: shape (n_members,): index into `layouts`, -1 for none.
         member_offset: shape (n_members,): payload offset in bytes.
         member_size: shape (n_members,): payload size in bytes.
+        member_crc32: shape (n_members,): the payload's CRC-32; shape (0,) where the payloads were never read.
         key_end, keys: the samples' keys, UTF-8, one after the other; ``key_end`` is where each ends.
         metadata_end, metadata: likewise the samples' metadata JSON (empty where there is none).
     """
@@ -106,6 +111,7 @@ class ShardIndex:
     member_layout: np.ndarray
     member_offset: np.ndarray
     member_size: np.ndarray
+    member_crc32: np.ndarray
     key_end: np.ndarray
     keys: np.ndarray
     metadata_end: np.ndarray
@@ -120,6 +126,11 @@ class ShardIndex:
     def n_bytes(self) -> int:
         """Memory that the index takes, in bytes."""
         return sum(getattr(self, name).nbytes for name in _SECTIONS)
+
+    @property
+    def has_checksums(self) -> bool:
+        """Whether the checksum of every payload is known."""
+        return len(self.member_crc32) == len(self.member_size)
 
     @functools.cached_property
     def sample_keys(self) -> list[str]:
@@ -159,12 +170,16 @@ class ShardIndex:
         suffix_id[samples] = self.member_suffix[members]
         offset[samples] = self.member_offset[members]
         size[samples] = self.member_size[members]
+        crc32 = None
+        if self.has_checksums:
+            crc32 = np.zeros(self.n_samples, np.uint32)
+            crc32[samples] = self.member_crc32[members]
         layout = None
         if len(members) == self.n_samples > 0:
             used = np.unique(self.member_layout[members])
             if len(used) == 1 and used[0] >= 0:
                 layout = self.layouts[used[0]]
-        return Column(suffix_id, offset, size, layout)
+        return Column(suffix_id, offset, size, crc32, layout)
 
     def to_bytes(self) -> bytes:
         """The sidecar file's content: a magic line, a JSON header, little-endian arrays and a CRC-32."""
@@ -224,11 +239,12 @@ class ShardIndex:
             raise ShardIndexError("the index is damaged: its checksum does not match")
         place = start + int.from_bytes(data[len(_MAGIC) : start], "little")
         header = json.loads(data[start:place])
-        if header["version"] != INDEX_VERSION:
-            raise ShardIndexError(f"the index has version {header['version']!r}, this program reads {INDEX_VERSION}")
+        if header["version"] not in _READABLE_VERSIONS:
+            problem = f"the index has version {header['version']!r}, this program reads {_READABLE_VERSIONS}"
+            raise ShardIndexError(problem)
         sections = {}
         for name, dtype in _SECTIONS.items():
-            count = header["sections"][name]
+            count = header["sections"].get(name, 0) if header["version"] == 1 else header["sections"][name]
             if not isinstance(count, int) or count < 0:
                 raise ShardIndexError(f"the section {name} has a bad length {count!r}")
             if place + count * np.dtype(dtype).itemsize > len(data) - 4:
@@ -271,7 +287,8 @@ class ShardIndex:
             and bool((np.diff(self.sample_start) > 0).all()),
             "the member arrays differ in length": all(
                 len(getattr(self, name)) == n_members for name in ("member_layout", "member_offset", "member_size")
-            ),
+            )
+            and len(self.member_crc32) in (0, n_members),
             "keys or metadata do not match the samples": all(
                 len(end) == n_samples
                 and bool((np.diff(end, prepend=0) >= 0).all())
@@ -302,29 +319,32 @@ class IndexBuilder:
     suffixes: dict[str, int] = field(default_factory=dict)
     layouts: dict[ArrayLayout, int] = field(default_factory=dict)
     sample_start: list[int] = field(default_factory=lambda: [0])
-    members: list[tuple[int, int, int, int]] = field(default_factory=list)
+    members: list[tuple[int, int, int, int, int | None]] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
     metadata: list[bytes] = field(default_factory=list)
 
-    def add(self, key: str, members: Sequence[tuple[str, ArrayLayout | None, int, int]], metadata: bytes = b"") -> None:
+    def add(
+        self, key: str, members: Sequence[tuple[str, ArrayLayout | None, int, int, int | None]], metadata: bytes = b""
+    ) -> None:
         """Add a sample.
 
         Args:
             key: its key.
-            members: suffix, layout (None for all but plain arrays), payload offset and size of each member.
+            members: suffix, layout (None for all but plain arrays), payload offset, size and CRC-32 of each member;
+                None for the last where it is not known, in all of them.
             metadata: its metadata as JSON.
         """
-        for suffix, layout, offset, size in members:
+        for suffix, layout, offset, size, crc32 in members:
             layout_id = -1 if layout is None else self.layouts.setdefault(layout, len(self.layouts))
             suffix_id = self.suffixes.setdefault(suffix, len(self.suffixes))
-            self.members.append((suffix_id, layout_id, offset, size))
+            self.members.append((suffix_id, layout_id, offset, size, crc32))
         self.sample_start.append(len(self.members))
         self.keys.append(key.encode("utf-8", "surrogateescape"))  # tarfile's way with names in another encoding
         self.metadata.append(metadata)
 
     def build(self, shard_name: str, tar_size: int, file_size: int, sha256: str | None) -> ShardIndex:
         """The finished index."""
-        table = np.array(self.members, np.int64).reshape(-1, 4)
+        suffix_id, layout_id, offset, size, crc32 = zip(*self.members, strict=True) if self.members else ((),) * 5
         return ShardIndex(
             shard_name=shard_name,
             tar_size=tar_size,
@@ -333,10 +353,11 @@ class IndexBuilder:
             suffixes=tuple(self.suffixes),
             layouts=tuple(self.layouts),
             sample_start=np.array(self.sample_start, np.int64),
-            member_suffix=table[:, 0].astype(np.int32),
-            member_layout=table[:, 1].astype(np.int32),
-            member_offset=table[:, 2].copy(),
-            member_size=table[:, 3].copy(),
+            member_suffix=np.array(suffix_id, np.int32),
+            member_layout=np.array(layout_id, np.int32),
+            member_offset=np.array(offset, np.int64),
+            member_size=np.array(size, np.int64),
+            member_crc32=np.array([] if None in crc32 else crc32, np.uint32),
             key_end=np.cumsum([len(k) for k in self.keys], dtype=np.int64),
             keys=np.frombuffer(b"".join(self.keys), np.uint8),
             metadata_end=np.cumsum([len(m) for m in self.metadata], dtype=np.int64),
@@ -358,7 +379,7 @@ def index_tar(path: str | Path, checksum: bool = False, unpacked: IO[bytes] | No
 
     Args:
         path: the shard.
-        checksum: also read the whole file for its SHA-256.
+        checksum: also read the whole file, for its SHA-256 and each payload's CRC-32.
         unpacked: the tar itself, where the shard is compressed.
 
     Raises:
@@ -374,7 +395,7 @@ def index_tar(path: str | Path, checksum: bool = False, unpacked: IO[bytes] | No
         view = stack.enter_context(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
         with _readable(path), tarfile.open(fileobj=stream, mode="r:") as tar:
             for key, group in itertools.groupby(_grouped_members(tar, view, path), key=lambda member: member[0]):
-                _add_sample(builder, view, path, key, [(suffix, info) for _, suffix, info in group])
+                _add_sample(builder, view, path, key, [(suffix, info) for _, suffix, info in group], checksum)
     index = builder.build(path.name, size, path.stat().st_size, file_sha256(path) if checksum else None)
     index.check()
     return index
@@ -419,15 +440,21 @@ def _grouped_members(tar: tarfile.TarFile, view: mmap.mmap, path: Path) -> Itera
 
 
 def _add_sample(
-    builder: IndexBuilder, view: mmap.mmap, path: Path, key: str, group: list[tuple[str, tarfile.TarInfo]]
+    builder: IndexBuilder,
+    view: mmap.mmap,
+    path: Path,
+    key: str,
+    group: list[tuple[str, tarfile.TarInfo]],
+    checksum: bool,
 ) -> None:
-    members: list[tuple[str, ArrayLayout | None, int, int]] = []
+    members: list[tuple[str, ArrayLayout | None, int, int, int | None]] = []
     metadata = b""
     for suffix, info in group:
         if any(suffix == known for known, *_ in members):
             raise ShardError("the sample has this member twice", file=path, sample=key, member=suffix, remedy=_RESTORE)
         with memoryview(view)[info.offset_data : info.offset_data + info.size] as payload:
-            members.append((suffix, fields.layout_of(suffix, payload), info.offset_data, info.size))
+            crc32 = zlib.crc32(payload) if checksum else None
+            members.append((suffix, fields.layout_of(suffix, payload), info.offset_data, info.size, crc32))
             if suffix == METADATA_SUFFIX:
                 metadata = _json_or_nothing(payload)
     builder.add(key, members, metadata)

@@ -68,9 +68,10 @@ class WebDatasetLoader(ResumablePipeline):
             place in it, 0 … n−1. Their metadata stay as they are.
         groups: what groups there are, see :meth:`~neurofmx_wds.groups.Group.of`; by default the dataset's own file
             ``groups.yaml`` or ``groups.json`` says.
-        checksums: compare each shard's SHA-256 when a process first opens it, which reads it whole: no byte that has
-            changed since it was written can then come as data. Without it the index, all headers, JSON, pickles and
-            packed members are checked, but not the bytes of plain arrays; ``verify --deep`` looks at those.
+        checksums: compare each payload with the checksum in its shard's index: plain arrays the first time that a
+            process reads their sample, everything else whenever it is decoded. No byte that has changed since it was
+            written can then come as data. None: where the index has checksums (those of this package's writers, and
+            of the command ``index``); True: a shard without them is an error; False: never.
 
     Raises:
         FileNotFoundError, ShardError, ManifestError: the dataset cannot be opened.
@@ -98,7 +99,7 @@ class WebDatasetLoader(ResumablePipeline):
         target_transform: TargetTransform | None = None,
         group: str | None = None,
         groups: Groups | None = None,
-        checksums: bool = False,
+        checksums: bool | None = None,
     ) -> None:
         fetcher, fingerprint = open_dataset(
             shard_dir, shard_pattern, shuffle, buffer_size, seed, modalities, select, group, groups, block_size, io,
@@ -395,7 +396,7 @@ def create_webdataset_dataloader(
     group: str | None = None,
     groups: Groups | None = None,
     memory_limit: int | float | str | None = None,
-    checksums: bool = False,
+    checksums: bool | None = None,
     **loader_options: Any,
 ) -> WebDatasetDataLoader:
     """Batches of a dataset, in a reproducible order, resumable after any of them.

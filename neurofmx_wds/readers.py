@@ -13,6 +13,7 @@ import operator
 import os
 import resource
 import threading
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ import torch
 from . import fields
 from .collate import MetadataList, stack
 from .errors import NeurofmxError, ShardError
+from .fields import Buffer
 from .index import Column
 from .memory import BatchMemory, Memory
 from .shards import ShardSet
@@ -31,7 +33,9 @@ from .shards import ShardSet
 IOMode = Literal["auto", "mmap", "pread"]
 Handler = Callable[[Exception], bool]
 _LET_OTHERS_RUN = 256 << 10  # bytes from which a copy is long enough to be worth giving up the interpreter for
+_SHORT = 5 << 10
 _OPEN_BYTES = 512 << 20
+_RESTORE = "restore the shard from a copy, make it again with `convert --repair`, or skip the sample with handler="
 _NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "fuse", "lustre", "gpfs", "beegfs", "ceph", "9p", "afs", "gluster")
 
 
@@ -69,6 +73,16 @@ def _copy_pread(files: Sequence[io.FileIO], size: int, starts: Sequence[int], ta
             row, start = row[count:], start + count
 
 
+def _crc32(payload: Buffer) -> int:
+    """As zlib's, which gives up the interpreter for more than 5 KiB: worth it for large payloads only."""
+    if len(payload) >= _LET_OTHERS_RUN:
+        return zlib.crc32(payload)
+    pieces, crc = memoryview(payload), 0
+    for start in range(0, len(pieces), _SHORT):
+        crc = zlib.crc32(pieces[start : start + _SHORT], crc)
+    return crc
+
+
 class _OpenShard:
     """A shard in use.
 
@@ -76,10 +90,11 @@ class _OpenShard:
         source: its tar, mapped or open.
         signature: name, dtype (None where the samples differ or are no plain arrays) and shape of each field. Shards
             that are alike have the very same object.
+        unchecked: for each sample 1 where the checksums of its plain arrays are still to be compared, else 0.
         records: for each sample where its fields' data begin, its key and its metadata: one look gives all.
     """
 
-    def __init__(self, shards: ShardSet, i: int, names: Sequence[str] | None, mapped: bool) -> None:
+    def __init__(self, shards: ShardSet, i: int, names: Sequence[str] | None, mapped: bool, checksums: bool) -> None:
         self.index = shards.index(i)
         self.path = shards.paths[i]
         stream = shards.open(i)
@@ -92,6 +107,9 @@ class _OpenShard:
         self.signature = _same(tuple((name, *_plain_array(column)) for name, column in here))
         starts = [column.data_starts if column else [-1] * self.index.n_samples for _, column in here]
         self.records = list(zip(*starts, self.index.sample_keys, self.index.sample_metadata, strict=True))
+        self._checksums = checksums and self.index.has_checksums
+        self._copied = [column for _, column in here if column and column.layout]
+        self.unchecked = bytearray(b"\1") * (self.index.n_samples if self._checksums and self._copied else 0)
 
     @property
     def n_bytes(self) -> int:
@@ -107,6 +125,7 @@ class _OpenShard:
         payload = bytearray(int(column.size[row]))
         if payload:
             copy([self.source], len(payload), [int(column.offset[row])], memoryview(payload))
+        self._compare(column, row, payload)
         try:
             return fields.decode(suffix, payload)
         except NeurofmxError as error:
@@ -115,8 +134,31 @@ class _OpenShard:
                 file=self.path,
                 sample=self.index.sample_keys[row],
                 member=suffix,
-                remedy=error.remedy or "restore the shard from a copy, or skip it with handler=",
+                remedy=error.remedy or _RESTORE,
             ) from error
+
+    def check(self, row: int) -> None:
+        """Compare the checksums of a sample's plain arrays, the first time that it is read.
+
+        Raises:
+            ShardError: they are not what was written.
+        """
+        for column in self._copied:
+            start, size = int(column.offset[row]), int(column.size[row])
+            mapped = isinstance(self.source, memoryview)
+            payload = self.source[start : start + size] if mapped else os.pread(self.source.fileno(), size, start)
+            self._compare(column, row, payload)
+        self.unchecked[row] = 0
+
+    def _compare(self, column: Column, row: int, payload: Buffer) -> None:
+        if self._checksums and column.crc32 is not None and _crc32(payload) != column.crc32[row]:
+            raise ShardError(
+                "the bytes have changed since they were written: their checksum differs",
+                file=self.path,
+                sample=self.index.sample_keys[row],
+                member=self.index.suffixes[column.suffix_id[row]],
+                remedy=_RESTORE,
+            )
 
 
 _Signature = tuple[tuple[str, torch.dtype | None, tuple[int, ...]], ...]
@@ -163,6 +205,8 @@ class ShardReader:
         io: ``"mmap"`` maps shards into memory, ``"pread"`` reads them with system calls, ``"auto"`` maps on local
             file systems only. A mapped file that is shrunk in place ends the process: no program can prevent that.
         max_open: shards kept open at once.
+        checksums: compare a sample's payloads with the checksums in its shard's index: plain arrays when the sample is
+            read first, all others whenever they are decoded. None: where the index has them; True: it must.
 
     Raises:
         ValueError: a bad `io`, or a modality that no shard has.
@@ -175,6 +219,7 @@ class ShardReader:
         selected: np.ndarray | None = None,
         io: IOMode = "auto",
         max_open: int | None = None,
+        checksums: bool | None = None,
     ) -> None:
         if io not in ("auto", "mmap", "pread"):
             raise ValueError(f'io must be "auto", "mmap" or "pread", not {io!r}')
@@ -188,6 +233,8 @@ class ShardReader:
         self._selected = selected
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         self._open_bytes = 0
+        self._checksums = checksums
+        self._checked: set[int] = set()  # shards all of whose samples have been
         self._opening = threading.Lock()  # several iterators, each with a thread that reads ahead, share a reader
         self._memory = BatchMemory()
         self._check_modalities()
@@ -245,7 +292,13 @@ class ShardReader:
             if shard is not None:
                 self._open.move_to_end(i)
                 return shard
-            shard = self._open[i] = _OpenShard(self.shards, i, self.modalities, self._mapped)
+            shard = _OpenShard(self.shards, i, self.modalities, self._mapped, self._checksums is not False)
+            if self._checksums and not shard.index.has_checksums:
+                remedy = "run `python -m neurofmx_wds index` on the directory"
+                raise ShardError("the index has no checksums", file=shard.path, remedy=remedy)
+            if i in self._checked:
+                shard.unchecked = bytearray()
+            self._open[i] = shard
             self._open_bytes += shard.n_bytes
             while len(self._open) > self.max_open or (self._open_bytes > _OPEN_BYTES and len(self._open) > 1):
                 self._open_bytes -= self._open.popitem(last=False)[1].n_bytes
@@ -269,6 +322,8 @@ class ShardReader:
         where, rows = self.locate(ids)
         opened = {i: self._shard(i) for i in dict.fromkeys(where)}
         shards = [opened[i] for i in where]
+        if any(shard.unchecked for shard in opened.values()):
+            self._check(opened, where, rows)
         records = [shard.records[row] for shard, row in zip(shards, rows, strict=True)]
         signature = shards[0].signature
         batch: dict[str, Any] = {}
@@ -289,6 +344,17 @@ class ShardReader:
         batch["metadata"] = MetadataList(metadata if all(metadata) else self._metadata(metadata, shards, rows))
         batch["__key__"] = list(keys)
         return batch
+
+    def _check(self, opened: dict[int, _OpenShard], where: Sequence[int], rows: Sequence[int]) -> None:
+        """Compare the checksums of the samples here that have not been read before."""
+        for i, row in zip(where, rows, strict=True):
+            unchecked = opened[i].unchecked
+            if unchecked and unchecked[row]:
+                opened[i].check(row)
+        for i, shard in opened.items():
+            if shard.unchecked and 1 not in shard.unchecked:
+                shard.unchecked = bytearray()
+                self._checked.add(i)
 
     def _metadata(self, texts: Sequence[bytes], shards: Sequence[_OpenShard], rows: Sequence[int]) -> list[Any]:
         """Where the index has no JSON of a sample's metadata: decoded from its member, else an empty dictionary."""

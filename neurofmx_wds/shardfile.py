@@ -14,6 +14,7 @@ import lzma
 import operator
 import os
 import tarfile
+import zlib
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -110,7 +111,8 @@ class IndexedTarWriter(wds.TarWriter):  # type: ignore[misc]
             size = sum(map(len, buffers))
             header = tar_header(f"{key}.{suffix}", size)
             place += len(header)
-            members.append((suffix, layout, place, size))
+            crc32 = functools.reduce(lambda crc, data: zlib.crc32(data, crc), buffers, 0)
+            members.append((suffix, layout, place, size, crc32))
             padding = -size % _BLOCK
             place += size + padding
             parts += [header, *buffers, bytes(padding)]

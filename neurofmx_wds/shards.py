@@ -24,13 +24,12 @@ import numpy as np
 from .atomic import ASIDE_SUFFIX
 from .cache import DEFAULT_CACHE_SIZE, ShardCache, is_compressed
 from .errors import ManifestError, ShardError, ShardIndexError
-from .index import ShardIndex, file_sha256, index_path, index_tar
+from .index import ShardIndex, index_path, index_tar
 from .manifest import MANIFEST_NAME, Manifest, ShardRecord
 
 DEFAULT_SHARD_PATTERN = "shard_*.tar*"
 _INDEX_MEMORY = 256 << 20
 _REPLACED = "it was cut or replaced: restore it, or run `python -m neurofmx_wds index --repair`"
-_DAMAGED = "restore it from a copy, or make it again with `convert --repair`"
 
 ShardDir = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -44,17 +43,13 @@ class ShardSet:
         records: what the manifest (or the index) says of each.
         manifest: the manifest, or None where there is none.
         cache: where compressed shards are unpacked.
-        checksums: compare each shard's SHA-256 when a process opens it first: a byte that has changed since it was
-            written cannot escape then.
     """
 
     paths: list[Path]
     records: list[ShardRecord]
     manifest: Manifest | None
     cache: ShardCache
-    checksums: bool = False
     _seen: dict[int, tuple[int, int, int]] = field(default_factory=dict, repr=False)
-    _changed: dict[int, tuple[int, int, int]] = field(default_factory=dict, repr=False)  # asked about for each sample
     _indexes: OrderedDict[int, ShardIndex] = field(default_factory=OrderedDict, repr=False)
     _index_bytes: int = 0
 
@@ -109,7 +104,7 @@ class ShardSet:
         path, index = self.paths[i], self.index(i)
         stream = self._open(path, index)
         try:
-            self._check_identity(i, path, index)
+            self._check_identity(i, path)
         except ShardError:
             stream.close()
             raise
@@ -118,18 +113,10 @@ class ShardSet:
             raise ShardError("the shard does not hold what its index says", file=path, remedy=_REPLACED)
         return stream
 
-    def _check_identity(self, i: int, path: Path, index: ShardIndex) -> None:
-        """Refuse a file that is not the one opened before, or, if asked to look, not the one that was written."""
+    def _check_identity(self, i: int, path: Path) -> None:
+        """Refuse a file that is not the one opened before."""
         stat = path.stat()
         identity = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
-        if i not in self._seen and self.checksums:
-            wanted = self.records[i].sha256 or index.sha256
-            if wanted is None:
-                remedy = "run `python -m neurofmx_wds index` on the directory, after removing its .index files"
-                raise ShardError("the shard's checksum is not known", file=path, remedy=remedy)
-            if self._changed.get(i) == identity or file_sha256(path) != wanted:
-                self._changed[i] = identity
-                raise ShardError("the shard's bytes have changed: its checksum differs", file=path, remedy=_DAMAGED)
         if self._seen.setdefault(i, identity) != identity:
             raise ShardError("the shard was replaced while it was in use", file=path, remedy="start again")
 
@@ -299,7 +286,7 @@ def build_index(path: Path, cache: ShardCache, checksum: bool = False) -> ShardI
     Args:
         path: the shard, compressed or not.
         cache: where it is unpacked if it is compressed.
-        checksum: also read the shard whole for its SHA-256.
+        checksum: also read the shard whole, for its SHA-256 and each payload's CRC-32.
 
     Raises:
         ShardError: the tar is damaged.

@@ -354,7 +354,7 @@ def open_dataset(
     io: IOMode,
     cache_dir: str | os.PathLike[str] | None,
     cache_size: int,
-    checksums: bool,
+    checksums: bool | None,
 ) -> tuple[Fetcher, str]:
     """Open a dataset for loading; arguments and errors as :class:`WebDatasetLoader`.
 
@@ -362,13 +362,12 @@ def open_dataset(
         What reads it, and the fingerprint of dataset and selection.
     """
     shards = open_shards(shard_dir, shard_pattern, cache_dir, cache_size)
-    shards.checksums = checksums
     fingerprint = hashlib.sha256(f"{ORDER_VERSION} {shards.fingerprint()}".encode()).hexdigest()[:32]
     selected, labels = choose_samples(shards, select, group, groups)
     for chosen in (selected, labels):
         if chosen is not None:
             fingerprint = hashlib.sha256(fingerprint.encode() + chosen.tobytes()).hexdigest()[:32]
-    reader = ShardReader(shards, modalities, selected, io)
+    reader = ShardReader(shards, modalities, selected, io, checksums=checksums)
     if block_size is None:
         block_size = _default_block_size(shards, buffer_size)
     spec = EpochSpec(reader.counts, seed, shuffle, buffer_size, block_size)

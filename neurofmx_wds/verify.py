@@ -25,7 +25,7 @@ from . import fields
 from .atomic import ASIDE_SUFFIX
 from .cache import ShardCache, is_compressed
 from .errors import ManifestError, NeurofmxError, ShardError
-from .index import INDEX_SUFFIX, ShardIndex, file_sha256, index_path
+from .index import INDEX_SUFFIX, ShardIndex, index_path
 from .manifest import MANIFEST_NAME, Manifest, ShardRecord
 from .processes import ordered_map
 from .shards import build_index
@@ -207,17 +207,20 @@ def _check_content(
         problems += _compare_index(path, size, index, record)
     elif not problems and record is not None:  # plain webdataset's shards have none
         problems.append(Problem("the shard's index is missing", str(index_path(path)), remedy=_REPAIR))
-    truth = build_index(path, cache) if deep or index is None else index
+    truth = build_index(path, cache, checksum=deep) if deep or index is None else index
     if not deep:
         return _Checked(problems, truth.n_samples, 0, size)
-    if index is not None and not problems and not _same_index(truth, index):
-        problems.append(Problem("the index does not describe the tar", str(index_path(path)), remedy=_REPAIR))
     wanted = (record and record.sha256) or (index and index.sha256)
-    if wanted and file_sha256(path) != wanted:
+    changed = np.zeros(len(truth.member_size), bool)
+    if wanted and truth.sha256 != wanted:
         problems.append(Problem("the shard's bytes have changed: its checksum differs", str(path), remedy=_RESTORE))
+        if index is not None and len(index.member_crc32) == len(changed):
+            changed = truth.member_crc32 != index.member_crc32
+    elif index is not None and not problems and not _same_index(truth, index):
+        problems.append(Problem("the index does not describe the tar", str(index_path(path)), remedy=_REPAIR))
     with open_tar(path, cache) as tar:
-        for key, suffix, payload in members(truth, tar):
-            what = _check_member(suffix, payload, modalities)
+        for (key, suffix, payload), other in zip(members(truth, tar), changed.tolist(), strict=True):
+            what = "its bytes have changed" if other else _check_member(suffix, payload, modalities)
             if what:
                 problems.append(Problem(what, str(path), key, suffix, _RESTORE))
     hashes = np.array([_hash(key) for key in truth.sample_keys], np.uint64)
@@ -252,7 +255,8 @@ def _compare_index(path: Path, size: int, index: ShardIndex, record: ShardRecord
 
 
 def _same_index(made: ShardIndex, index: ShardIndex) -> bool:
-    return dataclasses.replace(made, sha256=index.sha256).to_bytes() == index.to_bytes()
+    crc32 = made.member_crc32 if index.has_checksums else index.member_crc32
+    return dataclasses.replace(made, sha256=index.sha256, member_crc32=crc32).to_bytes() == index.to_bytes()
 
 
 @contextlib.contextmanager
@@ -388,7 +392,7 @@ def _write_index(directory: Path, repair: bool, shard: str | ShardRecord) -> boo
         index, problems = _load_index(path)
         if index is not None:
             problems = _compare_index(path, size, index, record)
-        if index is not None and not problems:
+        if index is not None and not problems and index.sha256 and index.has_checksums:
             return False
         if problems and not repair:
             return problems[0]

@@ -56,6 +56,15 @@ def write_dataset(directory: Path, counts: Sequence[int], compression: str = "no
     return directory
 
 
+def flip(path: Path, place: int, bit: int = 0) -> None:
+    """Turn one bit of a file over, as a disk may."""
+    with open(path, "r+b") as file:
+        file.seek(place)
+        (byte,) = file.read(1)
+        file.seek(place)
+        file.write(bytes([byte ^ 1 << bit]))
+
+
 def rows(item: dict[str, Any]) -> list[Row]:
     """The rows of a batch, or of a sample, that are not marked as repeated."""
     if isinstance(item["__key__"], str):

@@ -31,6 +31,7 @@ from neurofmx_wds.index import ShardIndex, index_path, index_tar
 from neurofmx_wds.readers import ShardReader
 from neurofmx_wds.shardfile import ShardFile
 from neurofmx_wds.shards import open_shards
+from neurofmx_wds.verify import verify, write_indexes
 
 
 def npy(value: Any) -> bytes:
@@ -510,10 +511,38 @@ def test_a_forged_index_header_is_refused_or_harmless(data: st.DataObject) -> No
             assert error.file and error.remedy
 
 
+def in_version(path: Path, version: int) -> None:
+    """Write a shard's index as another version of this package would: 1 knew no checksums of members."""
+    raw = index_path(path).read_bytes()
+    length = int.from_bytes(raw[8:12], "little")
+    header = json.loads(raw[12 : 12 + length])
+    start = 12 + length
+    header["version"] = version
+    if version == 1:
+        names = ["sample_start", "member_suffix", "member_layout", "member_offset", "member_size"]
+        at = start + sum(header["sections"][name] * (4 if name[7:] in ("suffix", "layout") else 8) for name in names)
+        raw = raw[:at] + raw[at + 4 * header["sections"].pop("member_crc32") :]
+    text = json.dumps(header).encode()
+    raw = raw[:8] + len(text).to_bytes(4, "little") + text + raw[start:-4]
+    index_path(path).write_bytes(raw + zlib.crc32(raw).to_bytes(4, "little"))
+
+
 def test_a_later_version_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     make_shard(path)
-    raw = index_path(path).read_bytes().replace(b'"version":1', b'"version":2')[:-4]
-    index_path(path).write_bytes(raw + zlib.crc32(raw).to_bytes(4, "little"))
+    in_version(path, 3)
     with pytest.raises(ShardIndexError, match="version"):
         read_all(path)
+
+
+def test_an_index_without_checksums_is_read_and_made_anew(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    rows = make_shard(path)
+    whole = index_path(path).read_bytes()
+    in_version(path, 1)
+    assert not ShardIndex.load(index_path(path)).has_checksums
+    assert all(same(a["x"], b["x"]) for a, b in zip(read_all(path), rows, strict=True))
+    with pytest.raises(ShardError, match="no checksums"):
+        read_all(path, checksums=True)
+    assert verify(tmp_path, deep=True).ok
+    assert write_indexes(tmp_path).made == ["a.index"] and index_path(path).read_bytes() == whole

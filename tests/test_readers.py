@@ -6,7 +6,6 @@ import gc
 import os
 import pickle
 import shutil
-import tarfile
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
@@ -15,16 +14,18 @@ import numpy as np
 import pytest
 import torch
 import webdataset as wds
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
+from loading import flip
 from values import JSON, PLAIN_DTYPES, SHAPES, TEXT_DTYPES, VALUES, native_order, official, same
 from webdataset import ignore_and_continue
 
-from neurofmx_wds import WebDatasetLoader, WebDatasetWriter, collate_webdataset, create_webdataset_dataloader
+from neurofmx_wds import WebDatasetLoader, WebDatasetWriter, collate_webdataset, readers
 from neurofmx_wds.errors import NeurofmxError, ShardError
 from neurofmx_wds.readers import ShardReader, skipping
 from neurofmx_wds.shards import open_shards
+from neurofmx_wds.verify import verify, write_indexes
 
 IOS: tuple[Literal["mmap", "pread"], ...] = ("mmap", "pread")
 
@@ -278,32 +279,73 @@ def test_a_shard_that_was_replaced_is_not_opened_again(tmp_path: Path, compressi
 
 
 @pytest.mark.parametrize("io", IOS)
-def test_with_checksums_no_changed_byte_comes_as_data(dataset: Path, io: Literal["mmap", "pread"]) -> None:
-    truth = ShardReader(open_shards(dataset)).read_batch(np.arange(8))
-    path = dataset / "shard_000001.tar"
-    whole = path.read_bytes()
-    with tarfile.open(path) as tar:
-        place = tar.getmember("sample_000000004.x.npy").offset_data + 150
-    path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_changed_byte_is_an_error_that_names_its_member(
+    dataset: Path, io: Literal["mmap", "pread"], data: st.DataObject
+) -> None:
     shards = open_shards(dataset)
-    assert not same_batch(ShardReader(shards, io=io).read_batch(np.arange(8)), truth)  # unasked, nobody looks
-    shards = open_shards(dataset)
-    shards.checksums = True
-    reader = ShardReader(shards, io=io)
-    assert reader.read_batch(np.arange(3))["label"].tolist() == [0, 1, 2]
-    with pytest.raises(ShardError, match="checksum differs") as caught:
-        reader.read_batch(np.array([4]))
-    assert caught.value.file == str(path) and caught.value.remedy
-    for loader in (WebDatasetLoader(dataset, checksums=True), create_webdataset_dataloader(dataset, checksums=True)):
-        with pytest.raises(ShardError, match="checksum differs"):
-            list(loader)
-    path.write_bytes(whole)
-    assert same_batch(next(iter(create_webdataset_dataloader(dataset, shuffle=False, checksums=True))), truth)
+    shard = data.draw(st.integers(0, len(shards.paths) - 1))
+    index, path = shards.index(shard), shards.paths[shard]
+    member = data.draw(st.integers(0, len(index.member_size) - 1).filter(lambda m: index.member_size[m] > 0))
+    row = int(np.searchsorted(index.sample_start, member, side="right")) - 1
+    suffix = index.suffixes[index.member_suffix[member]]
+    ids = np.arange(shards.n_samples)
+    bad = int(shards.counts[:shard].sum()) + row
+    truth = {int(i): ShardReader(shards).read_batch(ids[i : i + 1]) for i in ids}
+    place = int(index.member_offset[member]) + data.draw(st.integers(0, int(index.member_size[member]) - 1))
+    bit = data.draw(st.integers(0, 7))
+    flip(path, place, bit)
+    try:
+        reader = ShardReader(open_shards(dataset), io=io)
+        order = data.draw(st.permutations(ids.tolist()))
+        for _ in range(2):  # it stays an error, and the others stay right
+            for i in order:
+                if i == bad and suffix != "metadata.json":  # whose text is in the index too
+                    with pytest.raises(ShardError, match="checksum differs") as caught:
+                        reader.read_batch(ids[i : i + 1])
+                    where = caught.value.file, caught.value.sample, caught.value.member
+                    assert where == (str(path), index.sample_keys[row], suffix) and caught.value.remedy
+                else:
+                    assert same_batch(reader.read_batch(ids[i : i + 1]), truth[i])
+        problems = verify(dataset, deep=True).problems
+        assert (str(path), index.sample_keys[row], suffix) in [(p.file, p.sample, p.member) for p in problems]
+    finally:
+        flip(path, place, bit)
+
+
+@pytest.mark.parametrize("io", IOS)
+def test_plain_arrays_are_compared_once_in_a_process(
+    dataset: Path, io: Literal["mmap", "pread"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[int] = []
+    real = readers._crc32
+
+    def counted(payload: Any) -> int:
+        compared.append(len(payload))
+        return real(payload)
+
+    monkeypatch.setattr(readers, "_crc32", counted)
+    ids = np.arange(8)
+    reader = ShardReader(open_shards(dataset), ["x"], io=io, max_open=1)
+    for _ in range(3):
+        for part in (ids[:5], ids[5:], ids[3:]):
+            reader.read_batch(part)
+    assert len(compared) == len(ids)
+    ShardReader(open_shards(dataset), ["x"], io=io, checksums=False).read_batch(ids)
+    assert len(compared) == len(ids)
+
+
+def test_checksums_that_are_asked_for_must_be_known(dataset: Path) -> None:
     (dataset / "dataset_metadata.json").unlink()
-    with wds.TarWriter(str(dataset / "shard_000003.tar")) as tar:  # its checksum nobody knows
+    with wds.TarWriter(str(dataset / "shard_000003.tar")) as tar:
         tar.write({"__key__": "a", "x.npy": np.zeros(3)})
-    with pytest.raises(ShardError, match="checksum is not known"):
+    assert len(list(WebDatasetLoader(dataset, modalities=["x"]))) == open_shards(dataset).n_samples
+    with pytest.raises(ShardError, match="no checksums") as caught:
         list(WebDatasetLoader(dataset, checksums=True))
+    assert caught.value.file == str(dataset / "shard_000003.tar") and "index" in str(caught.value.remedy)
+    assert write_indexes(dataset).made == ["shard_000003.index"]  # the one made in passing has none
+    assert len(list(WebDatasetLoader(dataset, checksums=True))) == open_shards(dataset).n_samples
 
 
 def test_a_batch_is_a_torch_batch(dataset: Path) -> None:
