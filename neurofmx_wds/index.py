@@ -25,6 +25,7 @@ import numpy as np
 
 from . import fields
 from .atomic import write_atomic
+from .crc import crc32_of
 from .errors import ShardError, ShardIndexError
 from .fields import ArrayLayout
 
@@ -453,7 +454,7 @@ def _add_sample(
         if any(suffix == known for known, *_ in members):
             raise ShardError("the sample has this member twice", file=path, sample=key, member=suffix, remedy=_RESTORE)
         with memoryview(view)[info.offset_data : info.offset_data + info.size] as payload:
-            crc32 = zlib.crc32(payload) if checksum else None
+            crc32 = crc32_of([payload]) if checksum else None
             members.append((suffix, fields.layout_of(suffix, payload), info.offset_data, info.size, crc32))
             if suffix == METADATA_SUFFIX:
                 metadata = _json_or_nothing(payload)

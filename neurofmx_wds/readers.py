@@ -13,7 +13,6 @@ import operator
 import os
 import resource
 import threading
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ import torch
 
 from . import fields
 from .collate import MetadataList, stack
+from .crc import crc32_of
 from .errors import NeurofmxError, ShardError
 from .fields import Buffer
 from .index import Column
@@ -33,7 +33,6 @@ from .shards import ShardSet
 IOMode = Literal["auto", "mmap", "pread"]
 Handler = Callable[[Exception], bool]
 _LET_OTHERS_RUN = 256 << 10  # bytes from which a copy is long enough to be worth giving up the interpreter for
-_SHORT = 5 << 10
 _OPEN_BYTES = 512 << 20
 _RESTORE = "restore the shard from a copy, make it again with `convert --repair`, or skip the sample with handler="
 _NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "fuse", "lustre", "gpfs", "beegfs", "ceph", "9p", "afs", "gluster")
@@ -71,16 +70,6 @@ def _copy_pread(files: Sequence[io.FileIO], size: int, starts: Sequence[int], ta
             if count == 0:
                 raise ShardError("the shard was cut while it was read", file=file.name, remedy="restore it")
             row, start = row[count:], start + count
-
-
-def _crc32(payload: Buffer) -> int:
-    """As zlib's, which gives up the interpreter for more than 5 KiB: worth it for large payloads only."""
-    if len(payload) >= _LET_OTHERS_RUN:
-        return zlib.crc32(payload)
-    pieces, crc = memoryview(payload), 0
-    for start in range(0, len(pieces), _SHORT):
-        crc = zlib.crc32(pieces[start : start + _SHORT], crc)
-    return crc
 
 
 class _OpenShard:
@@ -143,15 +132,15 @@ class _OpenShard:
         Raises:
             ShardError: they are not what was written.
         """
+        mapped = isinstance(self.source, memoryview)
         for column in self._copied:
             start, size = int(column.offset[row]), int(column.size[row])
-            mapped = isinstance(self.source, memoryview)
             payload = self.source[start : start + size] if mapped else os.pread(self.source.fileno(), size, start)
             self._compare(column, row, payload)
         self.unchecked[row] = 0
 
     def _compare(self, column: Column, row: int, payload: Buffer) -> None:
-        if self._checksums and column.crc32 is not None and _crc32(payload) != column.crc32[row]:
+        if self._checksums and column.crc32 is not None and crc32_of([payload]) != column.crc32[row]:
             raise ShardError(
                 "the bytes have changed since they were written: their checksum differs",
                 file=self.path,
@@ -322,8 +311,6 @@ class ShardReader:
         where, rows = self.locate(ids)
         opened = {i: self._shard(i) for i in dict.fromkeys(where)}
         shards = [opened[i] for i in where]
-        if any(shard.unchecked for shard in opened.values()):
-            self._check(opened, where, rows)
         records = [shard.records[row] for shard, row in zip(shards, rows, strict=True)]
         signature = shards[0].signature
         batch: dict[str, Any] = {}
@@ -339,6 +326,8 @@ class ShardReader:
             keys, metadata = zip(*[record[-2:] for record in records], strict=True)
             for name in dict.fromkeys(name for shard in opened.values() for name, *_ in shard.signature):
                 batch[name] = self._decoded(name, shards, rows)
+        if any(shard.unchecked for shard in opened.values()):  # only now: copying has brought the bytes from the disk
+            self._check(opened, where, rows)
         if any(value is None for value in batch.values()):  # fields that other samples of these shards have
             batch = {name: value for name, value in batch.items() if value is not None}
         batch["metadata"] = MetadataList(metadata if all(metadata) else self._metadata(metadata, shards, rows))

@@ -14,7 +14,6 @@ import lzma
 import operator
 import os
 import tarfile
-import zlib
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +24,7 @@ import webdataset as wds
 
 from . import fields
 from .atomic import ASIDE_SUFFIX
+from .crc import crc32_of
 from .errors import FieldError, OutputError
 from .fields import Buffer, FieldFormat
 from .index import METADATA_SUFFIX, IndexBuilder, ShardIndex, index_path
@@ -111,8 +111,7 @@ class IndexedTarWriter(wds.TarWriter):  # type: ignore[misc]
             size = sum(map(len, buffers))
             header = tar_header(f"{key}.{suffix}", size)
             place += len(header)
-            crc32 = functools.reduce(lambda crc, data: zlib.crc32(data, crc), buffers, 0)
-            members.append((suffix, layout, place, size, crc32))
+            members.append((suffix, layout, place, size, crc32_of(buffers)))
             padding = -size % _BLOCK
             place += size + padding
             parts += [header, *buffers, bytes(padding)]

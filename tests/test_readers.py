@@ -22,6 +22,7 @@ from values import JSON, PLAIN_DTYPES, SHAPES, TEXT_DTYPES, VALUES, native_order
 from webdataset import ignore_and_continue
 
 from neurofmx_wds import WebDatasetLoader, WebDatasetWriter, collate_webdataset, readers
+from neurofmx_wds.crc import crc32_of
 from neurofmx_wds.errors import NeurofmxError, ShardError
 from neurofmx_wds.readers import ShardReader, skipping
 from neurofmx_wds.shards import open_shards
@@ -319,13 +320,12 @@ def test_plain_arrays_are_compared_once_in_a_process(
     dataset: Path, io: Literal["mmap", "pread"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared: list[int] = []
-    real = readers._crc32
 
-    def counted(payload: Any) -> int:
-        compared.append(len(payload))
-        return real(payload)
+    def counted(parts: Any) -> int:
+        compared.append(len(parts))
+        return crc32_of(parts)
 
-    monkeypatch.setattr(readers, "_crc32", counted)
+    monkeypatch.setattr(readers, "crc32_of", counted)
     ids = np.arange(8)
     reader = ShardReader(open_shards(dataset), ["x"], io=io, max_open=1)
     for _ in range(3):
