@@ -112,7 +112,7 @@ class WebDatasetLoader(ResumablePipeline):
 
     def _items(self, epoch: int, first: int, rank: int, world_size: int) -> Iterator[Any]:
         fetcher = replace(self.fetcher, start=Start(epoch, first, rank, world_size))
-        return iter(self._stages(fetcher.start, fetcher.samples))
+        return self._stages(fetcher.start, fetcher.samples).iterator1()
 
 
 class ResumableWebDatasetLoader(WebDatasetLoader):
@@ -251,7 +251,7 @@ class WebDatasetDataLoader(ResumablePipeline):
         start = Start(epoch, first, rank, world_size)
         if self.num_workers == 0:
             fetcher = replace(self.fetcher, start=start, memory=self._memory)
-            return prefetched(self._stages(start, fetcher.batches), self.prefetch_factor or 0)
+            return prefetched(self._stages(start, fetcher.batches).iterator1(), self.prefetch_factor or 0)
         return self._from_workers(start)
 
     def _from_workers(self, begin: Start) -> Iterator[Any]:
@@ -331,6 +331,7 @@ def prefetched(source: Iterable[Any], depth: int) -> Iterator[Any]:
     for item in items:
         handed_over = time.perf_counter()
         yield item
+        del item
         slow = slow + 1 if time.perf_counter() - handed_over > _WORTH_A_THREAD else 0
         if slow == 2 and depth > 0:
             yield from _read_ahead(items, depth)
@@ -363,6 +364,7 @@ def _read_ahead(items: Iterator[Any], depth: int) -> Iterator[Any]:
                 return
             room.put(True)
             yield item
+            del item
     finally:
         room.put(False)
         if threading.current_thread() is not thread:  # it may be the one in which garbage is collected

@@ -20,6 +20,7 @@ import torch.utils.data
 
 _KEPT_PER_KIND, _KEPT_KINDS = 8, 16
 _ALIGNMENT = 64
+_HUGE = 4 << 20  # bytes from which numpy does so
 BUNDLE, BUNDLE_BYTES = 16, 8 << 20  # batches, and their bytes, that a worker hands over at once
 
 
@@ -44,6 +45,13 @@ class _Lease(weakref.ref):
     kind: _Kind
 
 
+def _on_huge_pages(like: np.ndarray) -> np.ndarray:
+    """An array like this one (untouched so far), which numpy asks the system to put on pages of 2 MiB."""
+    raw = np.empty(like.nbytes + _ALIGNMENT, np.uint8)
+    begin = -raw.ctypes.data % _ALIGNMENT
+    return raw[begin : begin + like.nbytes].view(like.dtype).reshape(like.shape)
+
+
 class BatchMemory:
     """Gives out tensors, and gives their memory out again once nobody holds them any more.
 
@@ -66,7 +74,7 @@ class BatchMemory:
             fresh = torch.empty(*shape, dtype=dtype, pin_memory=self.pinned)
             if self.pinned or not fresh.numel() or dtype not in _NUMPY_HAS:
                 return fresh
-            base = fresh.numpy()
+            base = fresh.numpy() if fresh.nbytes < _HUGE else _on_huge_pages(fresh.numpy())
         array = base.view()  # lives as long as the tensor's storage
         lease = _Lease(array, self._give_back)
         lease.base, lease.kind = base, kind

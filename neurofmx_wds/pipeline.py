@@ -179,6 +179,10 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
         """webdataset's ``batched``, but a batch is handed on once it is full: theirs first takes one sample more."""
         return self.compose(functools.partial(_batched, size=batchsize, collate=collation_fn, partial=partial))
 
+    def iterator(self) -> Iterator[Any]:
+        """As webdataset's, which holds on to an item while the next is made."""
+        return self.iterator1() if self.repetitions == 1 else super().iterator()
+
     def iterator1(self) -> Iterator[Any]:
         """One epoch, or its rest: what is delivered here, through the stages that were composed."""
         # Not a first stage in the list: bound to this object it would make a reference cycle, and workers that are
@@ -199,14 +203,16 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
         last = cursors.n_steps(first, *size)
         if last == 0:
             self.progress.delivered(run, self.spec.n_samples, True)
-        for step, item in enumerate(self._items(epoch, first, rank, world_size), 1):
-            done = min(step * workers, last)
+        done = 0
+        for item in self._items(epoch, first, rank, world_size):
+            done = min(done + workers, last)
             self.progress.delivered(run, cursors.position_after(first, done, *size), done == last)
             if isinstance(item, Remnant):
                 self.progress.note(item)
                 yield from item.rest
             else:
                 yield item
+            del item
 
     def _items(self, epoch: int, first: int, rank: int, world_size: int) -> Iterator[Any]:
         raise NotImplementedError

@@ -13,7 +13,7 @@ import pytest
 import webdataset as wds
 from loading import array_of, flip, global_rows, ranks, rows, steps, write_dataset
 
-from neurofmx_wds import create_webdataset_dataloader
+from neurofmx_wds import create_shards_from_arrays, create_webdataset_dataloader
 from neurofmx_wds.index import ShardIndex
 
 
@@ -58,6 +58,20 @@ def test_a_pipeline_made_of_a_loader_whose_workers_persist_has_workers_of_its_ow
         assert numbers(row for batch in delivered for row in batch) == list(range(24))
     loader.close()
     mapped.close()
+
+
+@pytest.mark.parametrize("columns", [3, 200_000])  # the latter on huge pages
+def test_a_batch_that_nobody_holds_lends_its_memory_to_the_next(tmp_path: Path, columns: int) -> None:
+    truth = np.random.default_rng(0).normal(size=(15, columns))
+    create_shards_from_arrays(tmp_path / "shards", {"x": truth}, shard_size=5)
+    loader = create_webdataset_dataloader(
+        tmp_path / "shards", batch_size=5, num_workers=0, prefetch_factor=0, shuffle=False
+    )
+    places = set(map(lambda batch: batch["x"].data_ptr(), loader))  # noqa: C417  # map holds no batch
+    assert len(places) == 1 and all(place % 64 == 0 for place in places)
+    held = [batch["x"] for batch in loader]
+    assert len({x.data_ptr() for x in held}) == 3
+    assert np.array_equal(np.concatenate(held), truth)
 
 
 def test_iterators_in_several_threads_share_one_loader(tmp_path: Path) -> None:
