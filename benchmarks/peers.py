@@ -6,6 +6,7 @@ Knows how each library reads; knows nothing of measuring.
 from __future__ import annotations
 
 import mmap
+import random
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -151,9 +152,15 @@ def ffcv(root: Path, samples: Samples) -> Batches:
 
 
 class Limit:
-    """The same payloads copied out of mapped shards, one after the other, into one buffer that is used again."""
+    """The same payloads copied out of mapped shards, one after the other, into one buffer that is used again.
 
-    def __init__(self, directory: Path, batch_size: int) -> None:
+    Args:
+        directory: of our shards.
+        batch_size: samples that the buffer holds.
+        shuffled: copy them in random order, which memory and its page tables like less.
+    """
+
+    def __init__(self, directory: Path, batch_size: int, shuffled: bool = False) -> None:
         self._samples: list[list[memoryview]] = []
         for path in sorted(directory.glob("*.tar")):
             index = ShardIndex.load(index_path(path))
@@ -163,6 +170,8 @@ class Limit:
             places = [zip(column.offset.tolist(), column.size.tolist(), strict=True) for column in columns]
             self._samples += [[tar[a : a + size] for a, size in sample] for sample in zip(*places, strict=True)]
         self._sample_bytes = sum(map(len, self._samples[0]))
+        if shuffled:
+            random.Random(0).shuffle(self._samples)
         self._batch_size = batch_size
         self._buffer = memoryview(bytearray(batch_size * self._sample_bytes))
 

@@ -70,14 +70,20 @@ def plain(setting: Setting, samples: Samples, transform: peers.Map | None = None
     return peers.webdataset(datasets.webdataset(setting.root, samples), samples.batch_size, transform)
 
 
-def limit(setting: Setting, samples: Samples) -> peers.Batches:
+def limit(setting: Setting, samples: Samples, shuffled: bool = False) -> peers.Batches:
     """The limit on our shards."""
-    return peers.Limit(datasets.ours(setting.root, samples), samples.batch_size)
+    return peers.Limit(datasets.ours(setting.root, samples), samples.batch_size, shuffled)
+
+
+def first_epoch(setting: Setting, samples: Samples) -> Work:
+    """The work of opening our loader and going through it once, which compares every checksum."""
+    return lambda: epoch(our_loader(setting, samples), samples.n)()
 
 
 def in_order(setting: Setting) -> Group:
     """One process, nothing shuffled."""
     samples, root = ordinary(setting), setting.root
+    first = f"{OURS}, first epoch (compares checksums)"
     cases = [
         (OURS, lambda: our_loader(setting, samples)),
         ("webdataset", lambda: plain(setting, samples)),
@@ -92,8 +98,11 @@ def in_order(setting: Setting) -> Group:
     asked = {"webdataset": 50, "LitData": 5, "the limit (one copy)": 0.6, "FFCV (arrays only)": 0.8}
     return Group(
         "one process, in order",
-        [reads(name, batches, samples.n) for name, batches in cases],
-        [Target(OURS, name, at_least=asked.get(name)) for name, _ in cases[1:]],
+        [
+            *(reads(name, batches, samples.n) for name, batches in cases),
+            Case(first, lambda: first_epoch(setting, samples), ours=True),
+        ],
+        [*(Target(OURS, name, at_least=asked.get(name)) for name, _ in cases[1:]), Target(first, "webdataset")],
     )
 
 
@@ -102,11 +111,15 @@ def shuffled(setting: Setting) -> Group:
     samples = ordinary(setting)
     loaders = {name: functools.partial(our_loader, setting, samples, shuffle=how) for name, how in SHUFFLES.items()}
     unshuffled, *others = SHUFFLES
+    limits = {f"the limit, {how}": functools.partial(limit, setting, samples, how == "shuffled") for how in _LIMITS}
     return Group(
         "one process, shuffled",
-        [reads(name, loader, samples.n) for name, loader in loaders.items()],
-        [Target(name, unshuffled, at_least=0.8) for name in others],
+        [reads(name, loader, samples.n) for name, loader in (loaders | limits).items()],
+        [*(Target(name, unshuffled, at_least=0.8) for name in others), Target(*list(limits)[::-1])],
     )
+
+
+_LIMITS = ("in order", "shuffled")
 
 
 def two_workers(setting: Setting) -> Group:
@@ -264,13 +277,10 @@ def cold(setting: Setting) -> Group:
             raise Unavailable("the page cache cannot be dropped here")
         return work
 
-    def opened() -> float:
-        return epoch(our_loader(setting, samples), samples.n)()
-
     return Group(
         "one process, in order, cold page cache",
         [
-            Case(OURS, lambda: checked(opened), before=drop, ours=True),
+            Case(OURS, lambda: checked(first_epoch(setting, samples)), before=drop, ours=True),
             Case("readinto", lambda: checked(readinto), before=drop),
         ],
         [Target(OURS, "readinto", at_least=0.9)],
