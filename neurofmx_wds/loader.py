@@ -68,10 +68,10 @@ class WebDatasetLoader(ResumablePipeline):
             place in it, 0 … n−1. Their metadata stay as they are.
         groups: what groups there are, see :meth:`~neurofmx_wds.groups.Group.of`; by default the dataset's own file
             ``groups.yaml`` or ``groups.json`` says.
-        checksums: compare each payload with the checksum in its shard's index: plain arrays the first time that a
-            process reads their sample, everything else whenever it is decoded. No byte that has changed since it was
-            written can then come as data. None: where the index has checksums (those of this package's writers, and
-            of the command ``index``); True: a shard without them is an error; False: never.
+        checksums: compare each payload with the checksum in its shard's index: plain arrays the first time that this
+            loader (or a worker forked for it) reads their sample, everything else whenever it is decoded. No byte that
+            has changed since it was written can then come as data. None: where the index has checksums (those of this
+            package's writers, and of the command ``index``); True: a shard without them is an error; False: never.
 
     Raises:
         FileNotFoundError, ShardError, ManifestError: the dataset cannot be opened.

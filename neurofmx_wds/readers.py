@@ -79,7 +79,7 @@ class _OpenShard:
         source: its tar, mapped or open.
         signature: name, dtype (None where the samples differ or are no plain arrays) and shape of each field. Shards
             that are alike have the very same object.
-        unchecked: for each sample 1 where the checksums of its plain arrays are still to be compared, else 0.
+        to_check: whether there may be samples whose plain arrays have not been compared with their checksums yet.
         records: for each sample where its fields' data begin, its key and its metadata: one look gives all.
     """
 
@@ -98,7 +98,7 @@ class _OpenShard:
         self.records = list(zip(*starts, self.index.sample_keys, self.index.sample_metadata, strict=True))
         self._checksums = checksums and self.index.has_checksums
         self._copied = [column for _, column in here if column and column.layout]
-        self.unchecked = bytearray(b"\1") * (self.index.n_samples if self._checksums and self._copied else 0)
+        self.to_check = self._checksums and bool(self._copied)
 
     @property
     def n_bytes(self) -> int:
@@ -127,7 +127,7 @@ class _OpenShard:
             ) from error
 
     def check(self, row: int) -> None:
-        """Compare the checksums of a sample's plain arrays, the first time that it is read.
+        """Compare a sample's plain arrays with their checksums.
 
         Raises:
             ShardError: they are not what was written.
@@ -137,7 +137,6 @@ class _OpenShard:
             start, size = int(column.offset[row]), int(column.size[row])
             payload = self.source[start : start + size] if mapped else os.pread(self.source.fileno(), size, start)
             self._compare(column, row, payload)
-        self.unchecked[row] = 0
 
     def _compare(self, column: Column, row: int, payload: Buffer) -> None:
         if self._checksums and column.crc32 is not None and crc32_of([payload]) != column.crc32[row]:
@@ -184,6 +183,11 @@ def _is_local(device: int) -> bool:
     return True
 
 
+def _flags(n: int) -> mmap.mmap:
+    """`n` bytes, all 0, that this process shares with those forked from it; one that is never set takes no memory."""
+    return mmap.mmap(-1, max(1, n))
+
+
 class ShardReader:
     """Reads samples and batches by sample id, the place of a sample in its dataset.
 
@@ -223,7 +227,8 @@ class ShardReader:
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         self._open_bytes = 0
         self._checksums = checksums
-        self._checked: set[int] = set()  # shards all of whose samples have been
+        self._first = self._starts.tolist()
+        self._checked = _flags(shards.n_samples)  # of each sample, whether its plain arrays have been
         self._opening = threading.Lock()  # several iterators, each with a thread that reads ahead, share a reader
         self._memory = BatchMemory()
         self._check_modalities()
@@ -285,8 +290,6 @@ class ShardReader:
             if self._checksums and not shard.index.has_checksums:
                 remedy = "run `python -m neurofmx_wds index` on the directory"
                 raise ShardError("the index has no checksums", file=shard.path, remedy=remedy)
-            if i in self._checked:
-                shard.unchecked = bytearray()
             self._open[i] = shard
             self._open_bytes += shard.n_bytes
             while len(self._open) > self.max_open or (self._open_bytes > _OPEN_BYTES and len(self._open) > 1):
@@ -326,7 +329,7 @@ class ShardReader:
             keys, metadata = zip(*[record[-2:] for record in records], strict=True)
             for name in dict.fromkeys(name for shard in opened.values() for name, *_ in shard.signature):
                 batch[name] = self._decoded(name, shards, rows)
-        if any(shard.unchecked for shard in opened.values()):  # only now: copying has brought the bytes from the disk
+        if any(shard.to_check for shard in opened.values()):  # only now: copying has brought the bytes from the disk
             self._check(opened, where, rows)
         if any(value is None for value in batch.values()):  # fields that other samples of these shards have
             batch = {name: value for name, value in batch.items() if value is not None}
@@ -335,15 +338,14 @@ class ShardReader:
         return batch
 
     def _check(self, opened: dict[int, _OpenShard], where: Sequence[int], rows: Sequence[int]) -> None:
-        """Compare the checksums of the samples here that have not been read before."""
+        """Compare the samples here that have not been read before with their checksums."""
         for i, row in zip(where, rows, strict=True):
-            unchecked = opened[i].unchecked
-            if unchecked and unchecked[row]:
+            place = self._first[i] + row
+            if opened[i].to_check and not self._checked[place]:
                 opened[i].check(row)
+                self._checked[place] = 1
         for i, shard in opened.items():
-            if shard.unchecked and 1 not in shard.unchecked:
-                shard.unchecked = bytearray()
-                self._checked.add(i)
+            shard.to_check = shard.to_check and self._checked.find(b"\0", self._first[i], self._first[i + 1]) >= 0
 
     def _metadata(self, texts: Sequence[bytes], shards: Sequence[_OpenShard], rows: Sequence[int]) -> list[Any]:
         """Where the index has no JSON of a sample's metadata: decoded from its member, else an empty dictionary."""
@@ -380,10 +382,10 @@ class ShardReader:
         return [_sample(columns, row) for row in range(len(ids))]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict(), "_open_bytes": 0, "_opening": None}
+        return {**self.__dict__, "_open": OrderedDict(), "_open_bytes": 0, "_opening": None, "_checked": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _opening=threading.Lock())
+        self.__dict__.update(state, _opening=threading.Lock(), _checked=_flags(state["shards"].n_samples))
 
 
 def _sample(columns: dict[str, Any], row: int) -> dict[str, Any]:

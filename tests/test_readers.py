@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -21,7 +22,7 @@ from loading import flip
 from values import JSON, PLAIN_DTYPES, SHAPES, TEXT_DTYPES, VALUES, native_order, official, same
 from webdataset import ignore_and_continue
 
-from neurofmx_wds import WebDatasetLoader, WebDatasetWriter, collate_webdataset, readers
+from neurofmx_wds import WebDatasetLoader, WebDatasetWriter, collate_webdataset, create_webdataset_dataloader, readers
 from neurofmx_wds.crc import crc32_of
 from neurofmx_wds.errors import NeurofmxError, ShardError
 from neurofmx_wds.readers import ShardReader, skipping
@@ -334,6 +335,24 @@ def test_plain_arrays_are_compared_once_in_a_process(
     assert len(compared) == len(ids)
     ShardReader(open_shards(dataset), ["x"], io=io, checksums=False).read_batch(ids)
     assert len(compared) == len(ids)
+
+
+def test_workers_compare_what_no_other_has_compared(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the next epoch, too."""
+    compared = multiprocessing.Value("i", 0)
+
+    def counted(parts: Any) -> int:
+        with compared.get_lock():
+            compared.value += 1
+        return crc32_of(parts)
+
+    monkeypatch.setattr(readers, "crc32_of", counted)
+    loader = create_webdataset_dataloader(
+        dataset, batch_size=2, num_workers=2, modalities=["x"], multiprocessing_context="fork"
+    )
+    for _ in range(3):
+        assert sum(len(batch["x"]) for batch in loader) == 8
+        assert compared.value == 8
 
 
 def test_checksums_that_are_asked_for_must_be_known(dataset: Path) -> None:
