@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from . import fields
+from .crc import crc32_of
 from .errors import GroupError, ShardError, ShardIndexError
 from .groups import Group, Groups, linked_group, shown
 from .index import Column, ShardIndex
@@ -26,12 +27,13 @@ from .shards import ShardSet
 
 logger = logging.getLogger("neurofmx_wds")
 _REPAIR = "run `python -m neurofmx_wds index --repair` on the directory"
+_RESTORE = "restore the shard from a copy, or make it again with `convert --repair`"
 
 Select = Mapping[str, Any] | Callable[[dict[str, Any]], bool]
 
 
 def choose_samples(
-    shards: ShardSet, select: Select | None, group: str | None, groups: Groups | None
+    shards: ShardSet, select: Select | None, group: str | None, groups: Groups | None, checksums: bool = True
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """What `select`, `group` and `groups` of :class:`~neurofmx_wds.WebDatasetLoader` mean for a dataset.
 
@@ -47,7 +49,7 @@ def choose_samples(
     wanted = _group_of(shards, group, groups)
     if wanted is None:
         return selected, None
-    ids, labels = group_samples(shards, wanted)
+    ids, labels = group_samples(shards, wanted, checksums)
     if selected is None:
         return ids, labels
     common, _, places = np.intersect1d(selected, ids, assume_unique=True, return_indices=True)
@@ -130,7 +132,7 @@ def _metadata(index: ShardIndex) -> list[dict[str, Any]]:
     return [about if isinstance(about, dict) else {} for about in found]
 
 
-def group_samples(shards: ShardSet, group: Group) -> tuple[np.ndarray, np.ndarray]:
+def group_samples(shards: ShardSet, group: Group, checksums: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """The samples that belong to a group.
 
     A sample's label is ``label`` in its metadata, and its name ``label_name``: the index holds them, so that no tar is
@@ -139,20 +141,21 @@ def group_samples(shards: ShardSet, group: Group) -> tuple[np.ndarray, np.ndarra
     Args:
         shards: the dataset.
         group: the labels wanted.
+        checksums: compare the fields that are read with the checksums in the index, where it has them.
 
     Returns:
         Sample ids, ascending, int64, and for each its label's place in the group, int64.
 
     Raises:
         GroupError: the samples have no labels, or none has one of those wanted.
-        ShardError: a shard is missing or damaged.
+        ShardError: a shard is missing or damaged, or a label is.
     """
     names = _class_names(shards)
     place_of = _places(group, names)
     everywhere: Counter[tuple[Any, Any]] = Counter()
     places: list[np.ndarray] = [np.empty(0, np.int64)]
     for i in range(len(shards.paths)):
-        labels = _labels(shards, i)
+        labels = _labels(shards, i, checksums)
         everywhere.update(labels)
         here = (place_of.get(label, place_of.get(name, -1)) for label, name in labels)
         places.append(np.fromiter(here, np.int64, len(labels)))
@@ -179,13 +182,13 @@ def _places(group: Group, names: Sequence[str]) -> dict[Any, int]:
     return {label: place for labels in (numbers, group.labels) for place, label in enumerate(labels)}
 
 
-def _labels(shards: ShardSet, i: int) -> list[tuple[Any, Any]]:
+def _labels(shards: ShardSet, i: int, checksums: bool) -> list[tuple[Any, Any]]:
     """Label and name of each sample of shard i; None for what it does not have."""
     metadata = _metadata(shards.index(i))
     labels = [about.get("label") for about in metadata]
     names = [about.get("label_name") for about in metadata]
     if None in labels and (column := shards.index(i).columns.get("label")) is not None:
-        stored = _read_labels(shards, i, column)
+        stored = _read_labels(shards, i, column, checksums)
         labels = [other if label is None else label for label, other in zip(stored, labels, strict=True)]
     odd = next((each for each in (*labels, *names) if not isinstance(each, (int, float, str, type(None)))), None)
     if odd is not None:
@@ -193,17 +196,33 @@ def _labels(shards: ShardSet, i: int) -> list[tuple[Any, Any]]:
     return list(zip(labels, names, strict=True))
 
 
-def _read_labels(shards: ShardSet, i: int, column: Column) -> list[Any]:
+def _read_labels(shards: ShardSet, i: int, column: Column, checksums: bool) -> list[Any]:
     """The field ``label`` of each sample of shard i, None where it has none; no other byte of the tar is read."""
+    places = list(zip(column.offset.tolist(), column.size.tolist(), strict=True))
     with shards.open(i) as stream:
-        file = stream.fileno()
-        if column.layout is not None and math.prod(column.layout.shape) == 1:
-            dtype = np.dtype(column.layout.dtype)
-            data = b"".join([os.pread(file, dtype.itemsize, start) for start in column.data_starts])
-            return np.frombuffer(data, dtype).tolist()
-        suffixes = shards.index(i).suffixes
-        places = zip(column.suffix_id.tolist(), column.size.tolist(), column.offset.tolist(), strict=True)
-        return [None if at < 0 else _value(suffixes[k], os.pread(file, size, at)) for k, size, at in places]
+        payloads = [os.pread(stream.fileno(), size, at) if at >= 0 else b"" for at, size in places]
+    if checksums and column.crc32 is not None:
+        changed = np.flatnonzero(column.crc32 != np.array([crc32_of([payload]) for payload in payloads], np.uint32))
+        if len(changed):
+            raise _bad_label(shards, i, column, changed[0], "the bytes have changed: their checksum differs")
+    if column.layout is not None and math.prod(column.layout.shape) == 1:
+        dtype, begin = np.dtype(column.layout.dtype), column.layout.header_size
+        data = b"".join([payload[begin : begin + dtype.itemsize] for payload in payloads])
+        return np.frombuffer(data, dtype).tolist()
+    suffixes = shards.index(i).suffixes
+    labels: list[Any] = []
+    for k, payload in zip(column.suffix_id.tolist(), payloads, strict=True):
+        try:
+            labels.append(None if k < 0 else _value(suffixes[k], payload))
+        except ShardError as error:
+            raise _bad_label(shards, i, column, len(labels), error.problem) from error
+    return labels
+
+
+def _bad_label(shards: ShardSet, i: int, column: Column, row: int, problem: str) -> ShardError:
+    index = shards.index(i)
+    key, suffix = index.sample_keys[row], index.suffixes[column.suffix_id[row]]
+    return ShardError(problem, file=shards.paths[i], sample=key, member=suffix, remedy=_RESTORE)
 
 
 def _value(suffix: str, payload: bytes) -> Any:

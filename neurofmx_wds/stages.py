@@ -365,7 +365,7 @@ def open_dataset(
     """
     shards = open_shards(shard_dir, shard_pattern, cache_dir, cache_size)
     fingerprint = hashlib.sha256(f"{ORDER_VERSION} {shards.fingerprint()}".encode()).hexdigest()[:32]
-    selected, labels = choose_samples(shards, select, group, groups)
+    selected, labels = choose_samples(shards, select, group, groups, checksums is not False)
     for chosen in (selected, labels):
         if chosen is not None:
             fingerprint = hashlib.sha256(fingerprint.encode() + chosen.tobytes()).hexdigest()[:32]

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import webdataset as wds
 from hypothesis import HealthCheck, given, settings
-from loading import ranks, resumed, steps
+from loading import flip, ranks, resumed, steps
 
 from neurofmx_wds import (
     ShardedDatasetInfo,
@@ -33,7 +33,7 @@ from neurofmx_wds.convert.merge import append, merge
 from neurofmx_wds.errors import GroupError, ManifestError, NeurofmxError, OutputError, ShardError, StateError
 from neurofmx_wds.export import export
 from neurofmx_wds.groups import Group
-from neurofmx_wds.index import ShardIndex
+from neurofmx_wds.index import ShardIndex, index_path
 from neurofmx_wds.shards import ShardSet
 from neurofmx_wds.verify import verify, write_indexes
 
@@ -222,11 +222,35 @@ def test_only_the_label_is_read_where_it_is_a_field(
 
 
 def index_entries(index: ShardIndex, field: str) -> list[tuple[int, int]]:
-    """Where the field's values lie: of an array's member, what follows its header."""
+    """Where the field's members lie."""
     column = index.columns[field]
-    if column.layout is None:
-        return list(zip(column.offset.tolist(), column.size.tolist(), strict=True))
-    return [(start, column.layout.n_bytes) for start in column.data_starts]
+    return list(zip(column.offset.tolist(), column.size.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["field", "text"])
+def test_a_changed_label_puts_no_sample_into_another_group(
+    dataset: Callable[[str], Path], kind: str, tmp_path: Path
+) -> None:
+    changed = tmp_path / "d"
+    shutil.copytree(dataset(kind), changed)
+    groups = BY_NAME if kind == "text" else GROUPS
+    write_indexes(changed)
+    path = changed / "shard_000002.tar"
+    index = ShardIndex.load(index_path(path))
+    at, size = index_entries(index, "label")[3]
+    flip(path, at + size - 1)
+    with pytest.raises(ShardError, match="checksum differs") as caught:
+        make(changed, group="one", groups=groups)
+    where = caught.value.file, caught.value.sample, caught.value.member
+    assert where == (str(path), index.sample_keys[3], index.suffixes[index.columns["label"].suffix_id[3]])
+    make(changed, group="one", groups=groups, checksums=False)
+
+
+def test_a_label_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    by_hand(tmp_path / "d", lambda i: {"label.npy": b"none" if i == 13 else np.array(1)})
+    with pytest.raises(ShardError, match="magic") as caught:
+        make(tmp_path / "d", group="one", groups={"one": [1]})
+    assert (caught.value.sample, caught.value.member) == ("sample_000000013", "label.npy")
 
 
 # --- states
@@ -454,7 +478,7 @@ def test_everything_else_takes_a_linked_group_as_it_is(
     assert rows(plainly(made)) == [*wanted("invertebrates").values()]
     report = verify(made, deep=True)
     assert report.ok and report.samples == N
-    assert write_indexes(made, repair=True).made == []
+    assert write_indexes(made, repair=True).problems == []
     info = ShardedDatasetInfo(made)
     assert info.get_summary()["total_samples"] == len(wanted("invertebrates"))
     info.print_summary()
