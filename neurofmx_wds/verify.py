@@ -32,6 +32,7 @@ from .shards import build_index
 
 _RESTORE = "restore it from a copy, or make it again with `convert --repair`"
 _REPAIR = "run `python -m neurofmx_wds index --repair` on the directory"
+_REMAKE = "remove it, and run `python -m neurofmx_wds index` on the directory"
 _NO_TARS = (INDEX_SUFFIX, ASIDE_SUFFIX)
 
 
@@ -217,7 +218,7 @@ def _check_content(
         if index is not None and len(index.member_crc32) == len(changed):
             changed = truth.member_crc32 != index.member_crc32
     elif index is not None and not problems and not _same_index(truth, index):
-        problems.append(Problem("the index does not describe the tar", str(index_path(path)), remedy=_REPAIR))
+        problems.append(Problem("the index does not describe the tar", str(index_path(path)), remedy=_REMAKE))
     with open_tar(path, cache) as tar:
         for (key, suffix, payload), other in zip(members(truth, tar), changed.tolist(), strict=True):
             what = "its bytes have changed" if other else _check_member(suffix, payload, modalities)
@@ -396,9 +397,10 @@ def _write_index(directory: Path, repair: bool, shard: str | ShardRecord) -> boo
             return False
         if problems and not repair:
             return problems[0]
+        wanted = (record and record.sha256) or (index and not problems and index.sha256)
         with tempfile.TemporaryDirectory(prefix="neurofmx-index-") as cache:
             index = build_index(path, ShardCache(cache), checksum=True)
-        if record is not None and record.sha256 not in (None, index.sha256):
+        if wanted and index.sha256 != wanted:
             return Problem("the shard's bytes have changed: its checksum differs", str(path), remedy=_RESTORE)
         index.save(index_path(path))
         return True

@@ -16,6 +16,8 @@ import pytest
 import webdataset as wds
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loading import flip
+from test_index import in_version
 
 from neurofmx_wds import WebDatasetWriter, create_shards_from_arrays
 from neurofmx_wds.index import ShardIndex, index_path
@@ -212,6 +214,21 @@ def test_no_index_is_made_for_a_shard_that_has_changed(dataset: Path) -> None:
     assert report.made == [] and "bytes have changed" in report.problems[0].what
     shard.write_bytes(raw[:1024])
     assert "has 1024 bytes" in write_indexes(dataset, repair=True).problems[0].what
+
+
+def test_no_index_is_made_anew_for_a_shard_that_has_changed(dataset: Path) -> None:
+    """Without a manifest, only the old index knows what the shard was."""
+    (dataset / "dataset_metadata.json").unlink()
+    shard = dataset / "shard_000001.tar"
+    in_version(shard, 1)
+    old = index_path(shard).read_bytes()
+    flip(shard, 700)
+    for repair in (False, True):
+        report = write_indexes(dataset, repair)
+        assert report.made == [] and "bytes have changed" in report.problems[0].what
+        assert index_path(shard).read_bytes() == old
+    flip(shard, 700)
+    assert write_indexes(dataset).made == ["shard_000001.index"] and verify(dataset, deep=True).ok
 
 
 def test_a_dataset_of_arrays_is_whole(tmp_path: Path) -> None:
