@@ -214,10 +214,12 @@ def unpack(bundles: Iterable[list[Any]], memory: BatchMemory) -> Iterator[Any]:
             continue
         if parcel.memory is not None:
             slots[parcel.worker, parcel.slot] = parcel.memory
+        batch, parcel.batch = parcel.batch, {}  # the bundle holds the parcel until it is all handed on
         for name, place in parcel.tensors.items():
             source = _tensor_in(slots[parcel.worker, parcel.slot], place)
-            parcel.batch[name] = memory.empty(source.shape, source.dtype).copy_(source)
-        yield parcel.batch
+            batch[name] = memory.empty(source.shape, source.dtype).copy_(source)
+        yield batch
+        del batch
 
 
 def _is_plain(value: object) -> bool:

@@ -181,7 +181,7 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
 
     def iterator(self) -> Iterator[Any]:
         """As webdataset's, which holds on to an item while the next is made."""
-        return self.iterator1() if self.repetitions == 1 else super().iterator()
+        yield from self.iterator1() if self.repetitions == 1 else super().iterator()
 
     def iterator1(self) -> Iterator[Any]:
         """One epoch, or its rest: what is delivered here, through the stages that were composed."""

@@ -390,6 +390,23 @@ def test_composed_pipelines_share_the_state(dataset: Datasets) -> None:
     assert sum(fresh, []) == keys[10:]
 
 
+def test_a_composed_stage_may_give_any_iterable(dataset: Datasets) -> None:
+    loader = WebDatasetLoader(dataset(), **SMALL)
+    assert [sample["__key__"] for sample in loader.compose(list)] == [key for key, *_ in epoch_rows(dataset(), True)]
+    assert loader.epoch == 1
+
+
+@pytest.mark.parametrize("options", [{"prefetch_factor": 0}, {"num_workers": 2}], ids=repr)
+def test_a_batch_is_not_held_while_the_next_is_made(tmp_path: Path, options: dict[str, Any]) -> None:
+    """So each lies in the memory of the one before it."""
+    directory = write_dataset(tmp_path / "d", (400,))
+    seen, batches = set(), iter(plain(directory, batch_size=2, shuffle=False, **options))
+    for batch in batches:
+        seen.add(batch["x"].data_ptr())
+        del batch
+    assert len(seen) == 1
+
+
 def test_augmentation_goes_with_the_sample(dataset: Datasets) -> None:
     directory = dataset("unequal")
     reference = {row[0]: row[1] for row in global_rows(steps([plain(directory, transform=jitter)]))}
