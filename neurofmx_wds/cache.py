@@ -58,6 +58,12 @@ class ShardCache:
         self.directory = Path(directory) if directory is not None else default_cache_dir()
         self.max_bytes = max_bytes
 
+    def copy_of(self, path: Path) -> Path:
+        """Where the unpacked copy of a shard lies, or will."""
+        stat = path.stat()
+        name = f"{os.path.abspath(path)}\n{stat.st_size}\n{stat.st_mtime_ns}"
+        return self.directory / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.tar"
+
     def open(self, path: Path, expected_size: int | None = None) -> IO[bytes]:
         """Open the unpacked copy of a shard, making it first when there is none.
 
@@ -69,9 +75,7 @@ class ShardCache:
             ShardError: it cannot be unpacked, or to another size than expected.
             OSError: the cache cannot be written.
         """
-        stat = path.stat()
-        name = f"{os.path.abspath(path)}\n{stat.st_size}\n{stat.st_mtime_ns}"
-        copy = self.directory / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.tar"
+        copy = self.copy_of(path)
         while True:
             try:
                 stream = open(copy, "rb", buffering=0)

@@ -14,7 +14,7 @@ import os
 import resource
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from . import fields
+from .cache import is_compressed
 from .collate import MetadataList, stack
 from .crc import crc32_of
 from .errors import NeurofmxError, ShardError
@@ -34,6 +35,7 @@ IOMode = Literal["auto", "mmap", "pread"]
 Handler = Callable[[Exception], bool]
 _LET_OTHERS_RUN = 256 << 10  # bytes from which a copy is long enough to be worth giving up the interpreter for
 _OPEN_BYTES = 512 << 20
+_PIECE = 1 << 20  # bytes whose checksum is taken at once, where they are read for it
 _RESTORE = "restore the shard from a copy, make it again with `convert --repair`, or skip the sample with handler="
 _NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "fuse", "lustre", "gpfs", "beegfs", "ceph", "9p", "afs", "gluster")
 
@@ -88,6 +90,9 @@ class _OpenShard:
         self.path = shards.paths[i]
         stream = shards.open(i)
         self.source: Any = stream
+        self._remedy = _RESTORE
+        if is_compressed(self.path):  # whose own checksum was compared when it was unpacked
+            self._remedy = f"remove its unpacked copy, {shards.cache.copy_of(self.path)}; else {_RESTORE}"
         if mapped:
             with stream:
                 self.source = memoryview(mmap.mmap(stream.fileno(), self.index.tar_size, access=mmap.ACCESS_READ))
@@ -114,7 +119,7 @@ class _OpenShard:
         payload = bytearray(int(column.size[row]))
         if payload:
             copy([self.source], len(payload), [int(column.offset[row])], memoryview(payload))
-        self._compare(column, row, payload)
+        self._compare(column, row, [payload])
         try:
             return fields.decode(suffix, payload)
         except NeurofmxError as error:
@@ -132,20 +137,28 @@ class _OpenShard:
         Raises:
             ShardError: they are not what was written.
         """
-        mapped = isinstance(self.source, memoryview)
         for column in self._copied:
-            start, size = int(column.offset[row]), int(column.size[row])
-            payload = self.source[start : start + size] if mapped else os.pread(self.source.fileno(), size, start)
-            self._compare(column, row, payload)
+            start = int(column.offset[row])
+            self._compare(column, row, self._pieces(start, start + int(column.size[row])))
 
-    def _compare(self, column: Column, row: int, payload: Buffer) -> None:
-        if self._checksums and column.crc32 is not None and crc32_of([payload]) != column.crc32[row]:
+    def _pieces(self, start: int, stop: int) -> Iterator[memoryview]:
+        if isinstance(self.source, memoryview):
+            yield self.source[start:stop]
+            return
+        piece = memoryview(bytearray(min(_PIECE, stop - start)))
+        for place in range(start, stop, _PIECE):
+            part = piece[: stop - place]
+            _copy_pread([self.source], len(part), [place], part)
+            yield part
+
+    def _compare(self, column: Column, row: int, payload: Iterable[Buffer]) -> None:
+        if self._checksums and column.crc32 is not None and crc32_of(payload) != column.crc32[row]:
             raise ShardError(
                 "the bytes have changed since they were written: their checksum differs",
                 file=self.path,
                 sample=self.index.sample_keys[row],
                 member=self.index.suffixes[column.suffix_id[row]],
-                remedy=_RESTORE,
+                remedy=self._remedy,
             )
 
 

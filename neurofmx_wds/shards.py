@@ -245,7 +245,8 @@ def _expand(spec: ShardDir) -> list[Path]:
 def read_index(path: Path, cache: ShardCache, record: ShardRecord | None = None) -> ShardIndex:
     """A shard's index, from its sidecar or from the tar itself.
 
-    An index made here is put beside the shard where that may be written, for the next time.
+    An index made here is put beside the shard where that may be written, for the next time. Where the manifest knows
+    the shard's checksum, the shard is then read whole, so that no byte that has changed becomes a checksum.
 
     Args:
         path: the shard.
@@ -260,7 +261,7 @@ def read_index(path: Path, cache: ShardCache, record: ShardRecord | None = None)
     try:
         index = ShardIndex.load(sidecar)
     except FileNotFoundError:
-        index = build_index(path, cache)
+        index = build_index(path, cache, checksum=record is not None and record.sha256 is not None)
         with contextlib.suppress(OSError):
             index.save(sidecar)
     if index.shard_name != path.name:

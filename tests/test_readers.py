@@ -8,6 +8,8 @@ import os
 import pickle
 import shutil
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +26,8 @@ from webdataset import ignore_and_continue
 
 from neurofmx_wds import WebDatasetLoader, WebDatasetWriter, collate_webdataset, create_webdataset_dataloader, readers
 from neurofmx_wds.crc import crc32_of
-from neurofmx_wds.errors import NeurofmxError, ShardError
+from neurofmx_wds.errors import NeurofmxError, ShardError, ShardIndexError
+from neurofmx_wds.index import ShardIndex
 from neurofmx_wds.readers import ShardReader, skipping
 from neurofmx_wds.shards import open_shards
 from neurofmx_wds.verify import verify, write_indexes
@@ -323,7 +326,7 @@ def test_plain_arrays_are_compared_once_in_a_process(
     compared: list[int] = []
 
     def counted(parts: Any) -> int:
-        compared.append(len(parts))
+        compared.append(1)
         return crc32_of(parts)
 
     monkeypatch.setattr(readers, "crc32_of", counted)
@@ -353,6 +356,62 @@ def test_workers_compare_what_no_other_has_compared(dataset: Path, monkeypatch: 
     for _ in range(3):
         assert sum(len(batch["x"]) for batch in loader) == 8
         assert compared.value == 8
+
+
+def test_a_read_may_give_less_than_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with WebDatasetWriter(tmp_path) as writer:
+        writer.write_sample({"x": np.arange(1000)})
+    some = 1000  # the system gives less than 2 GiB at once
+    pread, preadv = os.pread, os.preadv
+    monkeypatch.setattr(os, "pread", lambda file, size, at: pread(file, min(size, some), at))
+    monkeypatch.setattr(os, "preadv", lambda file, rows, at: preadv(file, [rows[0][:some]], at))
+    monkeypatch.setattr(readers, "_PIECE", 3000)
+    batch = ShardReader(open_shards(tmp_path), io="pread").read_batch(np.array([0]))
+    assert batch["x"].tolist() == [list(range(1000))]
+
+
+def test_two_threads_may_compare_the_last_sample_of_a_shard(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = threading.Barrier(2)
+
+    def together(parts: Any) -> int:
+        found = crc32_of(parts)
+        both.wait(10)
+        return found
+
+    monkeypatch.setattr(readers, "crc32_of", together)
+    reader = ShardReader(open_shards(dataset), ["x"])
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(reader.read_batch, [np.arange(3), np.arange(3)])
+    assert same_batch(first, second)
+
+
+def test_an_unpacked_copy_that_has_changed_is_named(tmp_path: Path) -> None:
+    with WebDatasetWriter(tmp_path / "d", compression="gz") as writer:
+        for i in range(3):
+            writer.write_sample({"x": np.arange(3) + i})
+    shards = open_shards(tmp_path / "d", cache_dir=tmp_path / "cache")
+    ShardReader(shards).read_batch(np.arange(3))
+    [copy] = (tmp_path / "cache").iterdir()
+    flip(copy, int(shards.index(0).columns["x"].offset[1]))
+    with pytest.raises(ShardError, match="checksum differs") as caught:
+        ShardReader(shards).read_batch(np.arange(3))
+    assert caught.value.file == str(shards.paths[0]) and str(copy) in str(caught.value.remedy)
+    copy.unlink()
+    assert ShardReader(shards).read_batch(np.arange(3))["x"][:, 0].tolist() == [0, 1, 2]
+
+
+def test_an_index_made_in_passing_agrees_with_the_manifest(dataset: Path) -> None:
+    path = dataset / "shard_000001.index"
+    whole, place = path.read_bytes(), int(ShardIndex.load(path).columns["x"].offset[0])
+    path.unlink()
+    reader = ShardReader(open_shards(dataset))
+    reader.read_batch(np.arange(8))
+    assert path.read_bytes() == whole
+    path.unlink()
+    flip(dataset / "shard_000001.tar", place)
+    for _ in range(2):  # with the index that is there now, too
+        with pytest.raises(ShardIndexError, match="different checksums"):
+            ShardReader(open_shards(dataset)).read_batch(np.arange(8))
 
 
 def test_checksums_that_are_asked_for_must_be_known(dataset: Path) -> None:
