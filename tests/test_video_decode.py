@@ -44,7 +44,7 @@ def nearest(pictures: Any) -> list[int]:
 def recording(path: Path, files: list[str], firsts: list[int], n: int) -> None:
     def add(nwb: Any) -> None:
         about = {"external_file": files, "starting_frame": firsts, "format": "external", "unit": "n.a."}
-        nwb.add_acquisition(ImageSeries(name="eye", rate=25.0, starting_time=1.0, num_samples=n, **about))
+        nwb.add_acquisition(ImageSeries(name="eye", timestamps=1 + np.arange(n) / 25, **about))
 
     make_recording(path, seconds=6, extra=add, obs_intervals=[[[0, 6]]] * 4)
 
