@@ -57,7 +57,11 @@ def test_every_dtype_comes_back_as_torch_loads_it(dtype: torch.dtype, zipped: bo
         torch.empty(0, 3, dtype=dtype),
         whole[0, 0, 0],
     ]
-    data = saved(tensors, zipped)
+    try:
+        data = saved(tensors, zipped)
+    except KeyError:
+        assert dtype in DTYPES[12:]
+        pytest.skip("torch itself cannot save these: 2.4")
     truth = torch.load(io.BytesIO(data), weights_only=True)
     assert all(map(alike, decode_torch(data), truth))
     assert all(map(alike, truth, tensors))
