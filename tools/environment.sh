@@ -1,13 +1,14 @@
 # Sourced by demo.sh, test.sh and lowest.sh, in the repository's root.
 #
 # make_environment DIRECTORY EXTRA: sees to it that DIRECTORY is a virtual environment holding this checkout (editable) and
-# what EXTRA asks for. Does nothing when that is so already. PYTHON names the interpreter to make it with.
-constraints=(-c tools/constraints.txt) # what pip may install
+# what EXTRA asks for. Does nothing when that is so already. PYTHON names the interpreter to make it with,
+# NEUROFMX_CONSTRAINTS a file to use instead of constraints.txt: with torch==2.4.0 in it, that torch is tested.
+constraints=(-c "${NEUROFMX_CONSTRAINTS:-tools/constraints.txt}") # what pip may install
 
 make_environment() {
     local directory=$1 extra=$2
     local stamp="$directory/.neurofmx-$extra" python=${PYTHON:-python3} wanted
-    wanted="$PWD $(cat pyproject.toml tools/*.txt | cksum)"
+    wanted="$PWD $(cat pyproject.toml tools/*.txt ${NEUROFMX_CONSTRAINTS:+"$NEUROFMX_CONSTRAINTS"} | cksum)"
     if [[ -x $directory/bin/python && -f $stamp && $(<"$stamp") == "$wanted" ]]; then
         return
     fi
