@@ -372,7 +372,7 @@ class ShardReader:
         out = memory.empty((len(sources), *shape), dtype)
         size = dtype.itemsize * math.prod(shape)
         if size:
-            self._copy(sources, size, starts, memoryview(out.numpy().reshape(-1).view(np.uint8)))  # type: ignore[arg-type]
+            self._copy(sources, size, starts, out.numpy().reshape(-1).view(np.uint8).data)
         return out
 
     def _decoded(self, name: str, shards: Sequence[_OpenShard], rows: Sequence[int]) -> Any:
