@@ -124,6 +124,8 @@ class Manifest:
         )
         if data["total_samples"] != manifest.total_samples or data["total_shards"] != len(shards):
             raise ManifestError("the manifest's totals do not match its list of shards")
+        if data.get("config_hash") not in (None, config_hash(manifest.config)):  # a group's labels stand there, too
+            raise ManifestError("the manifest's settings are not those that the dataset was made with")
         return manifest
 
 

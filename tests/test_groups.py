@@ -34,6 +34,7 @@ from neurofmx_wds.errors import GroupError, ManifestError, NeurofmxError, Output
 from neurofmx_wds.export import export
 from neurofmx_wds.groups import Group
 from neurofmx_wds.index import ShardIndex, index_path
+from neurofmx_wds.manifest import config_hash
 from neurofmx_wds.shards import ShardSet
 from neurofmx_wds.verify import verify, write_indexes
 
@@ -564,10 +565,24 @@ def test_a_damaged_group_is_refused(original: Path, damage: dict[str, Any]) -> N
     manifest = linked(original) / "dataset_metadata.json"
     content = json.loads(manifest.read_text())
     content["config"]["group"] |= damage
+    content["config_hash"] = config_hash(content["config"])
     manifest.write_text(json.dumps(content))
     for opened in (plainly, ShardedDatasetInfo(manifest.parent).get_summary):
         with pytest.raises(GroupError, match="the manifest's group is damaged"):
             opened(*[manifest.parent] if opened is plainly else [])
+
+
+def test_no_changed_bit_makes_another_group(original: Path) -> None:
+    manifest = linked(original) / "dataset_metadata.json"
+    raw = manifest.read_bytes()
+    found = rows(plainly(manifest.parent))
+    begin = raw.index(b'"config"')
+    for place in range(begin, raw.index(b"}", begin)):
+        flip(manifest, place, place % 3)
+        with pytest.raises(NeurofmxError):
+            rows(plainly(manifest.parent))
+        flip(manifest, place, place % 3)
+    assert rows(plainly(manifest.parent)) == found
 
 
 def test_the_command(original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
