@@ -244,10 +244,12 @@ class Fetcher:
         return Remnant(len(ids), [] if world_size == 1 else [self._stand_in(read, ids, error)], causes)
 
     def _stand_in(self, read: Read, ids: np.ndarray, error: Exception) -> Any:
-        """The next sample that can be read, marked as repeated: all ranks must step together."""
-        for i in range(int(ids[-1]) + 1, int(ids[-1]) + self.spec.n_samples):
+        """A sample that can be read, marked as repeated: all ranks must step together."""
+        n = self.spec.n_samples
+        leaps = (1 << k for k in range(n.bit_length()))  # soon out of a shard that cannot be read
+        for i in (int(ids[-1]) + step for step in itertools.chain(leaps, range(1, n))):
             try:
-                item = read(np.array([i % self.spec.n_samples]))
+                item = read(np.array([i % n]))
             except Exception as another:
                 logger.debug("no stand-in: %s", another)
                 continue

@@ -51,6 +51,7 @@ from neurofmx_wds import (
 )
 from neurofmx_wds.errors import NeurofmxError, ShardError, StateError
 from neurofmx_wds.loader import WebDatasetDataLoader
+from neurofmx_wds.readers import ShardReader
 
 
 @pytest.fixture(autouse=True)
@@ -616,6 +617,19 @@ def test_ranks_step_together_past_damaged_samples(damaged: Path, make: Any, shuf
         order = [row[2] for row in epoch_rows_of_numbers(shuffle)]
         assert [row[2] for row in global_rows(delivered)] == [i for i in order if i not in BAD]
         assert sum(loader.skipped for loader in loaders) == len(BAD)
+
+
+def test_the_cost_of_a_shard_that_cannot_be_read_grows_with_its_samples_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = write_dataset(tmp_path / "d", (200, 200))
+    (directory / "shard_000000.tar").write_bytes(b"")
+    tried: list[int] = []
+    read = ShardReader.read_batch
+    monkeypatch.setattr(ShardReader, "read_batch", lambda *args: tried.append(1) or read(*args))
+    options = {"shuffle": False, "handler": wds.ignore_and_continue}
+    assert [i for _, _, i in global_rows(steps(ranks(directory, 2, WebDatasetLoader, **options)))] == [*range(200, 400)]
+    assert len(tried) < 400 + 200 * (1 + 1 + 9)  # each, and where it fails again alone and for a stand-in
 
 
 def test_damage_is_named(damaged: Path) -> None:
