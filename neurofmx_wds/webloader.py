@@ -97,7 +97,7 @@ class _MemberReader(ShardReader):
     """Reads samples as webdataset gives them, suffix → value, but decoded so that nothing can run."""
 
     def __init__(self, reader: ShardReader, patterns: Sequence[str]) -> None:
-        super().__init__(reader.shards, None, reader._selected, reader.io)
+        super().__init__(reader.shards, None, reader._selected, reader.io, checksums=reader._checksums)
         self.patterns = tuple(patterns)
 
     def read_samples(self, ids: np.ndarray) -> list[dict[str, Any]]:

@@ -31,6 +31,7 @@ from neurofmx_wds.index import ShardIndex
 from neurofmx_wds.readers import ShardReader, skipping
 from neurofmx_wds.shards import open_shards
 from neurofmx_wds.verify import verify, write_indexes
+from neurofmx_wds.webloader import open_members
 
 IOS: tuple[Literal["mmap", "pread"], ...] = ("mmap", "pread")
 
@@ -356,6 +357,28 @@ def test_workers_compare_what_no_other_has_compared(dataset: Path, monkeypatch: 
     for _ in range(3):
         assert sum(len(batch["x"]) for batch in loader) == 8
         assert compared.value == 8
+
+
+def test_another_process_compares_again(dataset: Path) -> None:
+    path = dataset / "shard_000001.tar"
+    reader = ShardReader(open_shards(dataset))
+    place = int(reader.shards.index(1).columns["x"].offset[0])
+    reader.read_batch(np.arange(8))
+    before = path.stat()
+    flip(path, place)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as when a disk fails
+    with pytest.raises(ShardError, match="checksum differs"):
+        pickle.loads(pickle.dumps(reader)).read_batch(np.arange(8))
+
+
+def test_webdatasets_members_are_compared_as_asked(dataset: Path) -> None:
+    column = open_shards(dataset).index(1).columns["label"]
+    flip(dataset / "shard_000001.tar", int(column.offset[0] + column.size[0] - 8))
+    for checksums in (None, True):
+        with pytest.raises(ShardError, match="checksum differs"):
+            list(open_members(dataset, "shard_00000[01].tar", ["label.npy"], {"checksums": checksums}))
+    label = open_members(dataset, "shard_00000[01].tar", ["label.npy"], {"checksums": False})
+    assert [int(value) for (value,) in label] == [0, 1, 2, 3 ^ 1, 4, 5]
 
 
 def test_a_read_may_give_less_than_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
