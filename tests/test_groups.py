@@ -6,6 +6,7 @@ import errno
 import functools
 import itertools
 import json
+import mmap
 import os
 import shutil
 import sys
@@ -210,9 +211,14 @@ def test_only_the_label_is_read_where_it_is_a_field(
         read.append((offset, size))
         return real(file, size, offset)
 
+    class NoFile(mmap.mmap):
+        def __new__(cls, file: int, *arguments: Any, **options: Any) -> NoFile:
+            assert file == -1
+            return super().__new__(cls, file, *arguments, **options)
+
     with monkeypatch.context() as patch:
         patch.setattr("os.pread", noting)
-        patch.setattr("mmap.mmap", None)  # nor is anything mapped
+        patch.setattr("mmap.mmap", NoFile)  # nor is any file mapped
         loader = make(dataset(kind), group="one", groups=BY_NAME if kind == "text" else GROUPS)
     indexes = [ShardIndex.load(path) for path in sorted(dataset(kind).glob("*.index"))]
     labels = [(at, size) for index in indexes for at, size in index_entries(index, "label")]

@@ -41,6 +41,9 @@ def imports(module: str, everywhere: bool) -> Iterator[str]:
             yield from ([source] if node.module else (f"{source}.{alias.name}" for alias in node.names))
         elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             return
+        elif isinstance(node, ast.Try) and any("ImportError" in ast.unparse(each) for each in node.handlers):
+            for handler in node.handlers:  # what is imported where the other is missing
+                yield from visit(handler)
         elif everywhere or not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             for child in ast.iter_child_nodes(node):
                 yield from visit(child)
