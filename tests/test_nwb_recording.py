@@ -176,7 +176,7 @@ def test_any_range_gives_what_the_whole_gives(tmp_path: Path, opened: Any, width
         for (ours, _), (theirs, _) in zip(part, whole[start:stop], strict=True):
             for name, values in theirs.items():
                 np.testing.assert_allclose(ours[name], values, rtol=1e-6, atol=1e-6)
-                assert ours[name].flags.owndata and ours[name].flags.writeable
+                assert ours[name].flags.owndata or not ours[name].flags.writeable
     if isinstance(width, str):
         assert whole[0][1]["bin_ns"] == {"numerator": 100_000_000, "denominator": 3}
     with pytest.raises(IndexError):

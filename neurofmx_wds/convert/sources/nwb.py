@@ -249,6 +249,11 @@ class RecordingSource:
         return max(1, round(self.config.sequence_length * self.grid.width * rate / NS_PER_S))
 
     @cached_property
+    def _natives(self) -> dict[str, Series]:
+        """The series that keep their own rate, by field."""
+        return {field: each for field, each in self._separate.items() if self._ways[each.path] == "native"}
+
+    @cached_property
     def _masked(self) -> frozenset[str]:
         """Which fields of their own can miss samples in this recording's windows, told by time alone."""
         return frozenset(f for f, each in self._separate.items() if not self._whole(each))
@@ -414,7 +419,7 @@ class RecordingSource:
         }
 
     def read(self, start: int, stop: int) -> Iterator[tuple[Fields, dict[str, Any]]]:
-        """Gives the windows [start, stop) in order.
+        """Gives the windows [start, stop) in order; those that overlap share memory, which nobody can write to.
 
         Yields:
             (fields, metadata), as `describe` says: spikes (L, n_units), spikes_mask where the units' observation
@@ -433,10 +438,13 @@ class RecordingSource:
         for index, grid, first, n in self._runs(start, stop):
             stride = windows.stride if isinstance(windows, Windows) else 0
             block = self._block(grid, first, first + (n - 1) * stride + windows.length)
-            for w in range(n):
+            for rows in block.values():
+                rows.flags.writeable = False
+            for w, native in enumerate(self._native(grid, first, stride, n)):
                 low = w * stride
                 yield (
-                    {name: rows[low : low + windows.length].copy() for name, rows in block.items()}
+                    {name: rows[low : low + windows.length] for name, rows in block.items()}
+                    | native
                     | self._in_window(grid, first + low),
                     self._metadata(index + w, grid, first + low),
                 )
@@ -448,6 +456,8 @@ class RecordingSource:
             yield from ((i, windows.grid(i), windows.first, 1) for i in range(start, stop))
             return
         widths = [len(self.recording.spikes.ids)] if "spikes" in self.plan.modalities else []
+        natives = self._natives.values()
+        widths += [len(each.columns) * self._native_length(each) // windows.length for each in natives]
         bins = BLOCK_BYTES // (8 * max(1, sum(widths) + sum(len(each.columns) for each in self._all_series)))
         most = max(1, (bins - windows.length) // windows.stride + 1)
         yield from ((index, self.grid, first, n) for index, first, n in windows.runs(start, stop, most))
@@ -490,17 +500,21 @@ class RecordingSource:
             )
         return cast
 
+    def _native(self, grid: Grid, first: int, stride: int, n: int) -> Iterator[Fields]:
+        """Gives the fields at their series' own rate, and their masks, of n windows, one every `stride` bins."""
+        start, step = _start(grid, first), stride * grid.width
+        windows = {f: each.natives(start, step, n, self._native_length(each)) for f, each in self._natives.items()}
+        for _ in range(n):
+            fields = {field: next(rows) for field, rows in windows.items()}
+            masks = {f"{field}_mask": ~np.isnan(rows) for field, rows in fields.items() if field in self._masked}
+            yield fields | masks
+
     def _in_window(self, grid: Grid, k: int) -> Fields:
-        """Gives the fields that are not on the grid, and their masks, of the window that starts at bin k."""
+        """Gives the spikes' times, and the videos with their masks, of the window that starts at bin k."""
         fields: Fields = {}
         if "spikes" in self.plan.modalities and self.config.spike_format != "dense":
             ends = grid.start_of(k), grid.start_of(k + self.config.sequence_length)
             fields["spike_times"], fields["spike_units"] = self.recording.spikes.ragged(*ends)
-        for field, each in self._separate.items():
-            if self._ways[each.path] == "native":
-                fields[field] = each.native(_start(grid, k), self._native_length(each))
-                if field in self._masked:
-                    fields[f"{field}_mask"] = ~np.isnan(fields[field])
         for field, video in self._videos.items():
             shown = video.shown(grid, k, k + self.config.sequence_length, self._max_gap)
             if video.data is None:
