@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import bz2
 import contextlib
+import errno
+import fcntl
 import functools
 import gzip
 import hashlib
 import lzma
+import mmap
 import operator
 import os
 import tarfile
@@ -130,6 +133,7 @@ class IndexedTarWriter(wds.TarWriter):  # type: ignore[misc]
         return int(self.tarstream.offset)
 
 
+_AROUND_CACHE = getattr(os, "O_DIRECT", 0)  # not every system has it
 _spare_pieces: list[memoryview] = []  # of files that are finished: new memory is slow to touch
 
 
@@ -137,14 +141,22 @@ def _new_piece() -> memoryview:
     try:
         return _spare_pieces.pop()
     except IndexError:
-        return memoryview(bytearray(_PIECE))
+        return memoryview(mmap.mmap(-1, _PIECE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))  # aligned as a disk wants it
 
 
 class _HashedFile:
-    """A file being written in large pieces: one thread writes them, another lets the checksum grow."""
+    """A file being written in large pieces: one thread writes them, another lets the checksum grow.
+
+    Where the file system can, the disk takes the pieces as they are: a copy in the page cache would cost more than all
+    else here, and push out what somebody needs.
+    """
 
     def __init__(self, path: Path) -> None:
         self._file: IO[bytes] = open(path, "wb", buffering=0)
+        self._around_cache = False
+        with contextlib.suppress(OSError):  # the file system cannot
+            fcntl.fcntl(self._file, fcntl.F_SETFL, _AROUND_CACHE)
+            self._around_cache = bool(_AROUND_CACHE)
         self._digest = hashlib.sha256()
         self._writer = ThreadPoolExecutor(1, "neurofmx_wds write")
         self._hasher = ThreadPoolExecutor(1, "neurofmx_wds checksum")
@@ -190,7 +202,13 @@ class _HashedFile:
 
     def _write_all(self, piece: memoryview) -> None:
         while len(piece):
-            piece = piece[self._file.write(piece) :]
+            try:
+                piece = piece[self._file.write(piece) :]
+            except OSError as error:
+                if error.errno != errno.EINVAL or not self._around_cache:
+                    raise
+                fcntl.fcntl(self._file, fcntl.F_SETFL, 0)  # the last piece, mostly: not whole blocks of the disk
+                self._around_cache = False
 
     def _finished(self) -> memoryview:
         """Wait for the piece that is longest under way, and give back its memory."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import hashlib
 import io
@@ -16,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -202,6 +204,20 @@ def test_large_samples_cross_the_write_buffer(tmp_path: Path) -> None:
     (shard,) = write(tmp_path / "d", rows)
     assert all(same(read["x.npy"], row["x"]) for read, row in zip(official(shard), rows, strict=True))
     assert hashlib.sha256(shard.read_bytes()).hexdigest() == ShardIndex.load(index_path(shard)).sha256
+
+
+@pytest.mark.parametrize("refused", ["flag", "odd pieces"])
+def test_where_nothing_can_be_written_around_the_page_cache_the_bytes_are_the_same(
+    refused: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "a", simple(40), shard_size=20)
+    monkeypatch.setattr(shardfile_module, "_spare_pieces", [])
+    if refused == "flag":
+        monkeypatch.setattr(shardfile_module.fcntl, "fcntl", Mock(side_effect=OSError(errno.EINVAL, "no")))
+    else:  # what ext4 and xfs refuse, once the flag is set
+        monkeypatch.setattr(shardfile_module, "_PIECE", 1001)
+    write(tmp_path / "b", simple(40), shard_size=20)
+    assert content(tmp_path / "a") == content(tmp_path / "b")
 
 
 def test_an_array_may_change_once_it_is_written(tmp_path: Path) -> None:
