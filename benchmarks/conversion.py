@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
+import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -82,8 +83,8 @@ def conversion(setting: Setting) -> Group:
     """NWB to shards; windows of 1 s, each half in the next."""
     out = setting.root / "converted"
     seconds = 500 if setting.quick else 5000  # 1.9 GB of shards
-    names = ["neurofmx_wds, 1 worker", "neurofmx_wds, 2 workers", "neurofmx_wds, 2 workers, already running"]
-    one, two, running = names
+    one, two = "neurofmx_wds, 1 worker", "neurofmx_wds, 2 workers"
+    alone, running = "neurofmx_wds, 1 worker on one core", "neurofmx_wds, 2 workers, already running"
     raw = "h5py reading and raw write"
 
     def convert(workers: int = 1, executor: Executor | None = None) -> float:
@@ -91,6 +92,14 @@ def conversion(setting: Setting) -> Group:
         with NWBToWebDatasetConverter(out, shard_size=_SHARD_SIZE, workers=workers, executor=executor) as converter:
             converter.convert_nwb_file(path)
         return float(sum(shard["n_bytes"] for shard in converter.summary["shards"]))
+
+    def on_one_core() -> float:  # elsewhere one worker keeps more than one busy
+        cores = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {min(cores)})
+        try:
+            return convert()
+        finally:
+            os.sched_setaffinity(0, cores)
 
     def in_running_workers() -> Work:
         executor = ProcessPoolExecutor(2, get_context("spawn"))
@@ -119,11 +128,18 @@ def conversion(setting: Setting) -> Group:
         f"conversion of an NWB file of {seconds * 0.08:.0f} MB: Units and LFP",
         [
             case(one, lambda: functools.partial(convert, 1)),
+            case(alone, lambda: on_one_core),
             case(two, lambda: functools.partial(convert, 2)),
             case(running, in_running_workers),
             case(raw, with_h5py),
         ],
-        [Target(one, raw, at_least=0.5), Target(two, one, at_least=1.6), Target(running, one)],
+        [
+            Target(one, raw, at_least=0.5),
+            Target(two, one, at_least=1.6),
+            Target(running, one),
+            Target(two, alone),
+            Target(running, alone, at_least=1.6),
+        ],
         unit="MB/s of shards",
         scale=1e6,
     )
