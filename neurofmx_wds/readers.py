@@ -29,6 +29,7 @@ from .errors import NeurofmxError, ShardError
 from .fields import Buffer
 from .index import Column
 from .memory import BatchMemory, Memory
+from .mounts import is_local
 from .shards import ShardSet
 
 IOMode = Literal["auto", "mmap", "pread"]
@@ -37,7 +38,6 @@ _LET_OTHERS_RUN = 256 << 10  # bytes from which a copy is long enough to be wort
 _OPEN_BYTES = 512 << 20
 _PIECE = 1 << 20  # bytes whose checksum is taken at once, where they are read for it
 _RESTORE = "restore the shard from a copy, make it again with `convert --repair`, or skip the sample with handler="
-_NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "fuse", "lustre", "gpfs", "beegfs", "ceph", "9p", "afs", "gluster")
 
 
 def _copy_mapped(views: Sequence[memoryview], size: int, starts: Sequence[int], target: memoryview) -> None:
@@ -176,26 +176,6 @@ def _plain_array(column: Column | None) -> tuple[torch.dtype | None, tuple[int, 
     return torch_dtype(column.layout.dtype), column.layout.shape
 
 
-def _all_local(shards: ShardSet) -> bool:
-    """Whether all shards lie where a mapped file cannot be replaced behind our back."""
-    devices = {os.stat(path).st_dev for path in {path.parent for path in shards.paths}}
-    return all(_is_local(device) for device in devices)
-
-
-def _is_local(device: int) -> bool:
-    """Whether a device is a file system on which a mapped file cannot be replaced behind our back."""
-    try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
-            for line in mounts:
-                before, _, after = line.partition(" - ")
-                major, minor = before.split()[2].split(":")
-                if os.makedev(int(major), int(minor)) == device:
-                    return not after.split()[0].startswith(_NETWORK_FILE_SYSTEMS)
-    except OSError:
-        pass
-    return True
-
-
 def _flags(n: int) -> mmap.mmap:
     """`n` bytes, all 0, that this process shares with those forked from it; one that is never set takes no memory."""
     return mmap.mmap(-1, max(1, n))
@@ -233,7 +213,7 @@ class ShardReader:
         self.modalities = None if modalities is None else tuple(modalities)
         self.io = io
         self.max_open = max_open or max(16, min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
-        self._mapped = io == "mmap" or (io == "auto" and _all_local(shards))
+        self._mapped = io == "mmap" or (io == "auto" and all(map(is_local, {path.parent for path in shards.paths})))
         self._copy: Callable[..., None] = _copy_mapped if self._mapped else _copy_pread
         self._starts = np.concatenate([[0], np.cumsum(shards.counts)])
         self._selected = selected

@@ -31,6 +31,7 @@ from .crc import crc32_of
 from .errors import FieldError, OutputError
 from .fields import Buffer, FieldFormat
 from .index import METADATA_SUFFIX, IndexBuilder, ShardIndex, index_path
+from .mounts import is_local
 
 Compression = Literal["none", "gz", "bz2", "xz"]
 COMPRESSIONS: tuple[Compression, ...] = ("none", "gz", "bz2", "xz")
@@ -147,16 +148,17 @@ def _new_piece() -> memoryview:
 class _HashedFile:
     """A file being written in large pieces: one thread writes them, another lets the checksum grow.
 
-    Where the file system can, the disk takes the pieces as they are: a copy in the page cache would cost more than all
+    Where it can, a disk of this machine takes the pieces as they are: a copy in the page cache would cost more than all
     else here, and push out what somebody needs.
     """
 
     def __init__(self, path: Path) -> None:
         self._file: IO[bytes] = open(path, "wb", buffering=0)
         self._around_cache = False
-        with contextlib.suppress(OSError):  # the file system cannot
-            fcntl.fcntl(self._file, fcntl.F_SETFL, _AROUND_CACHE)
-            self._around_cache = bool(_AROUND_CACHE)
+        if _AROUND_CACHE and is_local(path):
+            with contextlib.suppress(OSError):  # the file system cannot
+                fcntl.fcntl(self._file, fcntl.F_SETFL, _AROUND_CACHE)
+                self._around_cache = True
         self._digest = hashlib.sha256()
         self._writer = ThreadPoolExecutor(1, "neurofmx_wds write")
         self._hasher = ThreadPoolExecutor(1, "neurofmx_wds checksum")
