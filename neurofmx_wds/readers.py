@@ -252,10 +252,10 @@ class ShardReader:
 
     @property
     def open_bytes(self) -> int:
-        """Memory that the shards kept open take at most, roughly: what the first of them takes says."""
-        first = int(np.flatnonzero(self.counts)[0])
-        each = self._shard(first).n_bytes
-        return min(_OPEN_BYTES + each, math.ceil(each * self.shards.n_samples / max(1, self.shards.counts[first])))
+        """Memory that the shards kept open take at most, roughly: what one of them takes says."""
+        i = next(iter(self._open), int(np.flatnonzero(self.counts)[0]))  # the first may be one that cannot be read
+        each = self._shard(i).n_bytes
+        return min(_OPEN_BYTES + each, math.ceil(each * self.shards.n_samples / max(1, self.shards.counts[i])))
 
     def locate(self, ids: np.ndarray) -> tuple[list[int], list[int]]:
         """Shard and place in it of each sample id."""

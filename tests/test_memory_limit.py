@@ -15,11 +15,13 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+import webdataset as wds
 from hypothesis import given, settings
-from loading import global_rows, ranks, steps, write_dataset
+from loading import global_rows, ranks, rows, steps, write_dataset
 
 from neurofmx_wds import create_shards_from_arrays, create_webdataset_dataloader
 from neurofmx_wds.budget import Cost, Load, cost_of, parse_size, reduced
+from neurofmx_wds.errors import ShardError
 from neurofmx_wds.stimulus import StandardDataLoader
 
 SMALL: dict[str, Any] = {"buffer_size": 7, "block_size": 3}
@@ -177,6 +179,18 @@ def test_nothing_is_said_where_all_fits(small: Path, caplog: pytest.LogCaptureFi
         loader = create_webdataset_dataloader(small, memory_limit="4 GiB", **options)
         assert loader.num_workers == options["num_workers"] and loader.batch_size == 32
     assert not caplog.records
+
+
+def test_a_shard_that_cannot_be_read_is_skipped_as_ever(tmp_path: Path) -> None:
+    directory = write_dataset(tmp_path / "d", (8, 8))
+    (directory / "shard_000000.tar").write_bytes(b"")
+    options = {"num_workers": 0, "shuffle": False, "handler": wds.ignore_and_continue}
+    loader = create_webdataset_dataloader(directory, memory_limit="2GB", **options)
+    assert [i for batch in loader for _, _, i in rows(batch)] == [*range(8, 16)]
+    assert loader.skipped == 8
+    (directory / "shard_000001.tar").write_bytes(b"")
+    with pytest.raises(ShardError, match="0 bytes"):
+        create_webdataset_dataloader(directory, memory_limit="2GB", **options)
 
 
 def test_transforms_count(small: Path) -> None:
