@@ -212,6 +212,7 @@ class Fetcher:
 
     def _fetch(self, plans: Iterable[BatchPlan], read: Read, read_again: Read) -> Iterator[Any]:
         """Read all plans; `read_again` reads what is left of one: a remnant must not lie in a worker's slot."""
+        only_copies = self.only_copies
         for plan, ids in self.planned_ids(plans):
             try:
                 item: Any = read(ids)
@@ -225,7 +226,9 @@ class Fetcher:
                     _mark(each, plan.fresh and n_skipped == 0)
                 del left
             yield item
-            del item  # the next may then lie in its memory; so in all that hand batches on
+            if only_copies:
+                del item  # the next may then lie in its memory; so in all that hand batches on
+            # Others go when the next is there: malloc would give their memory back, and take new memory page by page.
 
     def _remnant(self, read: Read, ids: np.ndarray, error: Exception) -> Remnant:
         """What is left of a plan when `handler` has been asked about each sample that cannot be read."""
