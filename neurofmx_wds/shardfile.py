@@ -148,17 +148,14 @@ def _new_piece() -> memoryview:
 class _HashedFile:
     """A file being written in large pieces: one thread writes them, another lets the checksum grow.
 
-    Where it can, a disk of this machine takes the pieces as they are: a copy in the page cache would cost more than all
-    else here, and push out what somebody needs.
+    Where it can, a disk of this machine takes whole pieces as they are: a copy in the page cache would cost more than
+    all else here, and push out what somebody needs.
     """
 
     def __init__(self, path: Path) -> None:
         self._file: IO[bytes] = open(path, "wb", buffering=0)
+        self._can_go_around = bool(_AROUND_CACHE) and is_local(path)
         self._around_cache = False
-        if _AROUND_CACHE and is_local(path):
-            with contextlib.suppress(OSError):  # the file system cannot
-                fcntl.fcntl(self._file, fcntl.F_SETFL, _AROUND_CACHE)
-                self._around_cache = True
         self._digest = hashlib.sha256()
         self._writer = ThreadPoolExecutor(1, "neurofmx_wds write")
         self._hasher = ThreadPoolExecutor(1, "neurofmx_wds checksum")
@@ -203,14 +200,23 @@ class _HashedFile:
         self._piece = _new_piece() if len(self._under_way) < _PIECES else self._finished()
 
     def _write_all(self, piece: memoryview) -> None:
+        self._go_around_cache(self._can_go_around and len(piece) == _PIECE)  # small files, and ends, are not worth it
         while len(piece):
             try:
                 piece = piece[self._file.write(piece) :]
             except OSError as error:
                 if error.errno != errno.EINVAL or not self._around_cache:
                     raise
-                fcntl.fcntl(self._file, fcntl.F_SETFL, 0)  # the last piece, mostly: not whole blocks of the disk
-                self._around_cache = False
+                self._can_go_around = False  # not so, after all
+                self._go_around_cache(False)
+
+    def _go_around_cache(self, wanted: bool) -> None:
+        if wanted != self._around_cache:
+            try:
+                fcntl.fcntl(self._file, fcntl.F_SETFL, _AROUND_CACHE if wanted else 0)
+                self._around_cache = wanted
+            except OSError:  # the file system cannot
+                self._can_go_around = False
 
     def _finished(self) -> memoryview:
         """Wait for the piece that is longest under way, and give back its memory."""

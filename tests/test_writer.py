@@ -212,10 +212,9 @@ def test_where_nothing_can_be_written_around_the_page_cache_the_bytes_are_the_sa
 ) -> None:
     write(tmp_path / "a", simple(40), shard_size=20)
     monkeypatch.setattr(shardfile_module, "_spare_pieces", [])
+    monkeypatch.setattr(shardfile_module, "_PIECE", 1001)  # what ext4 and xfs refuse, once the flag is set
     if refused == "flag":
         monkeypatch.setattr(shardfile_module.fcntl, "fcntl", Mock(side_effect=OSError(errno.EINVAL, "no")))
-    else:  # what ext4 and xfs refuse, once the flag is set
-        monkeypatch.setattr(shardfile_module, "_PIECE", 1001)
     write(tmp_path / "b", simple(40), shard_size=20)
     assert content(tmp_path / "a") == content(tmp_path / "b")
 
