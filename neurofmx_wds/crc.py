@@ -15,7 +15,7 @@ except ImportError:
     from zlib import crc32
 
 _SHORT = 5 << 10  # bytes: for more, both give up the interpreter
-_LONG = 256 << 10  # bytes: what makes that worth while
+LET_OTHERS_RUN = 256 << 10  # bytes: work on so many is long enough to be worth giving up the interpreter for
 
 
 def crc32_of(parts: Iterable[Any]) -> int:
@@ -29,7 +29,7 @@ def crc32_of(parts: Iterable[Any]) -> int:
     """
     crc = 0
     for part in parts:
-        if len(part) <= _SHORT or len(part) >= _LONG:
+        if len(part) <= _SHORT or len(part) >= LET_OTHERS_RUN:
             crc = crc32(part, crc)
         else:  # others would take the interpreter for longer than this takes
             view = memoryview(part)

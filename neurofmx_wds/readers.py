@@ -24,7 +24,7 @@ import torch
 from . import fields
 from .cache import is_compressed
 from .collate import MetadataList, stack
-from .crc import crc32_of
+from .crc import LET_OTHERS_RUN, crc32_of
 from .errors import NeurofmxError, ShardError
 from .fields import Buffer
 from .index import Column
@@ -34,7 +34,6 @@ from .shards import ShardSet
 
 IOMode = Literal["auto", "mmap", "pread"]
 Handler = Callable[[Exception], bool]
-_LET_OTHERS_RUN = 256 << 10  # bytes from which a copy is long enough to be worth giving up the interpreter for
 _OPEN_BYTES = 512 << 20
 _PIECE = 1 << 20  # bytes whose checksum is taken at once, where they are read for it
 _RESTORE = "restore the shard from a copy, make it again with `convert --repair`, or skip the sample with handler="
@@ -47,7 +46,7 @@ def _copy_mapped(views: Sequence[memoryview], size: int, starts: Sequence[int], 
         evenly = np.ndarray((len(starts), size), np.uint8, views[0], starts[0], (step, 1))
         np.frombuffer(target, np.uint8).reshape(-1, size)[:] = evenly  # one call, in which other threads can run
         return
-    if size < _LET_OTHERS_RUN:
+    if size < LET_OTHERS_RUN:
         for begin, view, start in zip(range(0, size * len(starts), size), views, starts, strict=True):
             target[begin : begin + size] = view[start : start + size]
         return
@@ -101,9 +100,9 @@ class _OpenShard:
         self.signature = _same(tuple((name, *_plain_array(column)) for name, column in here))
         starts = [column.data_starts if column else [-1] * self.index.n_samples for _, column in here]
         self.records = list(zip(*starts, self.index.sample_keys, self.index.sample_metadata, strict=True))
-        self._checksums = checksums and self.index.has_checksums
+        self._checksums = checksums
         self._copied = [column for _, column in here if column and column.layout]
-        self.to_check = self._checksums and bool(self._copied)
+        self.to_check = checksums and self.index.has_checksums and bool(self._copied)
 
     @property
     def n_bytes(self) -> int:

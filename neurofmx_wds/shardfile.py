@@ -211,12 +211,16 @@ class _HashedFile:
                 self._go_around_cache(False)
 
     def _go_around_cache(self, wanted: bool) -> None:
-        if wanted != self._around_cache:
-            try:
-                fcntl.fcntl(self._file, fcntl.F_SETFL, _AROUND_CACHE if wanted else 0)
-                self._around_cache = wanted
-            except OSError:  # the file system cannot
-                self._can_go_around = False
+        if wanted == self._around_cache:
+            return
+        try:
+            fcntl.fcntl(self._file, fcntl.F_SETFL, _AROUND_CACHE if wanted else 0)
+        except OSError:
+            if not wanted:
+                raise
+            self._can_go_around = False  # the file system cannot
+        else:
+            self._around_cache = wanted
 
     def _finished(self) -> memoryview:
         """Wait for the piece that is longest under way, and give back its memory."""

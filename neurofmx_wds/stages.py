@@ -224,7 +224,6 @@ class Fetcher:
                 left, n_skipped = (item.rest, item.n_skipped) if isinstance(item, Remnant) else ([item], 0)
                 for each in left:  # of a plan of one row: that, or one that stands in for it
                     _mark(each, plan.fresh and n_skipped == 0)
-                del left
             yield item
             if only_copies:
                 del item  # the next may then lie in its memory; so in all that hand batches on
