@@ -109,6 +109,7 @@ def test_torchdata_wraps_a_batch_loader(directory: Path) -> None:
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_lightning_resumes_in_mid_epoch(directory: Path, tmp_path: Path, num_workers: int) -> None:
     lightning = pytest.importorskip("lightning")
+    numbers_right = [*map(int, lightning.__version__.split(".")[:2])] >= [2, 5]  # before, one too low once resumed
     seen: list[Any] = []
 
     class Model(lightning.LightningModule):  # type: ignore[misc, name-defined]
@@ -120,7 +121,8 @@ def test_lightning_resumes_in_mid_epoch(directory: Path, tmp_path: Path, num_wor
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
             if self.global_step == self.die_at:
                 raise InterruptedError
-            seen.append((self.current_epoch, self.global_step, rows(batch)))
+            number = batch_idx if numbers_right else self.global_step
+            seen.append((self.current_epoch, number, rows(batch)))
             return self.layer(batch["x"]).mean()
 
         def configure_optimizers(self) -> Any:
