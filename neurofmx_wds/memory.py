@@ -6,6 +6,7 @@ A batch in fresh memory costs as much in page faults as in copying. Knows tensor
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import weakref
@@ -30,6 +31,27 @@ class Memory(Protocol):
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """A tensor of this shape, its content undefined."""
 
+    def with_rows(self, shape: Sequence[int], dtype: torch.dtype) -> tuple[torch.Tensor, Rows]:
+        """Such a tensor, of a dtype that numpy has and with at least one row, and its bytes."""
+
+
+class Rows:
+    """The bytes of some memory, as so many rows; kept with it, as making a view takes as long as a small copy.
+
+    Attributes:
+        whole: all bytes.
+        size: of a row.
+    """
+
+    def __init__(self, whole: memoryview, n: int = 1) -> None:
+        self.whole = whole
+        self.size = len(whole) // n
+
+    @functools.cached_property
+    def each(self) -> list[memoryview]:
+        """The bytes of each row."""
+        return [self.whole[begin : begin + self.size] for begin in range(0, len(self.whole), self.size)]
+
 
 _Kind = tuple[tuple[int, ...], torch.dtype]
 _NUMPY_HAS = frozenset(  # others, such as bfloat16, are rare enough to be made anew
@@ -40,8 +62,9 @@ _NUMPY_HAS = frozenset(  # others, such as bfloat16, are rare enough to be made 
 class _Lease(weakref.ref):
     """Notices when memory that was given out is free again."""
 
-    __slots__ = ("base", "kind")
+    __slots__ = ("base", "kind", "rows")
     base: np.ndarray
+    rows: Rows
     kind: _Kind
 
 
@@ -62,24 +85,36 @@ class BatchMemory:
 
     def __init__(self, pinned: bool = False) -> None:
         self.pinned = pinned
-        self._free: OrderedDict[_Kind, list[np.ndarray]] = OrderedDict()
+        self._free: OrderedDict[_Kind, list[tuple[np.ndarray, Rows]]] = OrderedDict()
         self._leases: dict[int, _Lease] = {}  # a weak reference must itself be held
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """A tensor of this shape, its content undefined."""
+        if self.pinned or dtype not in _NUMPY_HAS or not (shape and shape[0]):
+            return torch.empty(*shape, dtype=dtype, pin_memory=self.pinned)
+        return self._lend(shape, dtype)[0]
+
+    def with_rows(self, shape: Sequence[int], dtype: torch.dtype) -> tuple[torch.Tensor, Rows]:
+        """Such a tensor, of a dtype that numpy has and with at least one row, and its bytes."""
+        if not self.pinned:
+            return self._lend(shape, dtype)
+        tensor = self.empty(shape, dtype)
+        return tensor, _rows_of(tensor.numpy())
+
+    def _lend(self, shape: Sequence[int], dtype: torch.dtype) -> tuple[torch.Tensor, Rows]:
         kind = (tuple(shape), dtype)
         try:
-            base = self._free[kind].pop()
+            base, rows = self._free[kind].pop()
         except (KeyError, IndexError):  # not looked up before: another thread could take the last one meanwhile
-            fresh = torch.empty(*shape, dtype=dtype, pin_memory=self.pinned)
-            if self.pinned or not fresh.numel() or dtype not in _NUMPY_HAS:
-                return fresh
-            base = fresh.numpy() if fresh.nbytes < _HUGE else _on_huge_pages(fresh.numpy())
+            base = torch.empty(*shape, dtype=dtype).numpy()
+            if base.nbytes >= _HUGE:
+                base = _on_huge_pages(base)
+            rows = _rows_of(base)
         array = base.view()  # lives as long as the tensor's storage
         lease = _Lease(array, self._give_back)
-        lease.base, lease.kind = base, kind
+        lease.base, lease.rows, lease.kind = base, rows, kind
         self._leases[id(lease)] = lease
-        return torch.from_numpy(array)
+        return torch.from_numpy(array), rows
 
     def pin(self, batch: Any) -> Any:
         """The batch with its tensors in page-locked memory, where that is given out; whatever is no dict stays."""
@@ -98,7 +133,7 @@ class BatchMemory:
         with contextlib.suppress(KeyError):  # another thread has just let go of this kind
             self._free.move_to_end(lease.kind)
         if len(free) < _KEPT_PER_KIND:
-            free.append(lease.base)
+            free.append((lease.base, lease.rows))
         if len(self._free) > _KEPT_KINDS:
             self._free.popitem(last=False)
 
@@ -148,6 +183,11 @@ class Slots:
         """A tensor in the current slot, or outside it while that is too small."""
         place = self._reserve(shape, dtype)
         return torch.empty(*shape, dtype=dtype) if place is None else _tensor_in(self._slots[self._current], place)
+
+    def with_rows(self, shape: Sequence[int], dtype: torch.dtype) -> tuple[torch.Tensor, Rows]:
+        """Such a tensor, of a dtype that numpy has and with at least one row, and its bytes."""
+        tensor = self.empty(shape, dtype)
+        return tensor, _rows_of(tensor.numpy())
 
     def _reserve(self, shape: Sequence[int], dtype: torch.dtype) -> Place | None:
         start, end = self._used, self._used + _aligned(shape, dtype)
@@ -220,6 +260,10 @@ def unpack(bundles: Iterable[list[Any]], memory: BatchMemory) -> Iterator[Any]:
             batch[name] = memory.empty(source.shape, source.dtype).copy_(source)
         yield batch
         del batch
+
+
+def _rows_of(array: np.ndarray) -> Rows:
+    return Rows(array.reshape(-1).view(np.uint8).data, len(array))
 
 
 def _is_plain(value: object) -> bool:

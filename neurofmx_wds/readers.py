@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import math
 import mmap
 import operator
@@ -28,7 +29,7 @@ from .crc import LET_OTHERS_RUN, crc32_of
 from .errors import NeurofmxError, ShardError
 from .fields import Buffer
 from .index import Column
-from .memory import BatchMemory, Memory
+from .memory import BatchMemory, Memory, Rows
 from .mounts import is_local
 from .shards import ShardSet
 
@@ -39,20 +40,18 @@ _PIECE = 1 << 20  # bytes whose checksum is taken at once, where they are read f
 _RESTORE = "restore the shard from a copy, make it again with `convert --repair`, or skip the sample with handler="
 
 
-def _copy_mapped(views: Sequence[memoryview], size: int, starts: Sequence[int], target: memoryview) -> None:
-    """Copy `size` bytes from each start of the tar mapped beside it, one after the other into `target`."""
-    step = _step(starts)
-    if step >= size and all(view is views[0] for view in views):
+def _copy_mapped(views: Sequence[memoryview], starts: Sequence[int], rows: Rows) -> None:
+    """Fill each row with what begins at its start in the tar that is mapped beside it."""
+    size, step = rows.size, _step(starts)
+    if step >= size and all(map(operator.is_, views, itertools.repeat(views[0]))):
         evenly = np.ndarray((len(starts), size), np.uint8, views[0], starts[0], (step, 1))
-        np.frombuffer(target, np.uint8).reshape(-1, size)[:] = evenly  # one call, in which other threads can run
-        return
-    if size < LET_OTHERS_RUN:
-        for begin, view, start in zip(range(0, size * len(starts), size), views, starts, strict=True):
-            target[begin : begin + size] = view[start : start + size]
-        return
-    rows = np.frombuffer(target, np.uint8).reshape(-1, size)
-    for row, view, start in zip(rows, views, starts, strict=True):
-        row[:] = np.frombuffer(view, np.uint8, size, start)  # numpy lets other threads run meanwhile
+        np.frombuffer(rows.whole, np.uint8).reshape(-1, size)[:] = evenly  # one call, in which other threads can run
+    elif size < LET_OTHERS_RUN:
+        for row, view, start in zip(rows.each, views, starts, strict=True):
+            row[:] = view[start : start + size]
+    else:
+        for row, view, start in zip(rows.each, views, starts, strict=True):
+            np.frombuffer(row, np.uint8)[:] = np.frombuffer(view, np.uint8, size, start)  # numpy lets other threads run
 
 
 def _step(starts: Sequence[int]) -> int:
@@ -62,10 +61,9 @@ def _step(starts: Sequence[int]) -> int:
     return step if even else 0
 
 
-def _copy_pread(files: Sequence[io.FileIO], size: int, starts: Sequence[int], target: memoryview) -> None:
+def _copy_pread(files: Sequence[io.FileIO], starts: Sequence[int], rows: Rows) -> None:
     """As :func:`_copy_mapped`, from open files: one that shrinks gives an error."""
-    for begin, file, start in zip(range(0, size * len(starts), size), files, starts, strict=True):
-        row = target[begin : begin + size]
+    for row, file, start in zip(rows.each, files, starts, strict=True):
         while len(row):
             count = os.preadv(file.fileno(), [row], start)
             if count == 0:
@@ -117,7 +115,7 @@ class _OpenShard:
         suffix = self.index.suffixes[column.suffix_id[row]]
         payload = bytearray(int(column.size[row]))
         if payload:
-            copy([self.source], len(payload), [int(column.offset[row])], memoryview(payload))
+            copy([self.source], [int(column.offset[row])], Rows(memoryview(payload)))
         self._compare(column, row, [payload])
         try:
             return fields.decode(suffix, payload)
@@ -147,7 +145,7 @@ class _OpenShard:
         piece = memoryview(bytearray(min(_PIECE, stop - start)))
         for place in range(start, stop, _PIECE):
             part = piece[: stop - place]
-            _copy_pread([self.source], len(part), [place], part)
+            _copy_pread([self.source], [place], Rows(part))
             yield part
 
     def _compare(self, column: Column, row: int, payload: Iterable[Buffer]) -> None:
@@ -260,7 +258,7 @@ class ShardReader:
         """Shard and place in it of each sample id."""
         if self._selected is not None:
             ids = self._selected[ids]
-        shard = np.searchsorted(self._starts, ids, side="right") - 1
+        shard = self._starts.searchsorted(ids, side="right") - 1
         return shard.tolist(), (ids - self._starts[shard]).tolist()
 
     def name(self, sample_id: int) -> tuple[Path, str]:
@@ -304,7 +302,7 @@ class ShardReader:
         if not len(ids):
             return {}
         where, rows = self.locate(ids)
-        opened = {i: self._shard(i) for i in dict.fromkeys(where)}
+        opened = {i: self._open.get(i) or self._shard(i) for i in dict.fromkeys(where)}
         shards = [opened[i] for i in where]
         records = [shard.records[row] for shard, row in zip(shards, rows, strict=True)]
         signature = shards[0].signature
@@ -348,10 +346,9 @@ class ShardReader:
     def _copied(
         self, sources: list[Any], starts: Sequence[int], dtype: torch.dtype, shape: tuple[int, ...], memory: Memory
     ) -> torch.Tensor:
-        out = memory.empty((len(sources), *shape), dtype)
-        size = dtype.itemsize * math.prod(shape)
-        if size:
-            self._copy(sources, size, starts, out.numpy().reshape(-1).view(np.uint8).data)
+        out, out_rows = memory.with_rows((len(sources), *shape), dtype)
+        if out.numel():
+            self._copy(sources, starts, out_rows)
         return out
 
     def _decoded(self, name: str, shards: Sequence[_OpenShard], rows: Sequence[int]) -> Any:
