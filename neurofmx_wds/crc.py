@@ -5,6 +5,7 @@ Knows nothing of the rest of the package.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -29,7 +30,7 @@ def crc32_of(parts: Iterable[Any]) -> int:
     """
     crc = 0
     for part in parts:
-        if len(part) <= _SHORT or len(part) >= LET_OTHERS_RUN:
+        if len(part) <= _SHORT or len(part) >= LET_OTHERS_RUN or threading.active_count() == 1:
             crc = crc32(part, crc)
         else:  # others would take the interpreter for longer than this takes
             view = memoryview(part)
