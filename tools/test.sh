@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs ruff, mypy and pytest, in an environment that it makes when there is none. Arguments go to pytest.
+# Runs ruff, mypy and pytest, two files at a time, in an environment that it makes when there is none. Arguments go to
+# pytest (-n 0: one at a time).
 #   NEUROFMX_VENV  where the environment is (.venv-test)      PYTHON  what to make it with (python3)
 set -euo pipefail
 here=$PWD
@@ -11,4 +12,4 @@ venv=${NEUROFMX_VENV:-$PWD/.venv-test}
 make_environment "$venv" test
 "$venv/bin/python" -m ruff check --quiet .
 "$venv/bin/python" -m mypy --no-error-summary
-exec "$venv/bin/python" -m pytest "$@"
+exec "$venv/bin/python" -m pytest -n 2 --dist loadfile "$@"
