@@ -9,6 +9,7 @@ import functools
 import hashlib
 import os
 import resource
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -327,7 +328,22 @@ def overlap(setting: Setting) -> Group:
 
         return work
 
+    def side_by_side() -> Work:
+        hash_something = step()
+        loader = our_loader(setting, samples)
+
+        def work() -> float:
+            thread = threading.Thread(target=epoch(loader, samples.n))
+            thread.start()
+            for _ in range(n_batches):
+                hash_something()
+            thread.join()
+            return samples.n
+
+        return work
+
     loading, stepping, both, neither = "loading alone", "the step alone", f"{OURS}, both", f"{OURS}, prefetch_factor=0"
+    apart = "both, nothing handed over"
     return Group(
         "one process, a step that takes as long as loading a batch",
         [
@@ -335,9 +351,10 @@ def overlap(setting: Setting) -> Group:
             Case(stepping, lambda: steps),
             Case(both, lambda: train(2), ours=True),
             Case(neither, lambda: train(0), ours=True),
+            Case(apart, side_by_side),
         ],
         # The times' ratio is that of the speeds the other way round.
-        [Target((loading, stepping), both, at_most=1.15), Target((loading, stepping), neither)],
+        [Target((loading, stepping), both, at_most=1.15), *(Target((loading, stepping), x) for x in (neither, apart))],
     )
 
 
