@@ -187,7 +187,7 @@ class ShardReader:
         selected: ids of the samples to be seen, ascending; sample ids then count within them.
         io: ``"mmap"`` maps shards into memory, ``"pread"`` reads them with system calls, ``"auto"`` maps on local
             file systems only. A mapped file that is shrunk in place ends the process: no program can prevent that.
-        max_open: shards kept open at once.
+        max_open: shards kept open at once; those opened first are closed first.
         checksums: compare a sample's payloads with the checksums in its shard's index: plain arrays when the sample is
             read first, all others whenever they are decoded. None: where the index has them; True: it must.
 
@@ -273,8 +273,7 @@ class ShardReader:
     def _shard(self, i: int) -> _OpenShard:
         with self._opening:
             shard = self._open.get(i)
-            if shard is not None:
-                self._open.move_to_end(i)
+            if shard is not None:  # another thread was faster
                 return shard
             shard = _OpenShard(self.shards, i, self.modalities, self._mapped, self._checksums is not False)
             if self._checksums and not shard.index.has_checksums:
