@@ -93,7 +93,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return sorted(directory.glob("*.nwb"))
 
 
-@settings(max_examples=4)
+@settings(max_examples=6)
 @given(
     shares=shares(),
     length=st.integers(1, 50),
@@ -248,7 +248,7 @@ def stop_after(n: int, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(merge, "_put_in", stop)
 
 
-@settings(max_examples=2)
+@settings(max_examples=3)
 @given(
     by=st.sampled_from(["session", "time"]),
     first=st.permutations(range(4)),
