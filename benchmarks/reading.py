@@ -9,9 +9,9 @@ import functools
 import hashlib
 import os
 import resource
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -329,16 +329,14 @@ def overlap(setting: Setting) -> Group:
         return work
 
     def side_by_side() -> Work:
-        hash_something = step()
-        loader = our_loader(setting, samples)
+        step()
+        load = epoch(our_loader(setting, samples), samples.n)
 
         def work() -> float:
-            thread = threading.Thread(target=epoch(loader, samples.n))
-            thread.start()
-            for _ in range(n_batches):
-                hash_something()
-            thread.join()
-            return samples.n
+            with ThreadPoolExecutor(1) as thread:
+                loaded = thread.submit(load)
+                steps()
+                return loaded.result()
 
         return work
 

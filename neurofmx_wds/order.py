@@ -280,14 +280,12 @@ class EpochOrder:
         x = x + behind.astype(np.uint64) * np.uint64(self.block_size - short)  # as if that block were whole
         slot, place = _divmod(x, size)
         place[inside] = x[inside] - np.uint64(begin)
+        slots, which = slot, np.arange(len(slot), dtype=np.uint64)
         first = slot.min()
         n_slots = int(slot.max() - first) + 1
         if n_slots < len(slot):  # permute each once
-            slots = first + np.arange(n_slots, dtype=np.uint64)
-            block = self._blocks.forward(slots, self._keys("blocks", n_slots))[slot - first]
-        else:
-            block = self._blocks.forward(slot, self._keys("blocks", len(slot)))
-        return block * size + place
+            slots, which = first + which[:n_slots], slot - first
+        return self._blocks.forward(slots, self._keys("blocks", len(slots)))[which] * size + place
 
     def _to_blocks(self, ids: np.ndarray) -> np.ndarray:
         if not len(ids):
