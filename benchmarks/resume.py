@@ -51,7 +51,8 @@ def sparse_dataset(directory: Path, n_shards: int, shard_size: int) -> Path:
         records = []
         for i in range(n_shards):
             shard = first.with_name(f"shard_{i:06d}.tar")
-            twin = replace(index, shard_name=shard.name)
+            checksums = index.member_crc32[: 0 if i else None]  # a hole's bytes are others
+            twin = replace(index, shard_name=shard.name, member_crc32=checksums)
             if i:
                 with open(shard, "wb") as stream:
                     stream.truncate(index.tar_size)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import resume
 from benchmarks.harness import Case, Group, Row, Setting, Target, Unavailable, Work, judge, measure, table, to_json
 
 ROOT = Path(__file__).parents[1]
@@ -90,3 +91,8 @@ def test_every_group_runs_on_little_data(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert ours and not [row for row in ours if row.get("missing")]
     assert files["png"].stat().st_size > 10_000
+
+
+def test_resuming_is_measured_wherever_the_state_stands(tmp_path: Path) -> None:
+    directory = resume.sparse_dataset(tmp_path / "d", n_shards=3, shard_size=64)
+    assert all(time_ms > 0 for time_ms in resume.our_row(directory, 3 * 64, shuffle=False, num_workers=0))
