@@ -29,8 +29,6 @@ from neurofmx_wds.writer import WebDatasetWriter, shard_record
 
 from . import datasets
 
-logging.disable(logging.WARNING)  # torchdata says of every resume that it reads everything again
-warnings.filterwarnings("ignore", message=".*set_vital.*")
 BATCH, REPEATS = 32, 5
 PLACES = (0.01, 0.5, 0.99)
 SHAPE = (25, 40)
@@ -191,6 +189,8 @@ def _write_true(path: Path, n_samples: int) -> None:
 
 def main() -> int:
     """Measure and print."""
+    logging.disable(logging.WARNING)  # torchdata says of every resume that it reads everything again
+    warnings.filterwarnings("ignore", message=".*set_vital.*")
     with tempfile.TemporaryDirectory(prefix="neurofmx-benchmarks-", ignore_cleanup_errors=True) as name:
         root = Path(name)
         print(f"from construction with a state to the first batch of {BATCH}, ms, median of {REPEATS}")

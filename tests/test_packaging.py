@@ -101,6 +101,17 @@ def test_every_module_says_what_it_is_for() -> None:
         assert ast.get_docstring(tree), module
 
 
+def test_importing_changes_nothing_for_others() -> None:
+    """No logging that is off, no filter, no variable: a module's own statements call nothing for its effect."""
+    calls = [
+        ast.unparse(node)
+        for path in sorted([*PACKAGE.rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")])
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+    ]
+    assert calls == ["numcodecs.registry.register_codec(_Objects)"]  # under a name of ours
+
+
 def test_the_command_is_there() -> None:
     target = re.search(r'^neurofmx-wds = "(.*):(.*)"', pyproject, re.M)
     assert target is not None
