@@ -442,10 +442,14 @@ def _add_demo(commands: Any) -> argparse.ArgumentParser:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from .demo import run
+    from .demo import check_arguments, run
 
     def say(line: str) -> None:
         print(line, flush=True)
 
+    try:
+        check_arguments(options.seconds, options.epochs, options.seed)
+    except ValueError as error:
+        _refuse(options, error)
     found = run(options.output, seconds=options.seconds, epochs=options.epochs, seed=options.seed, say=say)
     return 0 if found["identical"] else 1

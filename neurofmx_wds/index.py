@@ -33,7 +33,8 @@ INDEX_SUFFIX = ".index"
 INDEX_VERSION = 2
 _READABLE_VERSIONS = (1, 2)  # 1 has no checksums of members
 METADATA_SUFFIX = "metadata.json"
-_RESTORE = "restore the shard from a copy, or make it again with `convert --repair`"
+RESTORE = "restore the shard from a copy, or make it again with `convert --repair`"  # remedies, said by many
+REPAIR = "run `python -m neurofmx_wds index --repair` on the directory"
 _MAGIC = b"NFMXIDX\n"
 _META_NAME = re.compile(r"__[^/]*__($|/)")  # webdataset skips these members
 _SECTIONS = {  # name → dtype, in the order in which they are stored
@@ -213,7 +214,7 @@ class ShardIndex:
         Raises:
             ShardIndexError: damaged, of another version, or pointing outside the shard.
         """
-        remedy = "delete it, or run `python -m neurofmx_wds index --repair` on the directory"
+        remedy = f"delete it, or {REPAIR}"
         try:
             return cls._parse(data)
         except ShardIndexError as error:
@@ -392,7 +393,7 @@ def index_tar(path: str | Path, checksum: bool = False, unpacked: IO[bytes] | No
         stream = unpacked or stack.enter_context(open(path, "rb"))
         size = os.fstat(stream.fileno()).st_size
         if size == 0:
-            raise ShardError("the file is empty", file=path, remedy=_RESTORE)
+            raise ShardError("the file is empty", file=path, remedy=RESTORE)
         view = stack.enter_context(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
         with _readable(path), tarfile.open(fileobj=stream, mode="r:") as tar:
             for key, group in itertools.groupby(_grouped_members(tar, view, path), key=lambda member: member[0]):
@@ -430,7 +431,7 @@ def _readable(path: Path) -> Iterator[None]:
     except (tarfile.TarError, ValueError, OverflowError, RecursionError, MemoryError) as error:
         if isinstance(error, ShardError):
             raise
-        raise ShardError(f"not a readable tar: {error or type(error).__name__}", file=path, remedy=_RESTORE) from error
+        raise ShardError(f"not a readable tar: {error or type(error).__name__}", file=path, remedy=RESTORE) from error
 
 
 def _grouped_members(tar: tarfile.TarFile, view: mmap.mmap, path: Path) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
@@ -452,7 +453,7 @@ def _add_sample(
     metadata = b""
     for suffix, info in group:
         if any(suffix == known for known, *_ in members):
-            raise ShardError("the sample has this member twice", file=path, sample=key, member=suffix, remedy=_RESTORE)
+            raise ShardError("the sample has this member twice", file=path, sample=key, member=suffix, remedy=RESTORE)
         with memoryview(view)[info.offset_data : info.offset_data + info.size] as payload:
             crc32 = crc32_of([payload]) if checksum else None
             members.append((suffix, fields.layout_of(suffix, payload), info.offset_data, info.size, crc32))
@@ -465,19 +466,19 @@ def _regular_members(tar: tarfile.TarFile, view: mmap.mmap, path: Path) -> Itera
     while (info := tar.next()) is not None:
         tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header in memory
         if info.size < 0:  # tarfile would go back, and round for ever
-            raise ShardError(f"{info.name!r} claims a negative size", file=path, remedy=_RESTORE)
+            raise ShardError(f"{info.name!r} claims a negative size", file=path, remedy=RESTORE)
         if not info.isreg():
             continue
         if info.issparse():
             raise ShardError("a sparse member cannot be read", file=path, member=info.name, remedy="re-pack the tar")
         if info.offset_data + info.size > len(view):
             problem = f"the tar is cut short inside {info.name!r}"
-            raise ShardError(problem, file=path, remedy=_RESTORE)
+            raise ShardError(problem, file=path, remedy=RESTORE)
         yield info
     # tarfile stops silently at a damaged header; only a block of zeros is a true end.
     if view[tar.offset : tar.offset + 512] != bytes(512):
         problem = f"at byte {tar.offset} stands neither a tar member nor the end mark, so samples may be missing"
-        raise ShardError(problem, file=path, remedy=_RESTORE)
+        raise ShardError(problem, file=path, remedy=RESTORE)
 
 
 def _json_or_nothing(payload: memoryview) -> bytes:

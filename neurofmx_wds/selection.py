@@ -21,13 +21,11 @@ from . import fields
 from .crc import crc32_of
 from .errors import GroupError, ShardError, ShardIndexError
 from .groups import Group, Groups, linked_group, shown
-from .index import Column, ShardIndex
+from .index import REPAIR, RESTORE, Column, ShardIndex
 from .manifest import ShardRecord
 from .shards import ShardSet
 
 logger = logging.getLogger("neurofmx_wds")
-_REPAIR = "run `python -m neurofmx_wds index --repair` on the directory"
-_RESTORE = "restore the shard from a copy, or make it again with `convert --repair`"
 
 Select = Mapping[str, Any] | Callable[[dict[str, Any]], bool]
 
@@ -128,7 +126,7 @@ def _metadata(index: ShardIndex) -> list[dict[str, Any]]:
     except (ValueError, RecursionError):
         found = []
     if len(found) != len(texts):
-        raise ShardIndexError("the metadata in the index are not JSON", file=index.shard_name, remedy=_REPAIR)
+        raise ShardIndexError("the metadata in the index are not JSON", file=index.shard_name, remedy=REPAIR)
     return [about if isinstance(about, dict) else {} for about in found]
 
 
@@ -222,7 +220,7 @@ def _read_labels(shards: ShardSet, i: int, column: Column, checksums: bool) -> l
 def _bad_label(shards: ShardSet, i: int, column: Column, row: int, problem: str) -> ShardError:
     index = shards.index(i)
     key, suffix = index.sample_keys[row], index.suffixes[column.suffix_id[row]]
-    return ShardError(problem, file=shards.paths[i], sample=key, member=suffix, remedy=_RESTORE)
+    return ShardError(problem, file=shards.paths[i], sample=key, member=suffix, remedy=RESTORE)
 
 
 def _value(suffix: str, payload: bytes) -> Any:

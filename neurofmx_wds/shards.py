@@ -24,7 +24,7 @@ import numpy as np
 from .atomic import ASIDE_SUFFIX
 from .cache import DEFAULT_CACHE_SIZE, ShardCache, is_compressed
 from .errors import ManifestError, ShardError, ShardIndexError
-from .index import ShardIndex, index_path, index_tar
+from .index import REPAIR, ShardIndex, index_path, index_tar
 from .manifest import MANIFEST_NAME, Manifest, ShardRecord
 
 DEFAULT_SHARD_PATTERN = "shard_*.tar*"
@@ -277,8 +277,7 @@ def read_index(path: Path, cache: ShardCache, record: ShardRecord | None = None)
         index_problem = f"the index tells of {index.file_size} bytes, {path.name} has {path.stat().st_size}"
     else:
         return index
-    remedy = "run `python -m neurofmx_wds index --repair` on the directory"
-    raise ShardIndexError(index_problem, file=sidecar, remedy=remedy)
+    raise ShardIndexError(index_problem, file=sidecar, remedy=REPAIR)
 
 
 def build_index(path: Path, cache: ShardCache, checksum: bool = False) -> ShardIndex:

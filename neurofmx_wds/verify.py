@@ -25,13 +25,11 @@ from . import fields
 from .atomic import ASIDE_SUFFIX
 from .cache import ShardCache, is_compressed
 from .errors import ManifestError, NeurofmxError, ShardError
-from .index import INDEX_SUFFIX, ShardIndex, index_path
+from .index import INDEX_SUFFIX, REPAIR, RESTORE, ShardIndex, index_path
 from .manifest import MANIFEST_NAME, Manifest, ShardRecord
 from .processes import ordered_map
 from .shards import build_index
 
-_RESTORE = "restore it from a copy, or make it again with `convert --repair`"
-_REPAIR = "run `python -m neurofmx_wds index --repair` on the directory"
 _REMAKE = "remove it, and run `python -m neurofmx_wds index` on the directory"
 _NO_TARS = (INDEX_SUFFIX, ASIDE_SUFFIX)
 
@@ -62,7 +60,7 @@ class Problem:
         """What an error says."""
         if isinstance(error, NeurofmxError):
             return cls(error.problem, error.file or file, error.sample, error.member, error.remedy)
-        return cls(f"cannot be read: {getattr(error, 'strerror', None) or error}", file, remedy=_RESTORE)
+        return cls(f"cannot be read: {getattr(error, 'strerror', None) or error}", file, remedy=RESTORE)
 
 
 @dataclass
@@ -190,7 +188,7 @@ def _check_shard(
         with tempfile.TemporaryDirectory(prefix="neurofmx-verify-") as cache:
             return _check_content(path, size, record, modalities, deep, ShardCache(cache))
     except FileNotFoundError:
-        return _Checked([Problem("the shard is missing", str(path), remedy=_RESTORE)])
+        return _Checked([Problem("the shard is missing", str(path), remedy=RESTORE)])
     except (ShardError, OSError) as error:
         return _Checked([Problem.of(error, str(path))])
 
@@ -207,14 +205,14 @@ def _check_content(
     if index is not None:
         problems += _compare_index(path, size, index, record)
     elif not problems and record is not None:  # plain webdataset's shards have none
-        problems.append(Problem("the shard's index is missing", str(index_path(path)), remedy=_REPAIR))
+        problems.append(Problem("the shard's index is missing", str(index_path(path)), remedy=REPAIR))
     truth = build_index(path, cache, checksum=deep) if deep or index is None else index
     if not deep:
         return _Checked(problems, truth.n_samples, 0, size)
     wanted = (record and record.sha256) or (index and index.sha256)
     changed = np.zeros(len(truth.member_size), bool)
     if wanted and truth.sha256 != wanted:
-        problems.append(Problem("the shard's bytes have changed: its checksum differs", str(path), remedy=_RESTORE))
+        problems.append(Problem("the shard's bytes have changed: its checksum differs", str(path), remedy=RESTORE))
         if index is not None and len(index.member_crc32) == len(changed):
             changed = truth.member_crc32 != index.member_crc32
     elif index is not None and not problems and not _same_index(truth, index):
@@ -223,13 +221,13 @@ def _check_content(
         for (key, suffix, payload), other in zip(members(truth, tar), changed.tolist(), strict=True):
             what = "its bytes have changed" if other else _check_member(suffix, payload, modalities)
             if what:
-                problems.append(Problem(what, str(path), key, suffix, _RESTORE))
+                problems.append(Problem(what, str(path), key, suffix, RESTORE))
     hashes = np.array([_hash(key) for key in truth.sample_keys], np.uint64)
     return _Checked(problems, truth.n_samples, len(truth.member_size), size, hashes)
 
 
 def _wrong_size(path: Path, size: int, record: ShardRecord) -> Problem:
-    return Problem(f"the shard has {size} bytes, the manifest says {record.n_bytes}", str(path), remedy=_RESTORE)
+    return Problem(f"the shard has {size} bytes, the manifest says {record.n_bytes}", str(path), remedy=RESTORE)
 
 
 def _load_index(path: Path) -> tuple[ShardIndex | None, list[Problem]]:
@@ -249,7 +247,7 @@ def _compare_index(path: Path, size: int, index: ShardIndex, record: ShardRecord
         pairs += [("number of samples", index.n_samples, record.n_samples)]
         pairs += [("checksum", index.sha256, record.sha256)] if index.sha256 and record.sha256 else []
     return [
-        Problem(f"the index says {said!r} of the shard's {what}, it is {true!r}", str(index_path(path)), remedy=_REPAIR)
+        Problem(f"the index says {said!r} of the shard's {what}, it is {true!r}", str(index_path(path)), remedy=REPAIR)
         for what, said, true in pairs
         if said != true
     ]
@@ -401,10 +399,10 @@ def _write_index(directory: Path, repair: bool, shard: str | ShardRecord) -> boo
         with tempfile.TemporaryDirectory(prefix="neurofmx-index-") as cache:
             index = build_index(path, ShardCache(cache), checksum=True)
         if wanted and index.sha256 != wanted:
-            return Problem("the shard's bytes have changed: its checksum differs", str(path), remedy=_RESTORE)
+            return Problem("the shard's bytes have changed: its checksum differs", str(path), remedy=RESTORE)
         index.save(index_path(path))
         return True
     except FileNotFoundError:
-        return Problem("the shard is missing", str(path), remedy=_RESTORE)
+        return Problem("the shard is missing", str(path), remedy=RESTORE)
     except (ShardError, OSError) as error:
         return Problem.of(error, str(path))

@@ -5,6 +5,6 @@ It uses the package as any user would and is used by nothing else in it.
 
 from __future__ import annotations
 
-from .story import run
+from .story import check_arguments, run
 
-__all__ = ["run"]
+__all__ = ["check_arguments", "run"]

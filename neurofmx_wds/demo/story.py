@@ -29,9 +29,20 @@ INTERRUPTED, UNINTERRUPTED = "runs/interrupted", "runs/uninterrupted"
 BIN_MS, BINS, SHARD_SIZE = 20, 50, 64
 TRAINING_PART = 0.8
 SECONDS = (50, 1800)
+FEWEST_EPOCHS = 3
 GUARD_S = BINS * BIN_MS / 1000
 
 Say = Callable[[str], None]
+
+
+def check_arguments(seconds: float, epochs: int, seed: int) -> None:
+    """Raises ValueError where the demo cannot run with these; see :func:`run`."""
+    if not SECONDS[0] <= seconds <= SECONDS[1]:
+        raise ValueError(f"seconds={seconds:g}: the recording lasts {SECONDS[0]} to {SECONDS[1]} s")
+    if epochs < FEWEST_EPOCHS:
+        raise ValueError(f"epochs={epochs}: there must be at least {FEWEST_EPOCHS}, to interrupt and resume")
+    if seed < 0:
+        raise ValueError(f"seed={seed}: it must not be negative")
 
 
 def run(
@@ -58,15 +69,11 @@ def run(
         ``picture`` (a path, or None without matplotlib).
 
     Raises:
-        NeurofmxError: the resumed run differs from the uninterrupted one, a training process failed, or an argument is
-            out of range.
+        ValueError: an argument is out of range.
+        NeurofmxError: the resumed run differs from the uninterrupted one, or a training process failed.
         OutputError: `output` holds something that is not an earlier demo's.
     """
-    if not (SECONDS[0] <= seconds <= SECONDS[1] and epochs >= 3 and seed >= 0):
-        raise NeurofmxError(
-            f"the demo cannot run with seconds={seconds:g}, epochs={epochs}, seed={seed}",
-            remedy=f"{SECONDS[0]} to {SECONDS[1]} seconds, at least 3 epochs, and a seed that is not negative",
-        )
+    check_arguments(seconds, epochs, seed)
     output = Path(output)
     _make_room(output)
     _record(output / RECORDING, seconds, seed, say)
