@@ -216,11 +216,13 @@ def test_only_the_label_is_read_where_it_is_a_field(
             assert file == -1
             return super().__new__(cls, file, *arguments, **options)
 
+    directory = dataset(kind)
+    make(directory, groups=None)  # plain webdataset's tars get their indexes
     with monkeypatch.context() as patch:
         patch.setattr("os.pread", noting)
         patch.setattr("mmap.mmap", NoFile)  # nor is any file mapped
-        loader = make(dataset(kind), group="one", groups=BY_NAME if kind == "text" else GROUPS)
-    indexes = [ShardIndex.load(path) for path in sorted(dataset(kind).glob("*.index"))]
+        loader = make(directory, group="one", groups=BY_NAME if kind == "text" else GROUPS)
+    indexes = [ShardIndex.load(path) for path in sorted(directory.glob("*.index"))]
     labels = [(at, size) for index in indexes for at, size in index_entries(index, "label")]
     headers = [(at, size) for at, size in read if size == 512]  # of two members, by which a shard is known
     assert len(headers) <= 2 * len(indexes)
