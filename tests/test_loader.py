@@ -664,6 +664,16 @@ def left_behind() -> tuple[set[str], int, int, int]:
     return threads, len(multiprocessing.active_children()), files, mapped
 
 
+def no_more_than(before: tuple[set[str], int, int, int]) -> bool:
+    """In the end: torch gives its workers some seconds to leave, and does not wait for those that it then kills."""
+    deadline = time.monotonic() + 60
+    while more := not all(now <= then for now, then in zip(left_behind(), before, strict=True)):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    return not more
+
+
 @pytest.mark.parametrize("options", [{}, {"num_workers": 2}, {"num_workers": 2, "persistent_workers": True}], ids=repr)
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="looks at /proc")
 def test_nothing_is_left_after_a_break(dataset: Datasets, options: dict[str, Any]) -> None:
@@ -673,11 +683,11 @@ def test_nothing_is_left_after_a_break(dataset: Datasets, options: dict[str, Any
     next(iterator)
     assert left_behind() != before
     del iterator, loader
-    assert all(now <= then for now, then in zip(left_behind(), before, strict=True))
+    assert no_more_than(before)
     samples = iter(WebDatasetLoader(dataset(), **SMALL))
     next(samples)
     del samples
-    assert all(now <= then for now, then in zip(left_behind(), before, strict=True))
+    assert no_more_than(before)
 
 
 def test_an_iterator_in_a_cycle_is_collected(dataset: Datasets) -> None:
