@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from .errors import OutputError
 
+logger = logging.getLogger("neurofmx_wds")
 ASIDE_SUFFIX = ".part"
 
 
@@ -77,7 +79,7 @@ class StagedDirectory:
 
     Raises:
         OutputError: `target` is a file, is not empty and `overwrite` is false, is being written by another run, or
-            cannot be replaced because it is a mount point.
+            cannot be replaced because it is a mount point or holds the current directory.
     """
 
     _lock_kind = fcntl.LOCK_EX
@@ -86,8 +88,8 @@ class StagedDirectory:
     def __init__(self, target: str | os.PathLike[str], overwrite: bool = False) -> None:
         self.target = Path(os.path.realpath(target))  # a rename would replace a symbolic link, not what it names
         self.overwrite = overwrite
-        self.path = self.target.with_name(f".{self.target.name}.partial")
         self._check_target()
+        self.path = self.target.with_name(f".{self.target.name}.partial")
         self._pid = os.getpid()
         self._lock = self._create_and_lock()
         try:
@@ -98,6 +100,13 @@ class StagedDirectory:
             raise
 
     def _check_target(self) -> None:
+        with contextlib.suppress(FileNotFoundError):  # the current directory may have been removed
+            if self.target in (here := Path.cwd(), *here.parents):
+                raise OutputError(
+                    "the output directory is the current one, or holds it, and would be replaced as a whole",
+                    file=self.target,
+                    remedy="choose a directory inside it",
+                )
         if self.target.exists() and not self.target.is_dir():
             raise OutputError("the output directory is a file", file=self.target, remedy="choose another name")
         if os.path.ismount(self.target):
@@ -110,7 +119,7 @@ class StagedDirectory:
             raise OutputError(
                 "the output directory is not empty",
                 file=self.target,
-                remedy="choose another directory, or overwrite=True (--overwrite) to replace it",
+                remedy="choose another directory; overwrite=True (--overwrite) replaces datasets only",
             )
 
     def _create_and_lock(self) -> int:
@@ -223,6 +232,11 @@ def _exchange(a: Path, b: Path) -> None:
     os.rename(b, old)
     os.rename(a, b)
     os.rename(old, a)
+
+
+def say_unfinished(target: Path) -> None:
+    """Says of a writer that has gone that nobody finished it, when no error can be raised any more."""
+    logger.warning("%s: not made, as finalize() was never called: nothing was kept (call it, or use `with`)", target)
 
 
 @contextlib.contextmanager

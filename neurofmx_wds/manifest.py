@@ -7,15 +7,42 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .atomic import write_atomic
-from .errors import ManifestError
+from .errors import ManifestError, OutputError
 
 MANIFEST_NAME = "dataset_metadata.json"
+# shards, indexes (ours, DALI's, wids'), and what a killed run or a network file system leaves beside them
+_OWN = re.compile(r".*\.(tar|tar\.(gz|bz2|xz)|index|idx)|(dataset_metadata|shardindex)\.json|\..*\.part|\.nfs\w+")
+
+
+def refuse_to_replace(directory: str | os.PathLike[str]) -> None:
+    """Refuse to replace a directory that holds anything but a dataset, or the datasets of a split: it would be lost.
+
+    Raises:
+        OutputError: naming a file that belongs to no dataset.
+    """
+    top = _names_in(directory)
+    for part in [directory] if MANIFEST_NAME in top else [os.path.join(directory, name) for name in top]:
+        names = _names_in(part)
+        others = [name for name in names if not _OWN.fullmatch(name)] if MANIFEST_NAME in names else names or [""]
+        if others:
+            found = os.path.relpath(os.path.join(part, others[0]), directory)
+            problem = f"holds {found!r}, which is no part of a dataset: overwriting would delete it"
+            raise OutputError(problem, file=directory, remedy="move it away, or choose another directory")
+
+
+def _names_in(directory: str | os.PathLike[str]) -> list[str]:
+    try:
+        return sorted(os.listdir(directory))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from typing import IO, Any, BinaryIO, Literal, cast
 import webdataset as wds
 
 from . import fields
-from .atomic import ASIDE_SUFFIX
+from .atomic import ASIDE_SUFFIX, fsync_path
 from .crc import crc32_of
 from .errors import FieldError, OutputError
 from .fields import Buffer, FieldFormat
@@ -316,7 +316,9 @@ class ShardFile:
         sha256 = self._file.close()
         tar_size = -(-self._tar.offset // tarfile.RECORDSIZE) * tarfile.RECORDSIZE  # as tarfile pads it
         index = self._tar.index.build(self.path.name, tar_size, self._file.size, sha256)
-        index_path(self.path).write_bytes(index.to_bytes())  # before the shard: a shard that is there has its index
+        sidecar = index_path(self.path)  # before the shard: a shard that is there has its index
+        sidecar.write_bytes(index.to_bytes())
+        fsync_path(sidecar)
         os.replace(self._aside, self.path)
         return index
 

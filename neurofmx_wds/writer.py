@@ -6,9 +6,11 @@ Knows shards and the manifest; knows nothing of recordings or loading.
 from __future__ import annotations
 
 import os
+import re
 import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from string import Formatter
 from types import TracebackType
 from typing import Any
 
@@ -16,11 +18,11 @@ import numpy as np
 from tqdm import tqdm
 
 from . import fields
-from .atomic import StagedDirectory
+from .atomic import StagedDirectory, say_unfinished
 from .errors import FieldError, OutputError
 from .fields import FieldFormat
 from .index import ShardIndex, modalities_of
-from .manifest import Manifest, ShardRecord
+from .manifest import Manifest, ShardRecord, refuse_to_replace
 from .shardfile import COMPRESSIONS, Compression, ShardFile
 from .version import CREATED_BY
 
@@ -49,7 +51,8 @@ class WebDatasetWriter:
         overwrite: replace an existing dataset, in one step, when this one is finished.
 
     Raises:
-        OutputError: `output_dir` is not empty, is a file, or is being written by another run.
+        OutputError: `output_dir` is not empty (or holds more than a dataset, if it is to be overwritten), is a file,
+            holds the current directory, or is being written by another run.
         ValueError: a bad `shard_size`, pattern, compression or field format.
 
     Example:
@@ -83,10 +86,12 @@ class WebDatasetWriter:
         self._indexes: list[Future[ShardIndex]] = []
         self._shard: ShardFile | None = None
         self._closer = ThreadPoolExecutor(1, "neurofmx_wds fsync")  # a shard reaches the disk while the next is made
+        if overwrite:
+            refuse_to_replace(output_dir)
         self._staged = StagedDirectory(output_dir, overwrite)
         self._staged.clear()
         self._pid = os.getpid()
-        self._forget = weakref.finalize(self, _discard, self._staged, self._closer, self._pid)
+        self._forget = weakref.finalize(self, _forgotten, self._staged, self._closer, self._pid)
 
     def write_sample(
         self,
@@ -98,7 +103,8 @@ class WebDatasetWriter:
 
         Args:
             sample: field → array, tensor, number, str, bytes, dict or list. ``__key__`` and ``metadata`` may be in it.
-            sample_id: a number i (key ``sample_00000000i``) or a whole key; by default the running number.
+            sample_id: a number i (key ``sample_00000000i``) or a whole key; by default the running number. A key is
+                refused where its shard has it already; over all shards ``verify --deep`` looks for repeated ones.
             metadata: what is known of the sample; stored as its ``metadata.json``, over any in `sample`.
 
         Returns:
@@ -189,7 +195,10 @@ class WebDatasetWriter:
             config=self.config,
             created_by=CREATED_BY,
         )
-        manifest.save(self._staged.path)
+        try:
+            manifest.save(self._staged.path)
+        except OSError as error:
+            raise self._give_up(error) from error
         self._staged.commit()
         self._forget.detach()
         self.summary = manifest.summary()
@@ -201,7 +210,8 @@ class WebDatasetWriter:
             return
         if self._shard is not None:
             self._shard.abort()
-        self._forget()
+        if self._forget.detach():
+            _discard(self._staged, self._closer, self._pid)
 
     def _give_up(self, error: OSError) -> OutputError:
         self.abort()
@@ -230,6 +240,12 @@ class WebDatasetWriter:
             self.finalize()
         else:
             self.abort()
+
+
+def _forgotten(staged: StagedDirectory, closer: ThreadPoolExecutor, pid: int) -> None:
+    if os.getpid() == pid and staged.path.is_dir() and any(staged.path.iterdir()):
+        say_unfinished(staged.target)
+    _discard(staged, closer, pid)
 
 
 def _discard(staged: StagedDirectory, closer: ThreadPoolExecutor, pid: int) -> None:
@@ -265,9 +281,11 @@ def check_config(shard_size: int, pattern: str, compression: Compression, field_
         raise ValueError(f'field_format must be "npy" or "pyd", not {field_format!r}')
     try:
         names = {pattern.format(shard_idx=i) for i in (0, 1)}
+        rounded = any(spec and not re.fullmatch(r"0?\d*[dxX]?", spec) for _, _, spec, _ in Formatter().parse(pattern))
     except (LookupError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"shard_name_pattern {pattern!r} may only use {{shard_idx}}: {error!r}") from error
-    if len(names) < 2 or any("/" in name or name.startswith(".") or not name.endswith(".tar") for name in names):
+    odd = any("/" in name or name.startswith(".") or not name.endswith(".tar") for name in names)
+    if odd or rounded or len(names) < 2:
         raise ValueError(f"shard_name_pattern must give distinct file names ending in .tar, not {pattern!r}")
     return {
         "shard_size": int(shard_size),

@@ -136,6 +136,10 @@ def test_errors_are_one_line_and_debug_shows_where(
     (tmp_path / "out" / "mine").touch()
     assert main(["convert", "-i", str(npz), "-o", str(tmp_path / "out")]) == 1
     assert "--overwrite" in capsys.readouterr().err
+    assert main(["convert", "-i", str(npz), "-o", str(tmp_path / "out"), "--overwrite"]) == 1
+    assert "'mine'" in capsys.readouterr().err
+    (tmp_path / "out" / "mine").unlink()
+    assert main(["convert", "-i", str(npz), "-o", str(tmp_path / "out")]) == 0
     assert main(["convert", "-i", str(npz), "-o", str(tmp_path / "out"), "--overwrite"]) == 0
     assert main(["convert", "-i", str(tmp_path / "none.npz"), "-o", str(tmp_path / "new")]) == 1
     assert capsys.readouterr().err.count("\n") == 1

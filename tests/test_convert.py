@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import itertools
 import json
 import os
@@ -25,12 +27,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from recordings import make_recording
 
-from neurofmx_wds import NWBToWebDatasetConverter
+from neurofmx_wds import NWBToWebDatasetConverter, create_shards_from_arrays
 from neurofmx_wds.convert import run
+from neurofmx_wds.convert.link import link_group
+from neurofmx_wds.convert.merge import merge
 from neurofmx_wds.convert.plan import ConversionPlan, FileState, PlannedSource
-from neurofmx_wds.convert.run import compare_with_sources, convert
+from neurofmx_wds.convert.run import compare_with_sources, convert, write_share
 from neurofmx_wds.convert.sources import SourceConfig, SourceDescription
 from neurofmx_wds.convert.sources.arrays import ArraySource
+from neurofmx_wds.convert.split import convert_split
 from neurofmx_wds.errors import OutputError, SourceError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -403,6 +408,70 @@ def test_an_output_that_is_not_empty_stays_as_it_is(inputs: list[Path], tmp_path
         convert(inputs, tmp_path / "out")
     assert contents(tmp_path / "out") == {"thesis.txt": b"mine"}
     assert not (tmp_path / ".out.partial").exists()
+
+
+@pytest.mark.parametrize("way", ["convert", "converter", "split", "task", "merge", "link"])
+def test_what_is_converted_is_not_replaced_by_it(way: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    create_shards_from_arrays(out / "deeper", {"x": np.zeros((4, 2)), "label": np.arange(4)})
+    source = out / "deeper"
+    if way not in ("merge", "link"):  # under a name that a dataset's own file could have
+        make_npz(tmp_path / "a.npz", 6)
+        source = (tmp_path / "a.npz").rename(source / "a.tar")
+    before = contents(out / "deeper")
+    (tmp_path / "road").symlink_to(out)
+    given = tmp_path / "road" / source.relative_to(out)
+    with pytest.raises(OutputError, match="holds the input .*choose another"):
+        if way == "convert":
+            convert([given], out, SourceConfig(format="npz"), overwrite=True)
+        elif way == "converter":
+            NWBToWebDatasetConverter(out, overwrite=True, format="npz").convert_nwb_file(given)
+        elif way == "split":
+            config = SourceConfig(format="npz")
+            convert_split([given, given], out, {"a": 0.5, "b": 0.5}, "session", config, overwrite=True)
+        elif way == "task":
+            write_share([given], out, SourceConfig(format="npz"), task=0, tasks=1, overwrite=True)
+        elif way == "merge":
+            merge([given], out, overwrite=True)
+        else:
+            link_group(given, out, "g", {"g": [1]}, overwrite=True)
+    assert contents(out / "deeper") == before
+
+
+def test_a_full_disk_is_told_wherever_it_shows(
+    inputs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = tmp_path / "good"
+    convert(inputs, wanted, shard_size=6)
+    for name in ("_note", "write_atomic", "Manifest.save"):
+        with monkeypatch.context() as patched:
+
+            def full(*_: Any) -> None:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+            patched.setattr(f"neurofmx_wds.convert.run.{name}", full)
+            with pytest.raises(OutputError, match="No space left.*free space"):
+                convert(inputs, tmp_path / "out", shard_size=6)
+        assert not (tmp_path / "out").exists()
+    convert(inputs, tmp_path / "out", shard_size=6)
+    assert contents(tmp_path / "out") == contents(wanted)
+
+
+def test_a_converter_that_is_never_finished_says_so(
+    inputs: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    converter = NWBToWebDatasetConverter(tmp_path / "out")
+    converter.convert_nwb_file(inputs[0])
+    del converter
+    gc.collect()
+    assert f"{tmp_path / 'out'}: not made, as finalize() was never called" in caplog.text
+    caplog.clear()
+    for end in ("finalize", "close"):
+        converter = NWBToWebDatasetConverter(tmp_path / "out", overwrite=True)
+        converter.convert_nwb_file(inputs[0])
+        getattr(converter, end)()
+        del converter
+    assert not caplog.text
 
 
 def test_comparing_with_the_sources_finds_what_differs(inputs: list[Path], tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from test_convert import contents, kill_at_step, make_npz, samples_of
 
 from neurofmx_wds import create_shards_from_arrays, create_webdataset_dataloader
 from neurofmx_wds.cli import main
+from neurofmx_wds.convert import merge as merge_module
 from neurofmx_wds.convert.estimate import estimate
 from neurofmx_wds.convert.merge import append, merge
 from neurofmx_wds.convert.plan import ConversionPlan
@@ -149,6 +150,27 @@ def test_a_killed_append_leaves_nothing_to_another_one(inputs: list[Path], tmp_p
     assert labels_of(out) == [*range(7), *range(2000, 2005)]
     assert verify(out, deep=True).problems == []
     assert kept.keys() < contents(out).keys()
+
+
+def test_a_recording_that_changed_since_a_killed_append_is_taken_as_it_is(
+    inputs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    convert(inputs[:1], out, shard_size=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(merge_module, "_put_in", raise_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            append(inputs[1:], out, shard_size=3)
+    make_npz(inputs[1], 4, 7)
+    append(inputs[1:], out, shard_size=3)
+    convert(inputs[:1], tmp_path / "fresh", shard_size=3)
+    append(inputs[1:], tmp_path / "fresh", shard_size=3)
+    assert contents(out) == contents(tmp_path / "fresh")
+    assert not (tmp_path / ".out.partial").exists()
+
+
+def raise_interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 # --- merge ----------------------------------------------------------------------------------------------------------

@@ -22,8 +22,9 @@ from test_convert import contents, kill_at_step, make_npz
 
 from neurofmx_wds.cli import main
 from neurofmx_wds.convert import run
+from neurofmx_wds.convert.place import staging
 from neurofmx_wds.convert.plan import ConversionPlan
-from neurofmx_wds.convert.run import convert, staging, write_share
+from neurofmx_wds.convert.run import convert, write_share
 from neurofmx_wds.convert.sources import SourceConfig
 from neurofmx_wds.errors import OutputError, SourceError
 

@@ -299,6 +299,21 @@ def test_splits_that_grow_keep_sessions_and_bins_apart(
         assert len(where) == 4 and set(where.values()) == set(shares)
 
 
+def test_a_killed_append_is_finished_beside_a_file_that_cannot_be_read(sessions: list[Path], tmp_path: Path) -> None:
+    out, shares, config = tmp_path / "out", {"train": 0.5, "val": 0.5}, SourceConfig(sequence_length=30)
+    convert_split([sessions[0], sessions[2]], out, shares, "session", config)
+    bad = tmp_path / "bad.npy"
+    bad.write_bytes(b"no array")
+    more = [sessions[4], sessions[6], bad]
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Stopped):
+        stop_after(1, patch)
+        append_split(more, out, shares, "session", config)
+    for _ in range(2):
+        done = append_split(more, out, shares, "session", config)
+        assert [failure.file for each in done.values() for failure in each.plan.failures] == [str(bad)]
+    assert len(homes(out, shares)) == 4
+
+
 def urls_of(directory: Path) -> list[str]:
     return [str(path) for path in sorted(directory.glob("*.tar"))]
 

@@ -11,6 +11,7 @@ import json
 import lzma
 import os
 import resource
+import subprocess
 import sys
 import tarfile
 import tempfile
@@ -31,9 +32,9 @@ import neurofmx_wds.shardfile as shardfile_module
 from neurofmx_wds import WebDatasetWriter, create_shards_from_arrays
 from neurofmx_wds.errors import FieldError, OutputError
 from neurofmx_wds.index import ShardIndex, index_path, index_tar
-from neurofmx_wds.manifest import MANIFEST_NAME
+from neurofmx_wds.manifest import MANIFEST_NAME, Manifest
 from neurofmx_wds.readers import ShardReader
-from neurofmx_wds.shardfile import tar_header
+from neurofmx_wds.shardfile import ShardFile, tar_header
 from neurofmx_wds.shards import open_shards
 
 Compression = Literal["none", "gz", "bz2", "xz"]
@@ -337,6 +338,8 @@ def test_unequal_lists_are_refused(tmp_path: Path) -> None:
         {"compression": "zip"},
         {"field_format": "raw"},
         {"shard_name_pattern": "shard.tar"},
+        {"shard_name_pattern": "{shard_idx:.0e}.tar"},
+        {"shard_name_pattern": "{shard_idx!r:.1}.tar"},
         {"shard_name_pattern": "a/{shard_idx}.tar"},
         {"shard_name_pattern": ".{shard_idx}.tar"},
         {"shard_name_pattern": "{shard_idx}.zip"},
@@ -367,6 +370,31 @@ def test_an_existing_dataset_is_kept_unless_it_may_be_replaced(tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "fresh"]
 
 
+@pytest.mark.parametrize("stray", ["thesis.txt", "code/train.py", "data.npy", ".git/config", "shard_000000/x"])
+@pytest.mark.parametrize("with_dataset", [False, True])
+def test_what_is_no_dataset_is_never_overwritten(stray: str, with_dataset: bool, tmp_path: Path) -> None:
+    if with_dataset:
+        write(tmp_path / "d", simple(3))
+    (tmp_path / "d" / stray).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "d" / stray).write_text("mine")
+    with pytest.raises(OutputError, match=f"'{stray.split('/')[0]}.*would delete"):
+        WebDatasetWriter(tmp_path / "d", overwrite=True)
+    assert (tmp_path / "d" / stray).read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [tmp_path / "d"]
+
+
+@pytest.mark.parametrize("output", [".", "", "..", "/"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_current_directory_is_not_replaced(
+    output: str, overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(OutputError, match="is the current one, or holds it|would delete it"):
+        WebDatasetWriter(output, overwrite=overwrite)
+    assert [*tmp_path.rglob("*")] == [tmp_path / "here"]
+
+
 def test_an_empty_directory_is_taken(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     assert len(write(tmp_path / "d", simple(1))) == 1
@@ -386,12 +414,30 @@ def test_a_finished_writer_takes_no_more(tmp_path: Path) -> None:
         writer.write_sample({"x": 1})
 
 
-def test_an_abandoned_writer_cleans_up(tmp_path: Path) -> None:
+def test_an_abandoned_writer_cleans_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     writer = WebDatasetWriter(tmp_path / "d", shard_size=1)
     writer.write_sample({"x": 1})
     writer.write_sample({"x": 1})
     del writer
     assert list(tmp_path.iterdir()) == []
+    assert f"{tmp_path / 'd'}: not made, as finalize() was never called" in caplog.text
+
+
+def test_a_script_that_forgets_to_finish_hears_of_it(tmp_path: Path) -> None:
+    code = "import sys, neurofmx_wds as n; writer = n.WebDatasetWriter(sys.argv[1]); writer.write_sample({'x': 1})"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "d"], capture_output=True, text=True, check=True)
+    assert "finalize() was never called" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_more_is_said_of_a_writer_that_was_ended(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for i, end in enumerate(("finalize", "abort", "unused")):
+        writer = WebDatasetWriter(tmp_path / str(i))
+        if end != "unused":
+            writer.write_sample({"x": 1})
+            getattr(writer, end)()
+        del writer
+    assert [path.name for path in tmp_path.iterdir()] == ["0"] and not caplog.text
 
 
 @pytest.mark.parametrize("compression", ["none", "gz"])
@@ -426,6 +472,33 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, compression: Co
             os._exit(3)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_manifest_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    writer = WebDatasetWriter(tmp_path / "d")
+    writer.write_sample({"x": 1})
+    monkeypatch.setattr(Manifest, "save", full)
+    with pytest.raises(OutputError, match="No space left.*free space") as caught:
+        writer.finalize()
+    assert caught.value.file == str(tmp_path / "d") and list(tmp_path.iterdir()) == []
+
+
+def test_a_shard_and_its_index_are_on_the_disk_when_it_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Appending, splitting and repairing rely on it: they put single shards in place."""
+    synced: set[int] = set()
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.add(os.fstat(fd).st_ino) or real(fd))
+    shard = ShardFile(tmp_path, "shard_000000.tar", "none", "npy")
+    shard.write({"__key__": "a", "x": 1})
+    shard.close()
+    files = sorted(tmp_path.iterdir())
+    assert [path.suffix for path in files] == [".index", ".tar"]
+    assert {path.stat().st_ino for path in files} <= synced
 
 
 def test_an_interrupted_write_cannot_be_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

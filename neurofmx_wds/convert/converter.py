@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -15,13 +16,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ..atomic import say_unfinished
 from ..errors import OutputError, SourceError
 from ..fields import FieldFormat
 from ..shardfile import Compression
 from ..writer import DEFAULT_PATTERN
 from .location import Given, on_disk
+from .place import refuse_inside, staging
 from .plan import DEFAULT_KEY_PREFIX, ConversionPlan, PlannedSource, beside, report_of
-from .run import look_at, staging, working, write_plan
+from .run import look_at, working, write_plan
 from .sources import SourceConfig
 
 
@@ -94,6 +97,7 @@ class NWBToWebDatasetConverter:
         self._open = contextlib.ExitStack()
         self._staged = self._open.enter_context(staging(output_dir, overwrite))
         self._apply = self._open.enter_context(working(workers, executor))
+        self._open.callback(weakref.finalize(self, say_unfinished, self.output_dir).detach)
 
     def convert_nwb_file(self, path: Given) -> dict[str, Any]:
         """Take a recording into the dataset.
@@ -133,6 +137,7 @@ class NWBToWebDatasetConverter:
         if self._done:
             raise OutputError("the dataset is finished", file=self.output_dir, remedy="make a new converter")
         names = self._open.enter_context(on_disk(paths))
+        refuse_inside(names, self._staged.target)
         seen = look_at(names, self._plan.config, self._apply, self._show_progress)
         return beside((*self._plan.entries, *seen), self._plan.config)[len(self._plan.entries) :]
 

@@ -20,6 +20,7 @@ from ..manifest import Manifest
 from ..selection import group_samples
 from ..shards import open_shards
 from .merge import made_whole, manifest_of
+from .place import refuse_inside
 
 
 def link_group(
@@ -61,10 +62,7 @@ def link_group(
     if linked_group(shards.manifest) is not None:
         remedy = "make it of the dataset that this one was made of"
         raise GroupError("the dataset is itself made of a group", file=directory, remedy=remedy)
-    if os.path.realpath(output_dir) == os.path.realpath(directory):
-        raise OutputError(
-            "a dataset cannot be replaced by a group of it", file=output_dir, remedy="choose another name"
-        )
+    refuse_inside([directory], output_dir)
     wanted = Group.of(group, groups, directory)
     ids, _ = group_samples(shards, wanted)
     counts = np.histogram(ids, np.concatenate([[0], np.cumsum(shards.counts)]))[0]

@@ -29,8 +29,9 @@ from ..shards import ShardSet, open_shards
 from ..version import CREATED_BY
 from ..writer import DEFAULT_PATTERN, shard_name
 from .location import Given, on_disk
+from .place import refuse_inside, staging, staging_beside
 from .plan import ConversionPlan, PlannedSource, beside, differences, identity_of
-from .run import Conversion, NothingToWrite, build, files_of, look_at, noted, remove_notes, staging, working
+from .run import Conversion, NothingToWrite, build, files_of, look_at, noted, remove_notes, working
 from .sources import SourceConfig
 
 
@@ -73,7 +74,7 @@ def append(
     what_is_there(dataset_dir, plan)
     with (
         on_disk(paths) as names,
-        staging(dataset_dir, overwrite=True) as staged,
+        staging_beside(dataset_dir) as staged,
         working(workers, executor) as apply,
     ):
         plan = replace(plan, entries=look_at(names, config, apply, show_progress, staged.path))
@@ -128,11 +129,11 @@ def append_plan(
         first_sample=old.total_samples,
     )
     _take_back(staged, old)
-    if not plan.n_samples and not plan.failures and len(plan.entries) < len(entries):
+    if not plan.sources and len(plan.entries) < len(entries):  # a file that cannot be read is no news, either
         remove_notes(staged.path)
         return Conversion(plan, old.summary())
-    try:
-        plan, new = build(plan, staged.path, apply, show_progress)
+    try:  # what was begun of a recording that has changed since is thrown away: no reader has seen it
+        plan, new = build(plan, staged.path, apply, show_progress, anew=True)
     except NothingToWrite:
         if plan.n_samples:  # seen, but unreadable; what cannot even be seen may be there again tomorrow
             staged.discard()
@@ -291,6 +292,7 @@ def merge(
                 "it is a group of another dataset: merged, it would be all of it", file=where, remedy=remedy
             )
         _check_alike(parts[0], (where, part))
+    refuse_inside(datasets, output_dir)
     with made_whole(output_dir, overwrite) as staged:
         joined = _joined([part for _, part in parts])
         records = [*_shown(sets, joined.compression, staged.path, how)]
@@ -306,7 +308,7 @@ def made_whole(output_dir: str | os.PathLike[str], overwrite: bool) -> Iterator[
     """A staging directory to make a dataset in at one go: it is in its place afterwards, or nothing is left of it.
 
     Raises:
-        OutputError: as :func:`neurofmx_wds.convert.run.staging`.
+        OutputError: as :func:`neurofmx_wds.convert.place.staging`.
     """
     with staging(output_dir, overwrite) as staged:
         staged.clear()

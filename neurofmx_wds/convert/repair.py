@@ -21,8 +21,9 @@ from ..errors import OutputError, ShardError, SourceError
 from ..index import ShardIndex, file_sha256, index_path
 from ..manifest import MANIFEST_NAME, Manifest, ShardRecord
 from .location import Given, on_disk
+from .place import staging_beside
 from .plan import ConversionPlan, PlannedSource, differences, identity_of
-from .run import files_of, look_at, staging, working, write_shard
+from .run import files_of, look_at, working, write_shard
 from .sources import SourceConfig
 
 _ASIDE = ".repair-"
@@ -66,7 +67,7 @@ def repair(
         raise OutputError("there is no dataset to repair", file=dataset_dir, remedy="convert without --repair")
     with (
         on_disk(paths) as names,
-        staging(dataset_dir, overwrite=True) as staged,
+        staging_beside(dataset_dir) as staged,
         working(workers, executor) as apply,
     ):
         for left in staged.path.glob(f"{_ASIDE}*"):  # by a run that was killed

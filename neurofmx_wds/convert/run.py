@@ -6,7 +6,6 @@ Knows plans and shards; knows nothing of what is in a recording.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import gc
 import json
@@ -28,13 +27,14 @@ from ..atomic import StagedDirectory, fsync_path, write_atomic
 from ..cache import ShardCache
 from ..errors import FieldError, OutputError, ShardError, SourceError
 from ..index import ShardIndex, index_path, modalities_of
-from ..manifest import MANIFEST_NAME, Manifest, config_hash
+from ..manifest import Manifest, config_hash
 from ..processes import OrderedMap, ordered_map
 from ..shardfile import ShardFile
 from ..verify import Problem, members, open_tar
 from ..version import CREATED_BY
 from ..writer import shard_record
 from .location import Given, on_disk
+from .place import refuse_inside, staging
 from .plan import (
     ConversionPlan,
     FileState,
@@ -252,15 +252,9 @@ def convert(
     config = config or SourceConfig()
     ConversionPlan((), config, **storage)  # before anything is made on disk
     with on_disk(paths) as names, staging(output_dir, overwrite) as staged, working(workers, executor) as apply:
+        refuse_inside(names, staged.target)
         plan = ConversionPlan(look_at(names, config, apply, show_progress, staged.path), config, **storage)
         return write_plan(plan, staged, apply, show_progress)
-
-
-class _SharedStaging(StagedDirectory):
-    """A staging directory that several tasks fill at once, while nobody else may have it; none of them commits it."""
-
-    _lock_kind = fcntl.LOCK_SH
-    _other = "another run, not a task,"
 
 
 def working(workers: int, executor: Executor | None) -> contextlib.AbstractContextManager[OrderedMap]:
@@ -269,31 +263,6 @@ def working(workers: int, executor: Executor | None) -> contextlib.AbstractConte
     Converting needs no torch, but webdataset imports it where it is installed: starting without takes half the time.
     """
     return ordered_map(workers, executor, ready=(__name__, f"{__package__}.sources.nwb"), without=("torch",))
-
-
-@contextlib.contextmanager
-def staging(output_dir: str | os.PathLike[str], overwrite: bool, shared: bool = False) -> Iterator[StagedDirectory]:
-    """Hold the output's staging directory; when it is let go of, finished shards stay there for the next run.
-
-    Args:
-        output_dir: the dataset's directory.
-        overwrite: whether it may hold something already.
-        shared: let others that say so hold it at the same time.
-
-    Raises:
-        OutputError: the place cannot be taken, or holds a dataset that shall stay.
-    """
-    if not overwrite and (Path(output_dir) / MANIFEST_NAME).is_file():
-        remedy = "use it; add to it with --append; or replace it with overwrite=True (--overwrite)"
-        raise OutputError("a finished dataset is there already", file=output_dir, remedy=remedy)
-    staged = (_SharedStaging if shared else StagedDirectory)(output_dir, overwrite)
-    try:
-        yield staged
-    finally:
-        with contextlib.suppress(OSError):
-            if not shared:
-                staged.path.rmdir()  # nothing was made
-        staged.release()
 
 
 def write_plan(
@@ -413,6 +382,7 @@ def write_share(
         staging(output_dir, overwrite, shared=True) as staged,
         working(workers, executor) as apply,
     ):
+        refuse_inside(names, staged.target)
         turn = len(names) * task // tasks  # tasks that start together look at different files first
         seen = look_at(names, config, apply, show_progress, staged.path, keep=True, turn=turn)
         plan = ConversionPlan(seen, config, **storage)

@@ -28,8 +28,9 @@ from ..nwb.clock import NS_PER_S, Grid
 from ..processes import OrderedMap
 from .location import Given, on_disk
 from .merge import append_plan, what_is_there
+from .place import refuse_inside, staging, staging_beside
 from .plan import ConversionPlan, PlannedSource, identity_of, plan_again
-from .run import Conversion, NothingToWrite, build, look_at, remove_notes, staging, working
+from .run import Conversion, NothingToWrite, build, look_at, remove_notes, working
 from .sources import SourceConfig, SourceDescription
 
 SplitBy = Literal["session", "subject", "time"]
@@ -75,6 +76,7 @@ def convert_split(
     plan = ConversionPlan((), config, **storage)
     check_shares(shares)
     with on_disk(paths) as names, staging(output_dir, overwrite) as staged, working(workers, executor) as apply:
+        refuse_inside(names, staged.target)
         seen = look_at(names, config, apply, show_progress, staged.path)
         plans = split(replace(plan, entries=seen), shares, by, apply)
         for entry in os.scandir(staged.path):
@@ -134,7 +136,7 @@ def append_split(
         what_is_there(place, plan)
     with contextlib.ExitStack() as stack:
         names = stack.enter_context(on_disk(paths))
-        staged = {name: stack.enter_context(staging(place, overwrite=True)) for name, place in places.items()}
+        staged = {name: stack.enter_context(staging_beside(place)) for name, place in places.items()}
         apply = stack.enter_context(working(workers, executor))
         old = {name: what_is_there(place, plan) for name, place in places.items()}
         plan = replace(plan, entries=look_at(names, config, apply, show_progress))

@@ -1,0 +1,93 @@
+"""Where a conversion's output is made, and what must not be replaced by it.
+
+Knows directories; knows nothing of plans.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ..atomic import StagedDirectory
+from ..errors import OutputError
+from ..manifest import MANIFEST_NAME, refuse_to_replace
+from .location import is_url
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
+class _SharedStaging(StagedDirectory):
+    """A staging directory that several tasks fill at once, while nobody else may have it; none of them commits it."""
+
+    _lock_kind = fcntl.LOCK_SH
+    _other = "another run, not a task,"
+
+
+class _StagingBeside(StagedDirectory):
+    """A place to make files for a directory that stays; nothing commits it."""
+
+    def _check_target(self) -> None:
+        pass
+
+
+def staging(
+    output_dir: str | os.PathLike[str], overwrite: bool, shared: bool = False
+) -> contextlib.AbstractContextManager[StagedDirectory]:
+    """Hold the output's staging directory; when it is let go of, finished shards stay there for the next run.
+
+    Args:
+        output_dir: the dataset's directory.
+        overwrite: whether it may hold a dataset already.
+        shared: let others that say so hold it at the same time.
+
+    Raises:
+        OutputError: the place cannot be taken or written, or holds a dataset that shall stay, or more than a dataset.
+    """
+    if overwrite:
+        refuse_to_replace(output_dir)
+    elif (Path(output_dir) / MANIFEST_NAME).is_file():
+        remedy = "use it; add to it with --append; or replace it with overwrite=True (--overwrite)"
+        raise OutputError("a finished dataset is there already", file=output_dir, remedy=remedy)
+    return _held((_SharedStaging if shared else StagedDirectory)(output_dir, overwrite), empty=not shared)
+
+
+def staging_beside(dataset_dir: str | os.PathLike[str]) -> contextlib.AbstractContextManager[StagedDirectory]:
+    """Hold a dataset's staging directory to add something to the dataset, which itself stays.
+
+    Raises:
+        OutputError: the place cannot be taken or written.
+    """
+    return _held(_StagingBeside(dataset_dir), empty=True)
+
+
+@contextlib.contextmanager
+def _held(staged: StagedDirectory, empty: bool) -> Iterator[StagedDirectory]:
+    try:
+        yield staged
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        problem = f"cannot be written: {error.strerror}"
+        raise OutputError(problem, file=staged.target, remedy="free space, or choose another place") from error
+    finally:
+        with contextlib.suppress(OSError):
+            if empty:
+                staged.path.rmdir()  # nothing was made
+        staged.release()
+
+
+def refuse_inside(inputs: Sequence[str | os.PathLike[str]], output_dir: str | os.PathLike[str]) -> None:
+    """Refuse to replace a directory with what is made of its own content, which would be gone.
+
+    Raises:
+        OutputError: an input lies in it.
+    """
+    target = os.path.realpath(output_dir)
+    for path in inputs:
+        if not is_url(os.fspath(path)) and Path(os.path.realpath(path)).is_relative_to(target):
+            problem = f"holds the input {path}, which would be replaced with it"
+            raise OutputError(problem, file=output_dir, remedy="choose another output directory")
