@@ -5,14 +5,32 @@ Knows nothing of the rest of the package.
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
+from collections.abc import Iterable
+
+_MOST_SHOWN = 20
 
 
 def without_secrets(text: str) -> str:
     """Takes out of a text what URLs in it may hold of credentials: passwords, and what follows a question mark."""
     text = re.sub(r"\b([a-z][a-z0-9+.-]*://)[^/\s'\"@]*@", r"\1***@", text)
     return re.sub(r"\b([a-z][a-z0-9+.-]*://[^?\s'\"]*)\?[^\s'\"]+", r"\1?***", text)
+
+
+def shown(items: Iterable[object]) -> str:
+    """Some things in a message, not too many."""
+    several = [str(item) for item in items]
+    more = f" and {len(several) - _MOST_SHOWN} more" if len(several) > _MOST_SHOWN else ""
+    return ", ".join(several[:_MOST_SHOWN]) + more if several else "none"
+
+
+def there_are(items: Iterable[object], wanted: object) -> str:
+    """What a message says of the things that there are, when one is wanted that is not: the most alike first."""
+    several = [str(item) for item in items]
+    alike = difflib.get_close_matches(str(wanted), several, 1)
+    return "".join(f"did you mean {each}? " for each in alike) + f"there are {shown(several)}"
 
 
 class NeurofmxError(Exception):

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import GroupError, NeurofmxError
+from .errors import GroupError, NeurofmxError, shown
 from .manifest import Manifest
 
 GROUP_FILES = ("groups.yaml", "groups.yml", "groups.json")
 _SECTION = "data_groups"  # of a larger configuration file, DynVision's for one
 _FORM = "it must be {dataset: {group: [labels]}} or {group: [labels]}"
 _QUOTES = "in YAML a name such as no, 1e3 or 2024-01-01 needs quotation marks"
-_MOST_SHOWN = 20
 _MOST_BYTES = 1 << 24
 
 Groups = Mapping[str, Any] | str | os.PathLike[str]
@@ -148,13 +147,6 @@ def _named(items: Mapping[Any, Any]) -> dict[str, Any]:
         if isinstance(name, bool) or not isinstance(name, (int, str)):
             raise GroupError(f"{name!r} is no name; {_QUOTES}")
     return {str(name): value for name, value in items.items()}
-
-
-def shown(items: Iterable[Any]) -> str:
-    """Some things in a message, not too many."""
-    several = [str(item) for item in items]
-    more = f" and {len(several) - _MOST_SHOWN} more" if len(several) > _MOST_SHOWN else ""
-    return ", ".join(several[:_MOST_SHOWN]) + more if several else "none"
 
 
 def linked_group(manifest: Manifest | None) -> Group | None:

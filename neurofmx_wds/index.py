@@ -35,6 +35,8 @@ _READABLE_VERSIONS = (1, 2)  # 1 has no checksums of members
 METADATA_SUFFIX = "metadata.json"
 RESTORE = "restore the shard from a copy, or make it again with `convert --repair`"  # remedies, said by many
 REPAIR = "run `python -m neurofmx_wds index --repair` on the directory"
+CONVERT = "it is to be converted first, by `python -m neurofmx_wds convert`"
+SOURCE_SUFFIXES = (".nwb", ".npz", ".npy")  # of files that people take for shards
 _MAGIC = b"NFMXIDX\n"
 _META_NAME = re.compile(r"__[^/]*__($|/)")  # webdataset skips these members
 _SECTIONS = {  # name → dtype, in the order in which they are stored
@@ -431,7 +433,8 @@ def _readable(path: Path) -> Iterator[None]:
     except (tarfile.TarError, ValueError, OverflowError, RecursionError, MemoryError) as error:
         if isinstance(error, ShardError):
             raise
-        raise ShardError(f"not a readable tar: {error or type(error).__name__}", file=path, remedy=RESTORE) from error
+        remedy = CONVERT if path.suffix in SOURCE_SUFFIXES else RESTORE
+        raise ShardError(f"not a readable tar: {error or type(error).__name__}", file=path, remedy=remedy) from error
 
 
 def _grouped_members(tar: tarfile.TarFile, view: mmap.mmap, path: Path) -> Iterator[tuple[str, str, tarfile.TarInfo]]:

@@ -19,8 +19,8 @@ import numpy as np
 
 from . import fields
 from .crc import crc32_of
-from .errors import GroupError, ShardError, ShardIndexError
-from .groups import Group, Groups, linked_group, shown
+from .errors import GroupError, ShardError, ShardIndexError, shown
+from .groups import Group, Groups, linked_group
 from .index import REPAIR, RESTORE, Column, ShardIndex
 from .manifest import ShardRecord
 from .shards import ShardSet

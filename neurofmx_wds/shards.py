@@ -23,8 +23,8 @@ import numpy as np
 
 from .atomic import ASIDE_SUFFIX
 from .cache import DEFAULT_CACHE_SIZE, ShardCache, is_compressed
-from .errors import ManifestError, ShardError, ShardIndexError
-from .index import REPAIR, ShardIndex, index_path, index_tar
+from .errors import ManifestError, ShardError, ShardIndexError, shown
+from .index import CONVERT, REPAIR, SOURCE_SUFFIXES, ShardIndex, index_path, index_tar
 from .manifest import MANIFEST_NAME, Manifest, ShardRecord
 
 DEFAULT_SHARD_PATTERN = "shard_*.tar*"
@@ -171,7 +171,7 @@ def open_shards(
 
     Raises:
         FileNotFoundError: there is no such directory or shard.
-        ShardError: no shards, or a remote address.
+        ShardError: no shards, a directory in a list, or a remote address.
         ManifestError: the manifest is damaged, or names shards that are missing.
     """
     cache = ShardCache(cache_dir, cache_size)
@@ -217,7 +217,25 @@ def _from_manifest(directory: Path, shard_pattern: str, cache: ShardCache) -> Sh
 def _no_shards(directory: Path, shard_pattern: str) -> ShardError:
     if directory.with_name(f".{directory.name}.partial").exists():
         return ShardError("the dataset is not finished yet", file=directory, remedy="wait, or run the conversion again")
-    return ShardError(f"no shards match {shard_pattern!r}", file=directory, remedy="check directory and shard_pattern")
+    return ShardError(f"no shards match {shard_pattern!r}", file=directory, remedy=_perhaps_meant(directory))
+
+
+def _perhaps_meant(directory: Path) -> str:
+    """What helps where a directory has no shards, by what else it has."""
+    names = sorted(os.listdir(directory))
+    tars = [name for name in names if index_path(name).stem != name and _is_shard(directory / name)]
+    if tars:
+        pattern = "*" + tars[0].removeprefix(index_path(tars[0]).stem)
+        return f"{tars[0]} is there: give shard_pattern={pattern!r}, or as the directory '{directory / pattern}'"
+    datasets = [name for name in names if _has_shards(directory / name)]
+    if datasets:
+        return f"datasets lie below it: give one of {shown(datasets)}; `python -m neurofmx_wds merge` joins them"
+    source = next((name for name in names if name.endswith(SOURCE_SUFFIXES)), None)
+    return f"{source} is no shard: {CONVERT}" if source else "check directory and shard_pattern"
+
+
+def _has_shards(directory: Path) -> bool:
+    return os.path.exists(directory / MANIFEST_NAME) or any(directory.glob(DEFAULT_SHARD_PATTERN))
 
 
 def _expand(spec: ShardDir) -> list[Path]:
@@ -237,6 +255,9 @@ def _expand(spec: ShardDir) -> list[Path]:
     if not paths:
         raise ShardError(f"no shards match {spec!r}", remedy="check the path")
     for path in paths:
+        if path.is_dir():
+            remedy = "give the directory alone; `python -m neurofmx_wds merge` joins several datasets"
+            raise ShardError("it is a directory, and a list or pattern is of shards", file=path, remedy=remedy)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: there is no such shard or directory")
     return paths

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import glob
 import hashlib
 import mmap
 import os
@@ -120,10 +121,9 @@ def verify(
 
     Raises:
         FileNotFoundError: there is no such directory.
+        ShardError: it is a file, or a pattern.
     """
-    directory = Path(shard_dir)
-    if not directory.is_dir():
-        raise FileNotFoundError(f"{directory}: there is no such directory")
+    directory = _directory(shard_dir)
     report = Report(deep=deep)
     manifest = _manifest_of(directory, report)
     shards = _shards_of(directory, manifest, report)
@@ -140,6 +140,16 @@ def verify(
     if not (manifest and manifest.config.get("repeat_keys")):  # merge was told to let them repeat
         report.problems += _repeated_keys(directory, shards, [each.key_hashes for each in checked])
     return report
+
+
+def _directory(shard_dir: str | os.PathLike[str]) -> Path:
+    directory = Path(shard_dir)
+    if directory.is_dir():
+        return directory
+    if glob.glob(str(directory)):
+        remedy = f"give their directory, {directory.parent}: all tars in it are looked at"
+        raise ShardError("it names files, and a directory is wanted", file=directory, remedy=remedy)
+    raise FileNotFoundError(f"{directory}: there is no such directory")
 
 
 def _manifest_of(directory: Path, report: Report) -> Manifest | None:
@@ -368,10 +378,9 @@ def write_indexes(
 
     Raises:
         FileNotFoundError: there is no such directory.
+        ShardError: it is a file, or a pattern.
     """
-    directory = Path(shard_dir)
-    if not directory.is_dir():
-        raise FileNotFoundError(f"{directory}: there is no such directory")
+    directory = _directory(shard_dir)
     report = Report()
     shards = _shards_of(directory, _manifest_of(directory, report), report)
     with ordered_map(workers, executor) as apply:

@@ -90,6 +90,39 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         open_shards(d, shard_pattern="x*.tar")
 
 
+def test_what_was_perhaps_meant_is_said(tmp_path: Path) -> None:
+    sets = [make(tmp_path / "sets" / name) for name in ("train", "val")]
+    for spec in (sets, [str(sets[0])], str(tmp_path / "sets" / "{train,val}"), str(tmp_path / "sets" / "*")):
+        with pytest.raises(ShardError, match="give the directory alone.*merge") as caught:
+            open_shards(spec)
+        assert caught.value.file == str(sets[0])
+    with pytest.raises(ShardError, match="give one of train, val"):
+        open_shards(tmp_path / "sets")
+    (tmp_path / "raw").mkdir()
+    for name in ("a.npy", "b.nwb", "c.npz"):
+        (tmp_path / "raw" / name).write_bytes(b"\x89HDF\r\n\x1a\n" * 300)
+        with pytest.raises(ShardError, match=rf"{name}: not a readable tar.*converted first.*neurofmx_wds convert"):
+            open_shards(tmp_path / "raw" / name)
+    with pytest.raises(ShardError, match=r"a\.npy is no shard: it is to be converted first"):
+        open_shards(tmp_path / "raw")
+
+
+@pytest.mark.parametrize("ending", ["tar", "tar.gz", "tgz"])
+def test_tars_of_other_names_are_named_with_the_patterns_for_them(tmp_path: Path, ending: str) -> None:
+    compression: Any = "none" if ending == "tar" else "gz"
+    made = make(tmp_path / "d", compression=compression)
+    for i, path in enumerate(sorted(made.glob("*.tar*"))):
+        path.rename(made / f"foreign-{i}.{ending}")
+        index_path(path).unlink()
+    (made / MANIFEST_NAME).unlink()
+    with pytest.raises(
+        ShardError, match=rf"no shards match 'shard_\*\.tar\*' \(foreign-0\.{ending} is there"
+    ) as caught:
+        open_shards(made)
+    assert f"shard_pattern='*.{ending}'" in str(caught.value) and f"'{made}/*.{ending}'" in str(caught.value)
+    assert values(made, shard_pattern=f"*.{ending}") == values(f"{made}/*.{ending}") == list(range(7))
+
+
 def test_an_unfinished_dataset_is_called_so(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     writer = WebDatasetWriter(tmp_path / "d", shard_size=1)
