@@ -11,7 +11,7 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,16 @@ import numpy as np
 
 from . import fields
 from .crc import crc32_of
-from .errors import GroupError, ShardError, ShardIndexError, shown
+from .errors import GroupError, NeurofmxError, ShardError, ShardIndexError, shown, there_are
 from .groups import Group, Groups, linked_group
 from .index import REPAIR, RESTORE, Column, ShardIndex
 from .manifest import ShardRecord
 from .shards import ShardSet
 
 logger = logging.getLogger("neurofmx_wds")
+
+_SEVERAL = (list, tuple, set, frozenset)  # in select=, of which one must fit
+_MOST_VALUES = 1000  # of a column, kept for a message
 
 Select = Mapping[str, Any] | Callable[[dict[str, Any]], bool]
 
@@ -95,25 +98,68 @@ def select_samples(shards: ShardSet, select: Select) -> np.ndarray:
         Sample ids, ascending, int64.
 
     Raises:
-        ValueError: no sample fits.
+        ValueError: no sample fits; it says what there is.
+        NeurofmxError: `select` raised.
     """
     fits = select if callable(select) else functools.partial(_fits, dict(select))
     selected = []
     first = 0
     for i in range(len(shards.paths)):
-        metadata = _metadata(shards.index(i))
-        selected += [first + j for j, about in enumerate(metadata) if fits(about)]
-        first += len(metadata)
+        selected += [first + place for place in _fitting(shards, i, fits)]
+        first += shards.index(i).n_samples
     if not selected:
-        raise ValueError(f"select={select!r} fits none of the {first} samples")
+        why = "" if callable(select) else _why_none(shards, select)
+        raise ValueError(f"select={select!r} fits none of the {first} samples{why}")
     return np.array(selected, np.int64)
+
+
+def _fitting(shards: ShardSet, i: int, fits: Callable[[dict[str, Any]], bool]) -> list[int]:
+    """Places in shard i of the samples that fit."""
+    index = shards.index(i)
+    fitting = []
+    for place, about in enumerate(_metadata(index)):
+        try:
+            if fits(about):
+                fitting.append(place)
+        except Exception as error:
+            problem = f"select raised {type(error).__name__}: {error}"
+            remedy = f"this sample's metadata have {shown(about)}"
+            raise NeurofmxError(
+                problem, file=shards.paths[i], sample=index.sample_keys[place], remedy=remedy
+            ) from error
+    return fitting
+
+
+def _why_none(shards: ShardSet, select: Mapping[str, Any]) -> str:
+    """What no sample meets of a selection that fits none, and what there is instead."""
+    columns: dict[str, dict[str, None]] = {}  # and the values that occur, in this order
+    met: set[str] = set()
+    for i in range(len(shards.paths)):
+        for about in _metadata(shards.index(i)):
+            met.update(name for name, value in select.items() if name not in met and _fits({name: value}, about))
+            for name, value in about.items():
+                seen = columns.setdefault(name, {})
+                if name in select and len(seen) < _MOST_VALUES:
+                    seen[repr(value)] = None
+    reasons = [_unmet(shards, columns, name, value) for name, value in select.items() if name not in met]
+    return "".join(f"; {reason}" for reason in reasons or ["no sample meets all conditions at once"])
+
+
+def _unmet(shards: ShardSet, columns: Mapping[str, Iterable[str]], name: str, value: Any) -> str:
+    if name in columns:
+        wanted = shown(map(repr, value if isinstance(value, _SEVERAL) else [value]))
+        return f"{name} is never {wanted}; {there_are(columns[name], wanted)}"
+    if name in (shards.manifest.modalities if shards.manifest else shards.index(0).columns):
+        instead = ", labels by group= and groups=" if name == "label" else ""
+        return f"{name} is a field, and samples are chosen by their metadata{instead}"
+    return f"no sample's metadata have {name!r}; {there_are(sorted(columns), name)}"
 
 
 def _fits(wanted: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
     absent = object()
     for name, value in wanted.items():
         found = metadata.get(name, absent)
-        if found not in value if isinstance(value, (list, tuple, set, frozenset)) else found != value:
+        if found not in value if isinstance(value, _SEVERAL) else found != value:
             return False
     return True
 

@@ -1,0 +1,61 @@
+"""Samples chosen by their metadata; what is said where none fits or the user's function fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from neurofmx_wds import WebDatasetLoader, WebDatasetWriter
+from neurofmx_wds.errors import NeurofmxError
+from neurofmx_wds.manifest import MANIFEST_NAME
+
+
+@pytest.fixture(params=[True, False], ids=["manifest", "no manifest"])
+def dataset(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """30 samples in 4 shards; only some have a subject."""
+    with WebDatasetWriter(tmp_path / "d", shard_size=8) as writer:
+        for i in range(30):
+            about = {"column": i % 3, "session": "ab"[i % 2], "number": i} | ({"subject": [1]} if i % 5 else {})
+            writer.write_sample({"label": i % 4, "spikes": np.zeros(2)}, metadata=about)
+    if not request.param:
+        (tmp_path / "d" / MANIFEST_NAME).unlink()
+    return tmp_path / "d"
+
+
+@pytest.mark.parametrize(
+    ("select", "told"),
+    [
+        (
+            {"colunm": 1},
+            r"metadata have 'colunm'; did you mean column\? there are column, number, session, ",
+        ),
+        ({"xyz": 1}, r"have 'xyz'; there are column, number, session, subject$"),
+        ({"column": 3}, r"column is never 3; there are 0, 1, 2$"),
+        ({"column": "1"}, r"column is never '1'; (did you mean 1\? )?there are 0, 1, 2$"),
+        ({"session": ["c", "d"]}, r"session is never 'c', 'd'; there are 'a', 'b'$"),
+        ({"session": []}, r"session is never none; there are 'a', 'b'$"),
+        ({"subject": 1}, r"subject is never 1; (did you mean \[1\]\? )?there are \[1\]$"),
+        ({"number": 99, "colunm": 1}, r"number is never 99.* and 10 more; .*'colunm'; did you mean column\?"),
+        ({"label": 1}, r"label is a field, and samples are chosen by their metadata, labels by group= and groups=$"),
+        ({"spikes": 0, "column": 1}, r"spikes is a field, and samples are chosen by their metadata$"),
+        ({"number": [1, 2], "column": 0}, r"no sample meets all conditions at once$"),
+        (lambda about: False, r"fits none of the 30 samples$"),
+    ],
+    ids=repr,
+)
+def test_why_no_sample_fits(dataset: Path, select: Any, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        WebDatasetLoader(dataset, select=select)
+
+
+def test_a_selection_that_fails_is_named(dataset: Path) -> None:
+    wanted = (
+        r"shard_000001\.tar, sample 'sample_000000010': select raised KeyError: 'subject' "
+        r"\(this sample's metadata have column, session, number\)"
+    )
+    with pytest.raises(NeurofmxError, match=wanted) as caught:
+        WebDatasetLoader(dataset, select=lambda about: about["number"] < 10 or about["subject"] == 1)
+    assert isinstance(caught.value.__cause__, KeyError)
