@@ -53,7 +53,7 @@ class WebDatasetLoader(ResumablePipeline):
             ``"full"`` (uniform over the whole dataset).
         buffer_size: positions among which samples are mixed when `shuffle` is True.
         seed: fixes the order of every epoch, and the random numbers of `transform`.
-        modalities: the fields to read; by default all.
+        modalities: the fields to read, or the name of one; by default all.
         select: which samples: ``{"subject": "A"}``, ``{"session": ["a", "b"]}`` or ``f(metadata) -> bool``.
         transform: ``f(sample)`` or ``f(sample, rng)`` with a generator that depends on seed, epoch and sample only.
         target_transform: ``f(label)`` or ``{label: new}`` for ``sample["label"]``; where there is no such field, for
@@ -76,7 +76,8 @@ class WebDatasetLoader(ResumablePipeline):
     Raises:
         FileNotFoundError, ShardError, ManifestError: the dataset cannot be opened.
         GroupError: there is no such group, or the dataset does not have its labels.
-        ValueError: a bad argument.
+        ValueError: a bad argument, or no sample fits `select`.
+        NeurofmxError: `select` raised.
     """
 
     def __init__(
@@ -440,7 +441,8 @@ def create_webdataset_dataloader(
 
     Raises:
         FileNotFoundError, ShardError, ManifestError: the dataset cannot be opened.
-        ValueError: a bad argument.
+        ValueError: a bad argument, or no sample fits `select`.
+        NeurofmxError: `select` raised.
 
     Example:
         >>> import tempfile

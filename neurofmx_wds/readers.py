@@ -26,7 +26,7 @@ from . import fields
 from .cache import is_compressed
 from .collate import MetadataList, stack
 from .crc import LET_OTHERS_RUN, crc32_of
-from .errors import NeurofmxError, ShardError
+from .errors import NeurofmxError, ShardError, shown, there_are
 from .fields import Buffer
 from .index import Column
 from .memory import BatchMemory, Memory, Rows
@@ -183,7 +183,7 @@ class ShardReader:
 
     Args:
         shards: the dataset.
-        modalities: the fields to read; by default all. Nothing of the others is read.
+        modalities: the fields to read, or the name of one; by default all. Nothing of the others is read.
         selected: ids of the samples to be seen, ascending; sample ids then count within them.
         io: ``"mmap"`` maps shards into memory, ``"pread"`` reads them with system calls, ``"auto"`` maps on local
             file systems only. A mapped file that is shrunk in place ends the process: no program can prevent that.
@@ -207,7 +207,8 @@ class ShardReader:
         if io not in ("auto", "mmap", "pread"):
             raise ValueError(f'io must be "auto", "mmap" or "pread", not {io!r}')
         self.shards = shards
-        self.modalities = None if modalities is None else tuple(modalities)
+        wanted = [modalities] if isinstance(modalities, str) else modalities
+        self.modalities = None if wanted is None else tuple(wanted)
         self.io = io
         self.max_open = max_open or max(16, min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
         self._mapped = io == "mmap" or (io == "auto" and all(map(is_local, {path.parent for path in shards.paths})))
@@ -231,7 +232,7 @@ class ShardReader:
         while missing := [name for name in self.modalities if name not in known and name != "metadata"]:
             i = next(unread, None)
             if i is None:
-                raise ValueError(f"no field {', '.join(missing)} in the dataset; it has {', '.join(sorted(known))}")
+                raise ValueError(f"no field {shown(missing)} in the dataset; {there_are(sorted(known), missing[0])}")
             known.update(self.shards.index(i).columns)
 
     @property

@@ -231,6 +231,9 @@ def test_skipping_stops_or_raises_as_the_handler_says(dataset: Path) -> None:
 def test_unknown_modalities_and_io_are_refused(dataset: Path) -> None:
     with pytest.raises(ValueError, match=r"spiks.*label, x, z"):
         ShardReader(open_shards(dataset), ["spiks"])
+    for wrong in (["lable"], "lable"):
+        with pytest.raises(ValueError, match=r"no field lable .*did you mean label\? there are label, x, z"):
+            create_webdataset_dataloader(dataset, num_workers=0, modalities=wrong)
     with pytest.raises(ValueError, match="io must be"):
         ShardReader(open_shards(dataset), io="fast")  # type: ignore[arg-type]
     (dataset / "dataset_metadata.json").unlink()
@@ -243,7 +246,9 @@ def test_only_the_modalities_asked_for_are_touched(tmp_path: Path) -> None:
         writer.write_sample({"x": np.arange(3), "y": {"a": 1}})
     path = tmp_path / "d" / "shard_000000.tar"
     path.write_bytes(path.read_bytes().replace(b'{"a":1}', b"{rubbi}"))
-    assert ShardReader(open_shards(tmp_path / "d"), ["x"]).read_batch(np.array([0]))["x"].tolist() == [[0, 1, 2]]
+    for modalities in (["x"], "x"):
+        batch = ShardReader(open_shards(tmp_path / "d"), modalities).read_batch(np.array([0]))
+        assert batch.keys() == {"x", "metadata", "__key__"} and batch["x"].tolist() == [[0, 1, 2]]
     with pytest.raises(NeurofmxError):
         ShardReader(open_shards(tmp_path / "d")).read_batch(np.array([0]))
 
