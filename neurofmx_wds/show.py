@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 
 from .errors import NeurofmxError
+from .groups import linked_group
 from .info import count, human_size
 from .pixels import image_size
 from .readers import ShardReader
+from .selection import choose_samples
 from .shards import open_shards
 
 
 def sample_lines(shard_dir: str | os.PathLike[str], most: int | None = None, width: int | None = None) -> Iterator[str]:
-    """Describe the samples of a dataset, in the order in which they are stored.
+    """Describe the samples of a dataset, in the order in which they are stored; of a linked group, the group's only.
 
     Nothing that a sample holds can act on a terminal: what cannot be printed is written as an escape.
 
@@ -36,17 +38,24 @@ def sample_lines(shard_dir: str | os.PathLike[str], most: int | None = None, wid
     Raises:
         FileNotFoundError: there is no such directory or shard.
         ShardError: no shards, or a sample is damaged.
+        GroupError: a linked group is damaged.
     """
-    reader = ShardReader(open_shards(shard_dir))
+    shards = open_shards(shard_dir)
+    selected, labels = choose_samples(shards, None, None, None)
+    reader = ShardReader(shards, selected=selected)
     total = int(reader.counts.sum())
     shown = total if most is None else min(most, total)
     for i in range(shown):
         [sample] = reader.read_samples(np.array([i]))
+        if labels is not None:  # as the loaders deliver it
+            sample["label"] = labels[i]
         yield _cut(_escaped(sample.pop("__key__")), width)
         longest = max(map(len, sample), default=0)
         for name, value in sample.items():
             yield _cut(f"  {_escaped(name.ljust(longest))}  {_escaped(_told(value, width))}", width)
-    yield f"{shown:,} of {count(total, 'sample')} in {count(len(reader.shards.paths), 'shard')}"
+    group = linked_group(shards.manifest)
+    whole = f"{count(total, 'sample')} of the group {group.name!r}" if group else count(total, "sample")
+    yield _cut(f"{shown:,} of {whole} in {count(len(shards.paths), 'shard')}", width)
 
 
 def _told(value: Any, width: int | None) -> str:

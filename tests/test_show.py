@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from neurofmx_wds import WebDatasetWriter
+from neurofmx_wds import WebDatasetLoader, WebDatasetWriter
 from neurofmx_wds.cli import main
+from neurofmx_wds.convert.link import link_group
 from neurofmx_wds.show import sample_lines
 
 
@@ -48,6 +49,19 @@ def test_every_kind_of_value_over_all_shards(tmp_path: Path, capsys: pytest.Capt
     assert main(["read", str(tmp_path / "out"), "-n", "3"]) == 0
     assert capsys.readouterr().out.splitlines() == [*lines[:30], "3 of 5 samples in 3 shards"]
     assert len([line for line in lines if line.startswith("folder/")]) == 5
+
+
+def test_a_linked_group_is_shown_as_the_loaders_give_it(tmp_path: Path) -> None:
+    with WebDatasetWriter(tmp_path / "all", shard_size=4) as writer:
+        for i in range(12):
+            writer.write_sample({"label": i % 4}, metadata={"i": i})
+    link_group(tmp_path / "all", tmp_path / "rest", "rest", {"rest": [3, 0]})
+    lines = list(sample_lines(tmp_path / "rest", most=5))
+    given = list(WebDatasetLoader(tmp_path / "rest", shuffle=False))
+    assert len(given) == 6 and given[0]["label"] == 1 and given[0]["metadata"] == {"i": 0}
+    told = [[each["__key__"], f"  label     {each['label']} (int64)"] for each in given[:5]]
+    assert [lines[i : i + 2] for i in range(0, 15, 3)] == told
+    assert lines[15:] == ["5 of 6 samples of the group 'rest' in 3 shards"]
 
 
 def test_lines_fit_the_terminal_and_cannot_act_on_it(tmp_path: Path) -> None:
