@@ -55,7 +55,8 @@ class WebDatasetLoader(ResumablePipeline):
         seed: fixes the order of every epoch, and the random numbers of `transform`.
         modalities: the fields to read, or the name of one; by default all.
         select: which samples: ``{"subject": "A"}``, ``{"session": ["a", "b"]}`` or ``f(metadata) -> bool``.
-        transform: ``f(sample)`` or ``f(sample, rng)`` with a generator that depends on seed, epoch and sample only.
+        transform: ``f(sample)`` or ``f(sample, rng)`` with a generator that depends on seed, epoch and sample only;
+            what it returns is delivered.
         target_transform: ``f(label)`` or ``{label: new}`` for ``sample["label"]``; where there is no such field, for
             ``sample["metadata"]["label"]``. The result is ``sample["label"]``, before `transform`; the metadata stay.
         handler: webdataset's ``reraise_exception``, ``warn_and_continue``, … for samples that cannot be read or

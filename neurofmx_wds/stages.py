@@ -192,7 +192,8 @@ class Fetcher:
     def samples(self, plans: Iterable[BatchPlan]) -> Iterator[Any]:
         """Stage: plans of one row → samples, transformed."""
         one: Read = lambda ids: self._samples(ids, self._rngs(ids))[0]  # noqa: E731
-        yield from self._fetch(plans, one, one)
+        found = self._fetch(plans, one, one)
+        yield from found if self.transform is None else _told_of_none(found)
 
     def batches(self, plans: Iterable[BatchPlan]) -> Iterator[Any]:
         """Stage: plans → batches, transformed."""
@@ -269,15 +270,27 @@ class Fetcher:
             if self._relabels:
                 batch["label"] = label_column(self._labels(ids, batch.get("label"), batch["metadata"]))
         else:
-            batch = self._samples(ids, rngs)
-            if self.collate_fn is not None:
-                batch = self.collate_fn(batch)
+            batch = self._collated(ids, self._samples(ids, rngs))
         for transform in self.batch_transforms:
             try:
                 batch = transform(batch, rngs) if takes_rng(transform) else transform(batch)
             except Exception as error:
                 raise self._blamed("batch_transform", error, ids[0]) from error
+            if batch is None:
+                raise self._wrong_return("batch_transform", "batch", None, ids[0])
         return memory.pin(batch) if memory is not None else batch
+
+    def _collated(self, ids: np.ndarray, samples: list[Any]) -> Any:
+        if self.collate_fn is None:
+            return samples
+        try:
+            return self.collate_fn(samples)
+        except Exception as error:
+            # Only now: a user's own collate_fn may take what is no dict.
+            for sample_id, sample in zip(ids, samples, strict=True):
+                if not isinstance(sample, Mapping):
+                    raise self._wrong_return("transform", "sample", sample, sample_id) from error
+            raise
 
     def _samples(self, ids: np.ndarray, rngs: SampleRngs) -> list[Any]:
         samples = self.reader.read_samples(ids)
@@ -323,6 +336,13 @@ class Fetcher:
         file, key = self.reader.name(int(place))
         return NeurofmxError(f"the {what} raised {type(error).__name__}: {error}", file=file, sample=key)
 
+    def _wrong_return(self, what: str, wanted: str, returned: Any, place: np.int64) -> NeurofmxError:
+        """An error for a user's function that returns something else than it was given, mostly nothing."""
+        file, key = self.reader.name(int(place))
+        problem = f"the {what} returned {'None' if returned is None else type(returned).__name__}, not a {wanted}"
+        remedy = f"let it return the {wanted}, even if changed in place"
+        return NeurofmxError(problem, file=file, sample=key, remedy=remedy)
+
 
 @dataclass
 class Remnant:
@@ -337,6 +357,16 @@ class Remnant:
     n_skipped: int
     rest: list[Any]
     causes: Mapping[str, str]
+
+
+def _told_of_none(samples: Iterator[Any]) -> Iterator[Any]:
+    """Say once that a transform has returned nothing: a stage behind may drop it, so it is no error."""
+    told = False
+    for sample in samples:
+        if sample is None and not told:
+            told = True
+            logger.warning("the transform returned None, and that is delivered: let it return the sample")
+        yield sample
 
 
 def _mark(item: Any, fresh: bool) -> None:

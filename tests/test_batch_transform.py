@@ -13,7 +13,7 @@ import pytest
 import torch
 from loading import Row, array_of, global_rows, jitter, key_of, ranks, resumed, steps, write_dataset
 
-from neurofmx_wds import WebDatasetLoader, WebDatasetWriter, create_webdataset_dataloader
+from neurofmx_wds import WebDatasetLoader, WebDatasetWriter, collate_webdataset, create_webdataset_dataloader
 from neurofmx_wds.errors import NeurofmxError
 from neurofmx_wds.memory import BatchMemory
 from neurofmx_wds.transforms import SampleRngs, sample_rng
@@ -183,6 +183,61 @@ def test_a_failing_batch_transform_is_named(directory: Path, num_workers: int) -
     loader = make(directory, handler=lambda error: True, **options)
     found: list[Row] = global_rows(steps([loader]))
     assert {row[2] for row in found} == {*range(24)} - {7} and loader.skipped == 1
+
+
+def forgetful(batch: dict[str, Any]) -> None:
+    batch["x"] *= 2
+
+
+@WORKERS
+@pytest.mark.parametrize("transform", [forgetful, [forgetful, in_place]], ids=["last", "first"])
+def test_a_batch_transform_that_returns_nothing_is_named(directory: Path, transform: Any, num_workers: int) -> None:
+    wanted = (
+        rf"shard_000000\.tar.*{key_of(0)}.*the batch_transform returned None, not a batch \(let it return the batch"
+    )
+    with pytest.raises(NeurofmxError, match=wanted):
+        list(make(directory, shuffle=False, batch_transform=transform, num_workers=num_workers))
+
+
+@WORKERS
+@pytest.mark.parametrize("pad", [{}, {"collate_fn": functools.partial(collate_webdataset, pad_value=0)}])
+@pytest.mark.parametrize(
+    ("returned", "told"), [(None, "None"), ("x", "str"), ((1, 2), "tuple"), (np.zeros(3), "ndarray")], ids=repr
+)
+def test_a_transform_that_returns_no_sample_is_named(
+    directory: Path, returned: Any, told: str, pad: dict[str, Any], num_workers: int
+) -> None:
+    def some(sample: dict[str, Any]) -> Any:
+        return returned if sample["metadata"]["i"] == 7 else sample
+
+    options: dict[str, Any] = {"shuffle": False, "transform": some, "num_workers": num_workers, **pad}
+    wanted = rf"shard_000001\.tar.*{key_of(7)}.*the transform returned {told}, not a sample \(let it return the sample"
+    with pytest.raises(NeurofmxError, match=wanted) as caught:
+        list(make(directory, **options))
+    assert num_workers or caught.value.__cause__
+    loader = make(directory, handler=lambda error: True, **options)
+    found: list[Row] = global_rows(steps([loader]))
+    assert {row[2] for row in found} == {*range(24)} - {7} and loader.skipped == 1
+
+
+def test_what_a_users_own_collation_takes_is_no_error(directory: Path) -> None:
+    """As in torch, where None often marks what is to be left out."""
+
+    def odd_only(sample: dict[str, Any]) -> Any:
+        return sample if sample["metadata"]["i"] % 2 else None
+
+    def others(samples: list[Any]) -> list[int]:
+        return [sample["metadata"]["i"] for sample in samples if sample is not None]
+
+    batches = list(make(directory, shuffle=False, transform=odd_only, collate_fn=others))
+    assert [i for batch in batches for i in batch] == [*range(1, 24, 2)]
+
+
+def test_single_samples_of_none_are_told_once(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert list(WebDatasetLoader(directory, transform=forgetful)) == [None] * 24
+    assert [record.message for record in caplog.records] == [
+        "the transform returned None, and that is delivered: let it return the sample"
+    ]
 
 
 @pytest.mark.parametrize("bad", [3, [in_place, None], "x"])
