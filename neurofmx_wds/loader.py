@@ -242,6 +242,12 @@ class WebDatasetDataLoader(ResumablePipeline):
             load = within(fetcher, Load(int(batch_size), num_workers, ahead), parse_size(memory_limit), forks)
             batch_size, num_workers, prefetch_factor = load.batch_size, load.num_workers, load.prefetch_factor
         super().__init__(fetcher, fingerprint, int(batch_size), drop_last, rank, world_size)
+        if self.spec.n_samples and not len(self):
+            logger.warning(
+                "there is no batch to load: drop_last=True, and %d samples do not fill batch_size=%d on %d rank(s); "
+                "use a smaller batch_size or drop_last=False",
+                self.spec.n_samples, self.batch_size, self.world_size,
+            )  # fmt: skip
         self.num_workers = num_workers
         self.prefetch_factor = prefetch_factor
         self.pin_memory = pin_memory and torch.cuda.is_available()
@@ -419,7 +425,7 @@ def create_webdataset_dataloader(
             :class:`WebDatasetLoader`.
         batch_size: samples per batch and rank.
         num_workers: processes that read. 0 is fastest where there is no costly `transform`.
-        drop_last: drop the samples that do not fill a batch on every rank.
+        drop_last: drop the samples that do not fill a batch on every rank; a warning says where none would be left.
         prefetch_factor: batches read ahead by each worker (small ones that are only copied: bundles of up to 16, or 8
             MiB); with no workers, by one thread (0 or None: none).
         pin_memory: put batches into page-locked memory, where there is a CUDA device.

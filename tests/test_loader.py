@@ -342,9 +342,18 @@ def test_two_live_iterators(dataset: Datasets, options: dict[str, Any]) -> None:
     assert tuple(global_rows(steps([loader]))) == epoch_rows(dataset(), True, 1)
 
 
-def test_an_epoch_without_a_step_ends(dataset: Datasets) -> None:
-    loader = plain(dataset("fewer than ranks"), batch_size=4, drop_last=True)
-    assert len(loader) == 0 and [*loader] == [] and loader.epoch == 1
+def test_an_epoch_without_a_step_ends_and_was_warned_of(dataset: Datasets, caplog: pytest.LogCaptureFixture) -> None:
+    small = dataset("fewer than ranks")
+    for size in ({"batch_size": 4}, {"batch_size": 2, "rank": 1, "world_size": 2}):
+        caplog.clear()
+        loader = plain(small, drop_last=True, **size)
+        assert len(loader) == 0 and [*loader] == [] and loader.epoch == 1
+        (told,) = (record.message for record in caplog.records)
+        world_size = size.get("world_size", 1)
+        assert f"3 samples do not fill batch_size={size['batch_size']} on {world_size} rank(s); use a smaller" in told
+    caplog.clear()
+    plain(small, batch_size=3, drop_last=True), plain(small, batch_size=4)
+    assert not caplog.records
 
 
 def test_order_depends_on_seed_and_epoch_alone(dataset: Datasets) -> None:
