@@ -55,6 +55,15 @@ class ShardedDatasetInfo:
             shards=shards.records,
         )
 
+    def __repr__(self) -> str:
+        size = f"samples={self._n_samples}, shards={len(self._manifest.shards)}"
+        return f"{type(self).__name__}({self.shard_dir!r}, {size})"
+
+    @property
+    def _n_samples(self) -> int:
+        of_a_group = linked_group(self._manifest) is not None
+        return int(self._manifest.config["group"]["n_samples"]) if of_a_group else self._manifest.total_samples
+
     def get_summary(self) -> dict[str, Any]:
         """What the dataset holds.
 
@@ -63,10 +72,8 @@ class ShardedDatasetInfo:
             config, …), with ``shard_dir`` and ``total_bytes``. Without a manifest, what its shards' indexes tell. Of
             a group, ``total_samples`` are the group's own; its shards hold others, too.
         """
-        summary = self._manifest.summary()
+        summary = {**self._manifest.summary(), "total_samples": self._n_samples}
         total_bytes = sum(shard.n_bytes for shard in self._manifest.shards)
-        if linked_group(self._manifest) is not None:
-            summary["total_samples"] = summary["config"]["group"]["n_samples"]
         return {"shard_dir": self.shard_dir, "total_bytes": total_bytes, **summary}
 
     def print_summary(self) -> None:

@@ -42,6 +42,11 @@ class MapStyleReader:
         self.names = tuple(names)
 
     @property
+    def where(self) -> str:
+        """The dataset's kind."""
+        return type(self.dataset).__name__
+
+    @property
     def sample_bytes(self) -> None:
         """Unknown: a dataset's items may be any work."""
         return None

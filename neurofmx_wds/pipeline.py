@@ -129,6 +129,11 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
         """Samples that this rank has skipped, by `handler`'s leave (in somebody else's DataLoader: not counted)."""
         return self.progress.skipped
 
+    def __repr__(self) -> str:
+        size = f"samples={self.spec.n_samples}, batch_size={self.batch_size}, steps={len(self)}"
+        place = f"epoch={self.progress.epoch}, position={self.progress.position}"
+        return f"{type(self).__name__}({self.fetcher.reader.where!r}, {size}, {place})"
+
     def __len__(self) -> int:
         """Batches (or samples) that this rank gets in a whole epoch."""
         return cursors.n_steps(0, self.spec.n_samples, self.batch_size, self.world_size, self.drop_last)

@@ -236,6 +236,11 @@ class ShardReader:
             known.update(self.shards.index(i).columns)
 
     @property
+    def where(self) -> str:
+        """The directory of the shards; of the first, where they are a list from several."""
+        return str(self.shards.paths[0].parent) if self.shards.paths else ""
+
+    @property
     def sample_bytes(self) -> int:
         """About how many bytes a sample takes in its shard."""
         return self.shards.sample_bytes

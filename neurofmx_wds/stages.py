@@ -134,6 +134,10 @@ class Reader(Protocol):
     """What a fetcher reads from: samples and batches by sample id."""
 
     @property
+    def where(self) -> str:
+        """Where the samples are, for people."""
+
+    @property
     def sample_bytes(self) -> int | None:
         """About how many bytes are copied for a sample; None where reading one is more than copying."""
 

@@ -58,6 +58,7 @@ def test_the_summary_is_the_manifest_and_where_it_is(tmp_path: Path) -> None:
     summary = ShardedDatasetInfo(tmp_path / "d").get_summary()
     assert {key: summary[key] for key in made} == made
     assert summary["shard_dir"] == str(tmp_path / "d")
+    assert repr(ShardedDatasetInfo(tmp_path / "d")) == f"ShardedDatasetInfo('{tmp_path / 'd'}', samples=5, shards=3)"
     assert summary["total_bytes"] == sum(path.stat().st_size for path in (tmp_path / "d").glob("*.tar"))
 
 

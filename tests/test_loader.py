@@ -505,6 +505,15 @@ def test_states_of_something_else_are_refused(dataset: Datasets, tmp_path: Path)
     assert loader.state_dict() == good  # a refused state changes nothing
 
 
+def test_a_loader_shows_where_it_is(dataset: Datasets) -> None:
+    where, loader = dataset(), plain(dataset(), batch_size=5)
+    next(iter(loader))
+    assert repr(loader) == (f"WebDatasetDataLoader('{where}', samples=24, batch_size=5, steps=5, epoch=0, position=5)")
+    loader.set_epoch(2)
+    assert repr(loader.map(len)).endswith("epoch=2, position=0)")
+    assert repr(WebDatasetLoader(where, select=SELECTED)).startswith(f"WebDatasetLoader('{where}', samples=16, ")
+
+
 def test_a_bare_place_is_a_state(dataset: Datasets) -> None:
     loader = plain(dataset("unequal"), shuffle=False)
     for place, first in (((1, 3), 4), ((1, 9), 10), ((0, 0), 0), ((4, 5), 24)):
