@@ -413,11 +413,13 @@ def create_webdataset_dataloader(
 ) -> WebDatasetDataLoader:
     """Batches of a dataset, in a reproducible order, resumable after any of them.
 
-    A batch is a dict: field → tensor of shape (B, …), ``metadata`` → B dicts, ``__key__`` → B strings. The sequence of
-    samples depends on dataset, selection, seed, epoch, shuffle, `buffer_size` and `block_size` only. With several
-    ranks all get the same number of batches; at the end of an epoch what remains is dealt evenly. Only when fewer
-    samples than ranks remain, some ranks get one again, and that batch has ``__mask__``, False for it; likewise with
-    several ranks a batch of which `handler` has skipped every sample.
+    A batch is a dict: field → tensor of shape (B, …), ``metadata`` → B dicts, ``__key__`` → B strings. A field that
+    some samples lack is a list with None for these, also where a whole batch lacks it (known from the manifest or
+    `modalities`); `transform` gets samples without it, and what it leaves out of a whole batch is not there. The
+    sequence of samples depends on dataset, selection, seed, epoch, shuffle, `buffer_size` and `block_size` only. With
+    several ranks all get the same number of batches; at the end of an epoch what remains is dealt evenly. Only when
+    fewer samples than ranks remain, some ranks get one again, and that batch has ``__mask__``, False for it; likewise
+    with several ranks a batch of which `handler` has skipped every sample.
 
     Args:
         shard_dir, shard_pattern, shuffle, buffer_size, seed, modalities, select, transform, handler, rank, world_size,

@@ -47,6 +47,11 @@ class MapStyleReader:
         return type(self.dataset).__name__
 
     @property
+    def fields(self) -> Sequence[str]:
+        """None that every item must have."""
+        return ()
+
+    @property
     def sample_bytes(self) -> None:
         """Unknown: a dataset's items may be any work."""
         return None

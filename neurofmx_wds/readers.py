@@ -28,7 +28,7 @@ from .collate import MetadataList, stack
 from .crc import LET_OTHERS_RUN, crc32_of
 from .errors import NeurofmxError, ShardError, shown, there_are
 from .fields import Buffer
-from .index import Column
+from .index import Column, ShardIndex
 from .memory import BatchMemory, Memory, Rows
 from .mounts import is_local
 from .shards import ShardSet
@@ -37,6 +37,7 @@ IOMode = Literal["auto", "mmap", "pread"]
 Handler = Callable[[Exception], bool]
 _OPEN_BYTES = 512 << 20
 _PIECE = 1 << 20  # bytes whose checksum is taken at once, where they are read for it
+_IS_STORED = {"dtype", "format"}  # what a manifest says of a field that samples have, not only somebody's words on it
 _RESTORE = "restore the shard from a copy, make it again with `convert --repair`, or skip the sample with handler="
 
 
@@ -82,7 +83,7 @@ class _OpenShard:
         records: for each sample where its fields' data begin, its key and its metadata: one look gives all.
     """
 
-    def __init__(self, shards: ShardSet, i: int, names: Sequence[str] | None, mapped: bool, checksums: bool) -> None:
+    def __init__(self, shards: ShardSet, i: int, names: Iterable[str], mapped: bool, checksums: bool) -> None:
         self.index = shards.index(i)
         self.path = shards.paths[i]
         stream = shards.open(i)
@@ -93,8 +94,7 @@ class _OpenShard:
         if mapped:
             with stream:
                 self.source = memoryview(mmap.mmap(stream.fileno(), self.index.tar_size, access=mmap.ACCESS_READ))
-        columns = self.index.columns
-        here = [(name, columns.get(name)) for name in (columns if names is None else names) if name != "metadata"]
+        here = _columns(self.index, names)
         self.signature = _same(tuple((name, *_plain_array(column)) for name, column in here))
         starts = [column.data_starts if column else [-1] * self.index.n_samples for _, column in here]
         self.records = list(zip(*starts, self.index.sample_keys, self.index.sample_metadata, strict=True))
@@ -159,6 +159,12 @@ class _OpenShard:
             )
 
 
+def _columns(index: ShardIndex, names: Iterable[str]) -> list[tuple[str, Column | None]]:
+    """The fields with these names; None for what only other shards have. What is in several columns is left out."""
+    held = {fields.field_of(suffix) for suffix in index.suffixes} - set(index.columns) | {"metadata"}
+    return [(name, index.columns.get(name)) for name in names if name not in held]
+
+
 _Signature = tuple[tuple[str, torch.dtype | None, tuple[int, ...]], ...]
 
 
@@ -191,6 +197,9 @@ class ShardReader:
         checksums: compare a sample's payloads with the checksums in its shard's index: plain arrays when the sample is
             read first, all others whenever they are decoded. None: where the index has them; True: it must.
 
+    Attributes:
+        fields: those asked for, else those that the manifest says the samples have: every batch has them.
+
     Raises:
         ValueError: a bad `io`, or a modality that no shard has.
     """
@@ -209,6 +218,9 @@ class ShardReader:
         self.shards = shards
         wanted = [modalities] if isinstance(modalities, str) else modalities
         self.modalities = None if wanted is None else tuple(wanted)
+        manifest = shards.manifest
+        stored = [name for name, about in manifest.modalities.items() if _IS_STORED & set(about)] if manifest else []
+        self.fields = [name for name in (stored if wanted is None else wanted) if name != "metadata"]
         self.io = io
         self.max_open = max_open or max(16, min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
         self._mapped = io == "mmap" or (io == "auto" and all(map(is_local, {path.parent for path in shards.paths})))
@@ -281,7 +293,9 @@ class ShardReader:
             shard = self._open.get(i)
             if shard is not None:  # another thread was faster
                 return shard
-            shard = _OpenShard(self.shards, i, self.modalities, self._mapped, self._checksums is not False)
+            here = self.shards.index(i).columns if self.modalities is None else ()
+            names = dict.fromkeys([*here, *self.fields])
+            shard = _OpenShard(self.shards, i, names, self._mapped, self._checksums is not False)
             if self._checksums and not shard.index.has_checksums:
                 remedy = "run `python -m neurofmx_wds index` on the directory"
                 raise ShardError("the index has no checksums", file=shard.path, remedy=remedy)
@@ -300,6 +314,7 @@ class ShardReader:
 
         Returns:
             field → tensor of shape (B, …) or list; ``metadata``: decoded when asked for; ``__key__``: list of B str.
+            Each of `fields` is there: a list of None where no sample has it.
 
         Raises:
             ShardError: a shard is missing or damaged.
@@ -326,8 +341,6 @@ class ShardReader:
                 batch[name] = self._decoded(name, shards, rows)
         if any(shard.to_check for shard in opened.values()):  # only now: copying has brought the bytes from the disk
             self._check(opened, where, rows)
-        if any(value is None for value in batch.values()):  # fields that other samples of these shards have
-            batch = {name: value for name, value in batch.items() if value is not None}
         batch["metadata"] = MetadataList(metadata if all(metadata) else self._metadata(metadata, shards, rows))
         batch["__key__"] = list(keys)
         return batch
@@ -358,7 +371,7 @@ class ShardReader:
 
     def _decoded(self, name: str, shards: Sequence[_OpenShard], rows: Sequence[int]) -> Any:
         values = [shard.decode(name, row, self._copy) for shard, row in zip(shards, rows, strict=True)]
-        return None if all(value is None for value in values) else stack(values)
+        return stack(values)
 
     def read_samples(self, ids: np.ndarray) -> list[dict[str, Any]]:
         """The samples with these ids, each a dict of writable numpy arrays, ``metadata`` and ``__key__``.

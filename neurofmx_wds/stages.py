@@ -138,6 +138,10 @@ class Reader(Protocol):
         """Where the samples are, for people."""
 
     @property
+    def fields(self) -> Sequence[str]:
+        """Fields that every batch has, if only as a list of None."""
+
+    @property
     def sample_bytes(self) -> int | None:
         """About how many bytes are copied for a sample; None where reading one is more than copying."""
 
@@ -288,13 +292,16 @@ class Fetcher:
         if self.collate_fn is None:
             return samples
         try:
-            return self.collate_fn(samples)
+            batch = self.collate_fn(samples)
         except Exception as error:
             # Only now: a user's own collate_fn may take what is no dict.
             for sample_id, sample in zip(ids, samples, strict=True):
                 if not isinstance(sample, Mapping):
                     raise self._wrong_return("transform", "sample", sample, sample_id) from error
             raise
+        if self.transform is None and getattr(self.collate_fn, "func", None) is collate_webdataset:  # as in read_batch
+            batch = {**{name: [None] * len(samples) for name in self.reader.fields}, **batch}
+        return batch
 
     def _samples(self, ids: np.ndarray, rngs: SampleRngs) -> list[Any]:
         samples = self.reader.read_samples(ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import multiprocessing
 import os
@@ -25,6 +26,7 @@ from values import JSON, PLAIN_DTYPES, SHAPES, TEXT_DTYPES, VALUES, native_order
 from webdataset import ignore_and_continue
 
 from neurofmx_wds import WebDatasetLoader, WebDatasetWriter, collate_webdataset, create_webdataset_dataloader, readers
+from neurofmx_wds.convert.merge import merge
 from neurofmx_wds.crc import crc32_of
 from neurofmx_wds.errors import NeurofmxError, ShardError, ShardIndexError
 from neurofmx_wds.index import ShardIndex
@@ -88,7 +90,8 @@ def test_a_batch_is_its_samples_collated_is_what_the_official_library_decodes(
                 shards, modalities, None if selected is None else np.array(selected), io=io, max_open=1
             )
             batch, samples = reader.read_batch(ids), reader.read_samples(ids)
-            assert same_batch(batch, collate_webdataset(samples))
+            lacking = {name: [None] * len(ids) for name in reader.fields}
+            assert same_batch(batch, {**lacking, **collate_webdataset(samples)})
             for sample, i in zip(samples, ids, strict=True):
                 expected = truth[i if selected is None else selected[i]]
                 names = {name.rpartition(".")[0] or name: name for name in expected}
@@ -251,6 +254,59 @@ def test_only_the_modalities_asked_for_are_touched(tmp_path: Path) -> None:
         assert batch.keys() == {"x", "metadata", "__key__"} and batch["x"].tolist() == [[0, 1, 2]]
     with pytest.raises(NeurofmxError):
         ShardReader(open_shards(tmp_path / "d")).read_batch(np.array([0]))
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """16 samples in 4 shards: `y` in those of the second shard and in 13, `z` in two shapes; `w` is only spoken of."""
+    with WebDatasetWriter(tmp_path / "d", shard_size=4, modalities={"w": {"unit": "V"}}) as writer:
+        for i in range(16):
+            here = {"y": np.full(2, i, "float32")} if i // 4 == 1 or i == 13 else {}
+            writer.write_sample({"x": np.full(3, i), "z": np.zeros(1 + i % 2), **here}, metadata={"i": i})
+    return tmp_path / "d"
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("pad", [{}, {"collate_fn": functools.partial(collate_webdataset, pad_value=0)}])
+@pytest.mark.parametrize(
+    ("modalities", "names"), [(None, {"x", "y", "z"}), (["x", "y", "metadata"], {"x", "y"}), ("y", {"y"})], ids=repr
+)
+def test_a_field_that_a_whole_batch_lacks_is_there(
+    mixed: Path, modalities: Any, names: set[str], pad: dict[str, Any], num_workers: int
+) -> None:
+    options: dict[str, Any] = {"batch_size": 2, "num_workers": num_workers, "modalities": modalities, **pad}
+    for shuffle in (False, True):
+        for batch in create_webdataset_dataloader(mixed, shuffle=shuffle, **options):
+            numbers = [about["i"] for about in batch["metadata"]]
+            assert batch.keys() - {"z_lengths"} == {*names, "metadata", "__key__"}
+            values = [None if i // 4 != 1 and i != 13 else [i, i] for i in numbers]
+            assert isinstance(batch["y"], list) == (None in values)
+            assert [None if value is None else value.tolist() for value in batch["y"]] == values
+    few = create_webdataset_dataloader(mixed, select={"i": [0, 1]}, batch_transform=dict, **options)
+    assert next(iter(few))["y"] == [None, None]
+
+
+def test_samples_have_no_field_that_they_lack(mixed: Path) -> None:
+    """Nor has a batch made of them by the user's functions any that these do not give it."""
+    reader = ShardReader(open_shards(mixed))
+    assert ["y" in sample for sample in reader.read_samples(np.arange(12, 16))] == [False, True, False, False]
+    options: dict[str, Any] = {"num_workers": 0, "shuffle": False, "batch_size": 4}
+    first = next(iter(create_webdataset_dataloader(mixed, transform=dict, **options)))
+    assert first.keys() == {"x", "z", "metadata", "__key__"}
+    (mixed / "dataset_metadata.json").unlink()
+    assert next(iter(create_webdataset_dataloader(mixed, **options))).keys() == first.keys()
+    assert next(iter(create_webdataset_dataloader(mixed, modalities="y", **options)))["y"] == [None] * 4
+
+
+def test_a_name_that_several_columns_share_is_not_lacking(tmp_path: Path) -> None:
+    """A manifest tells of `x`, where the samples have `x.json` and `x.npy`."""
+    (tmp_path / "foreign").mkdir()
+    with wds.TarWriter(str(tmp_path / "foreign" / "shard_0.tar")) as tar:
+        tar.write({"__key__": "k", "x.json": {"a": 1}, "x.npy": np.zeros(2)})
+    assert [*merge([tmp_path / "foreign"], tmp_path / "d")["modalities"]] == ["x"]
+    for modalities in (None, "x"):
+        batch = ShardReader(open_shards(tmp_path / "d"), modalities).read_batch(np.array([0]))
+        assert "x" not in batch and ("x.npy" in batch) == (modalities is None)
 
 
 def test_few_open_shards_serve_many(dataset: Path) -> None:
