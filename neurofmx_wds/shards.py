@@ -215,7 +215,8 @@ def _from_manifest(directory: Path, shard_pattern: str, cache: ShardCache) -> Sh
 
 
 def _no_shards(directory: Path, shard_pattern: str) -> ShardError:
-    if directory.with_name(f".{directory.name}.partial").exists():
+    place = Path(os.path.abspath(directory))  # "." has no name
+    if (place.parent / f".{place.name}.partial").exists():
         return ShardError("the dataset is not finished yet", file=directory, remedy="wait, or run the conversion again")
     return ShardError(f"no shards match {shard_pattern!r}", file=directory, remedy=_perhaps_meant(directory))
 

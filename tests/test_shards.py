@@ -90,7 +90,7 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         open_shards(d, shard_pattern="x*.tar")
 
 
-def test_what_was_perhaps_meant_is_said(tmp_path: Path) -> None:
+def test_what_was_perhaps_meant_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sets = [make(tmp_path / "sets" / name) for name in ("train", "val")]
     for spec in (sets, [str(sets[0])], str(tmp_path / "sets" / "{train,val}"), str(tmp_path / "sets" / "*")):
         with pytest.raises(ShardError, match="give the directory alone.*merge") as caught:
@@ -105,6 +105,9 @@ def test_what_was_perhaps_meant_is_said(tmp_path: Path) -> None:
             open_shards(tmp_path / "raw" / name)
     with pytest.raises(ShardError, match=r"a\.npy is no shard: it is to be converted first"):
         open_shards(tmp_path / "raw")
+    monkeypatch.chdir(tmp_path / "sets")
+    with pytest.raises(ShardError, match="give one of train, val"):
+        open_shards(".")
 
 
 @pytest.mark.parametrize("ending", ["tar", "tar.gz", "tgz"])
