@@ -11,6 +11,7 @@ import errno
 import fcntl
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +68,17 @@ def _open_alone(path: Path) -> int:
         os.close(fd)  # the one who had it has put it in its place or removed it
 
 
+def refuse_url(output: str | os.PathLike[str]) -> None:
+    """Refuse a place to write to that is a URL: taken for a path it would be a directory named after the scheme.
+
+    Raises:
+        OutputError: it is one.
+    """
+    if re.match(r"[A-Za-z][\w+.:-]*:/", os.fspath(output)):  # one slash: a URL that has gone through pathlib
+        remedy = "write to a local directory, and copy that there when it is finished"
+        raise OutputError("nothing is written to a URL", file=output, remedy=remedy)
+
+
 class StagedDirectory:
     """A directory that is filled beside its final place and put there in one rename.
 
@@ -78,17 +90,18 @@ class StagedDirectory:
         overwrite: whether an existing, non-empty `target` may be replaced.
 
     Raises:
-        OutputError: `target` is a file, is not empty and `overwrite` is false, is being written by another run, or
-            cannot be replaced because it is a mount point or holds the current directory.
+        OutputError: `target` is a URL or a file, is not empty and `overwrite` is false, is being written by another
+            run, or cannot be replaced because it is a mount point or holds the current directory.
     """
 
     _lock_kind = fcntl.LOCK_EX
     _other = "another run"
 
     def __init__(self, target: str | os.PathLike[str], overwrite: bool = False) -> None:
+        refuse_url(target)
         self.target = Path(os.path.realpath(target))  # a rename would replace a symbolic link, not what it names
         self.overwrite = overwrite
-        self._check_target()
+        self._check_target()  # what has a parent and a name, unlike the root, is no mount point
         self.path = self.target.with_name(f".{self.target.name}.partial")
         self._pid = os.getpid()
         self._lock = self._create_and_lock()

@@ -197,12 +197,14 @@ def _validate(conversion: Any, directory: str, workers: int) -> list[Any]:
 
 
 def _dry_run(options: argparse.Namespace, files: Any, config: Any, storage: Any, pool: Any) -> int:
+    from .atomic import refuse_url
     from .convert.estimate import estimate
     from .convert.plan import ConversionPlan
     from .convert.run import look_at, working
     from .convert.split import split
     from .info import human_size
 
+    refuse_url(options.output)
     with working(**pool) as apply:
         plan = ConversionPlan(look_at(files, config, apply, True), config, **storage)
         plans = split(plan, options.split, options.split_by, apply) if options.split else {"": plan}

@@ -12,7 +12,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from .atomic import write_atomic
+from .atomic import refuse_url, write_atomic
 from .cache import is_compressed
 from .errors import GroupError, OutputError, ShardError
 from .groups import linked_group
@@ -51,6 +51,7 @@ def export(
         GroupError: the dataset is a group of another, made by ``convert --link-group``.
         OutputError: a file cannot be written.
     """
+    refuse_url(output_dir or "")
     shards = open_shards(shard_dir)
     if linked_group(shards.manifest) is not None:
         problem = "a group's shards hold other samples too, and wids and DALI know no groups"

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .atomic import locked_file
+from .atomic import locked_file, refuse_url
 from .errors import ManifestError, OutputError, SourceError
 from .fields import Stored, field_of
 from .manifest import Manifest
@@ -37,6 +37,7 @@ def pack_files(
         SourceError: a file is missing, or two names give one key.
         OutputError: `target` holds something else, or cannot be written.
     """
+    refuse_url(target)
     samples = {name.replace(".", "-"): [directory / f"{name}.{suffix}" for suffix in suffixes] for name in names}
     if len(samples) < len(names):
         problem = f"{len(names)} names give only {len(samples)} keys, with '-' for every dot"

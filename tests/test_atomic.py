@@ -306,7 +306,8 @@ def test_a_lasting_child_does_not_keep_the_lock(tmp_path: Path) -> None:
 
 def test_places_that_cannot_be_written_are_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    for place in (tmp_path / "file", tmp_path / "file" / "d", Path("/proc/d"), Path("/proc"), tmp_path / ("d" * 250)):
+    longest = tmp_path / ("d" * 250)
+    for place in (tmp_path / "file", tmp_path / "file" / "d", Path("/proc/d"), Path("/proc"), Path("/"), longest):
         with pytest.raises(OutputError) as caught:
             WebDatasetWriter(place, overwrite=True)
         assert caught.value.file and caught.value.remedy

@@ -19,7 +19,10 @@ import numpy as np
 import pytest
 from recordings import make_recording
 
+from neurofmx_wds import NWBToWebDatasetConverter, WebDatasetWriter, create_shards_from_arrays
 from neurofmx_wds.cli import main
+from neurofmx_wds.convert.link import link_group
+from neurofmx_wds.errors import OutputError
 from neurofmx_wds.manifest import Manifest
 
 MODULE = [sys.executable, "-m", "neurofmx_wds"]
@@ -122,6 +125,39 @@ def test_a_bad_file_is_named_in_the_end_with_status_1_and_the_rest_is_done(
     ]
     assert "Traceback" not in told.err
     assert Manifest.load(tmp_path / "out").total_samples == 10
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/shards", "S3://bucket", "https://host:8080/a", "simplecache::s3://b/x"])
+def test_nothing_is_written_to_a_url(
+    url: str, npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = str(tmp_path / "data")
+    assert main(["convert", "-i", str(npz), "-o", data]) == 0
+    Path(data, "groups.json").write_text('{"data": {"few": ["1"]}}')
+    place = tmp_path / "here"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    capsys.readouterr()
+    convert = ["convert", "-i", str(npz), "-o", url]
+    split = [*convert, "--split", "train=0.5,val=0.5"]
+    for command in (
+        *(convert, [*convert, "--dry-run"], [*convert, "--append"], [*convert, "--repair"], [*convert, "--overwrite"]),
+        *(split, [*split, "--append"], [*convert, "--task", "0", "--tasks", "2"]),
+        *(["merge", data, "-o", url], ["export", data, "-o", url], ["demo", "--output", url]),
+    ):
+        assert main(command) == 1, command
+        told = capsys.readouterr().err
+        assert "nothing is written to a URL" in told and "copy" in told and told.count("\n") == 1
+    for write in (
+        lambda: WebDatasetWriter(url),
+        lambda: WebDatasetWriter(Path(url)),
+        lambda: create_shards_from_arrays(url, {"x": np.zeros(3)}),
+        lambda: NWBToWebDatasetConverter(url),
+        lambda: link_group(data, url, "few"),
+    ):
+        with pytest.raises(OutputError, match="nothing is written to a URL"):
+            write()
+    assert not list(place.iterdir())
 
 
 def test_errors_are_one_line_and_debug_shows_where(

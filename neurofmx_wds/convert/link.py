@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..atomic import refuse_url
 from ..errors import GroupError, OutputError
 from ..groups import Group, Groups, linked_group
 from ..index import index_path
@@ -57,6 +58,7 @@ def link_group(
         FileNotFoundError, ShardError, ManifestError: the dataset cannot be opened.
         OutputError: the output is not empty, or cannot be written.
     """
+    refuse_url(output_dir)
     directory = Path(dataset_dir)
     shards = open_shards(directory, shard_pattern="*.tar*")
     if linked_group(shards.manifest) is not None:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..atomic import StagedDirectory, fsync_path
+from ..atomic import StagedDirectory, fsync_path, refuse_url
 from ..errors import ManifestError, OutputError, ShardError, SourceError
 from ..groups import linked_group
 from ..index import ShardIndex, index_path, modalities_of
@@ -88,6 +88,7 @@ def what_is_there(dataset_dir: str | os.PathLike[str], plan: ConversionPlan) -> 
         OutputError: there is no such dataset, or it was made with other settings.
         ManifestError: its manifest is damaged.
     """
+    refuse_url(dataset_dir)
     if not (Path(dataset_dir) / MANIFEST_NAME).is_file():
         raise OutputError("there is no dataset to append to", file=dataset_dir, remedy="convert without --append")
     old = Manifest.load(Path(dataset_dir))

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..atomic import fsync_path
+from ..atomic import fsync_path, refuse_url
 from ..errors import OutputError, ShardError, SourceError
 from ..index import ShardIndex, file_sha256, index_path
 from ..manifest import MANIFEST_NAME, Manifest, ShardRecord
@@ -63,6 +63,7 @@ def repair(
     """
     config = config or SourceConfig()
     plan = ConversionPlan((), config, **storage)
+    refuse_url(dataset_dir)
     if not (Path(dataset_dir) / MANIFEST_NAME).is_file():
         raise OutputError("there is no dataset to repair", file=dataset_dir, remedy="convert without --repair")
     with (

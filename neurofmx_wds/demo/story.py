@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from .. import NWBToWebDatasetConverter
+from ..atomic import refuse_url
 from ..errors import NeurofmxError, OutputError
 from .heldout import decode
 from .recording import ARENA_M, simulate, write_nwb
@@ -94,6 +95,7 @@ def run(
 def _make_room(output: Path) -> None:
     if output.exists() and not (output / RECORDING).exists() and (not output.is_dir() or any(output.iterdir())):
         raise OutputError("is in use, and not by an earlier demo", file=output, remedy="choose another --output")
+    refuse_url(output)
     output.mkdir(parents=True, exist_ok=True)
     for made in (TRAINING, HELD_OUT, INTERRUPTED, UNINTERRUPTED):
         shutil.rmtree(output / made, ignore_errors=True)
