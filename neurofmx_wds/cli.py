@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from .convert.sources import SourceConfig
 from .errors import NeurofmxError, without_secrets
-from .options import EXAMPLES, add_options, check_ways, files_meant, positive
+from .options import EXAMPLES, add_options, check_files, check_ways, files_meant, positive
 from .processes import do_without
 from .version import __version__
 
@@ -133,14 +133,18 @@ def _convert(options: argparse.Namespace) -> int:
     given = vars(options)
     storage = {name: given[name] for name in ("shard_size", "compression", "key_prefix")}
     try:
+        check_ways(options)
         config = SourceConfig(**{f.name: given[f.name] for f in fields(SourceConfig) if f.name in given})
         ConversionPlan((), config, **storage)
-        check_ways(options)
     except ValueError as error:
         _refuse(options, error)
     if options.link_group:
         return _link_group(options)
     files = files_meant(options.input, options.format)
+    try:
+        check_files(options, files)
+    except ValueError as error:
+        _refuse(options, error)
     with dask_executor(options.dask) if options.dask else contextlib.nullcontext() as executor:
         pool = {"workers": options.workers, "executor": executor}
         if options.dry_run:
@@ -184,7 +188,7 @@ def _carry_out(options: argparse.Namespace, files: Any, config: Any, storage: An
     how |= {} if options.append else {"overwrite": options.overwrite}
     if options.split:
         grow = append_split if options.append else convert_split
-        made = grow(files, options.output, options.split, options.split_by, config, **how)
+        made = grow(files, options.output, options.split, options.split_by or "session", config, **how)
         return {os.path.join(options.output, name): conversion for name, conversion in made.items()}
     return {options.output: convert(files, options.output, config, **how)}
 
@@ -207,7 +211,7 @@ def _dry_run(options: argparse.Namespace, files: Any, config: Any, storage: Any,
     refuse_url(options.output)
     with working(**pool) as apply:
         plan = ConversionPlan(look_at(files, config, apply, True), config, **storage)
-        plans = split(plan, options.split, options.split_by, apply) if options.split else {"": plan}
+        plans = split(plan, options.split, options.split_by or "session", apply) if options.split else {"": plan}
         for name, part in plans.items():
             found = estimate(part, apply)
             print(f"{os.path.join(options.output, name)}: nothing is written; it would get")
@@ -253,7 +257,7 @@ def _say_failures(failures: Sequence[Exception], total: int) -> None:
 def _refuse(options: argparse.Namespace, error: ValueError) -> NoReturn:
     """Wrong usage: the message begins with the setting's name, which is the option's."""
     name = re.sub(r"^\w+", lambda found: "--" + found[0].replace("_", "-"), str(error))
-    options.usage_error(re.sub(r"^--(interval|before|after)(s|-s)", r"--\1", name))
+    options.usage_error(re.sub(r"^--(interval|before|after)(s|-s)\b", r"--\1", name))
     raise AssertionError  # argparse has left
 
 

@@ -22,7 +22,9 @@ from .convert.sources import (
     SPIKE_FORMATS,
     SUBSETS,
     SourceConfig,
+    format_of,
 )
+from .errors import SourceError
 
 EXAMPLES = """\
 examples:
@@ -86,11 +88,11 @@ def add_options(command: argparse.ArgumentParser) -> None:
         metavar="MS",
         help="bin width, such as 20 or 100/3 (10)",
     )
-    add("--sequence-length", type=int, default=default.sequence_length, metavar="N", help="bins in a window (100)")
+    add("--sequence-length", type=int, default=argparse.SUPPRESS, metavar="N", help="bins in a window (100)")
     add(
         "--overlap",
         type=float,
-        default=default.overlap,
+        default=argparse.SUPPRESS,
         metavar="O",
         help="share of neighbouring windows, [0, 1) (0.5)",
     )
@@ -120,9 +122,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("windows around events")
     add = group.add_argument
     add("--align", metavar="TABLE", help="one window for each row of a table of intervals, such as trials")
-    add("--event", default=default.event, metavar="COLUMN", help="its column of times to align to (start_time)")
-    add("--before", dest="before_s", default=default.before_s, metavar="S", help="seconds before the event (0)")
-    add("--after", dest="after_s", default=default.after_s, metavar="S", help="seconds after it (1)")
+    add("--event", default=argparse.SUPPRESS, metavar="COLUMN", help="its column of times to align to (start_time)")
+    add("--before", dest="before_s", default=argparse.SUPPRESS, metavar="S", help="seconds before the event (0)")
+    add("--after", dest="after_s", default=argparse.SUPPRESS, metavar="S", help="seconds after it (1)")
 
     group = command.add_argument_group("arrays")
     add = group.add_argument
@@ -170,7 +172,6 @@ def _add_ways(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--split-by",
         choices=("session", "subject", "time"),
-        default="session",
         help="what stays in one dataset; time: contiguous blocks with a window left out between them (session)",
     )
     one.add_argument(
@@ -210,10 +211,43 @@ def check_ways(options: argparse.Namespace) -> None:
         raise ValueError("groups: goes together with --link-group")
     if options.split and (options.task is not None or options.repair or options.link_group):
         raise ValueError("split: not together with --task, --repair or --link-group")
+    if options.split_by and not options.split:
+        raise ValueError("split_by: goes together with --split")
+    for name in ("event", "before_s", "after_s"):
+        if name in options and not options.align:
+            raise ValueError(f"{name}: goes together with --align")
+    for name in ("sequence_length", "overlap"):
+        if options.align and name in options:
+            raise ValueError(f"{name}: not together with --align, which makes one window for each event")
     if options.split:
         from .convert.split import check_shares
 
         check_shares(options.split)
+
+
+def check_files(options: argparse.Namespace, files: Sequence[str]) -> None:
+    """Refuse options that none of the files can heed; a file whose kind cannot be told may be any.
+
+    Raises:
+        ValueError: naming one of them.
+    """
+    kinds = {_kind_of(path) if options.format == "auto" else options.format for path in files}
+    for name, heeding, what in (
+        ("rate", ("npz", "npy"), "an array file"),
+        ("timestamps", ("npz", "npy"), "an array file"),
+        ("align", ("nwb",), "an NWB recording"),
+    ):
+        if vars(options)[name] is not None and not kinds & {"", *heeding}:
+            raise ValueError(f"{name}: goes together with {what}, and none is given")
+
+
+def _kind_of(path: str) -> str:
+    if is_zarr(path):
+        return "nwb"
+    try:
+        return format_of(path)
+    except SourceError:
+        return ""
 
 
 def files_meant(given: Sequence[str], kind: str) -> list[str]:

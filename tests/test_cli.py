@@ -82,6 +82,17 @@ def test_options_reach_the_dataset(tmp_path: Path, capsys: pytest.CaptureFixture
         (["--interval", "3", "1"], "--interval"),
         (["--modalities", "spikes,spikes"], "--modalities"),
         (["--nonsense"], "--nonsense"),
+        (["--before", "0.5"], "--before: goes together with --align"),
+        (["--after", "1"], "--after: goes together with --align"),
+        (["--event", "start_time"], "--event: goes together with --align"),
+        (["--align", "trials", "--sequence-length", "100"], "--sequence-length: not together with --align"),
+        (["--align", "trials", "--overlap", "0.25"], "--overlap: not together with --align"),
+        (["--align", "trials", "--before", "-1"], "--before='-1': windows must begin before they end, 1.0 s after"),
+        (["--align", "trials", "--before", "0.5", "--after", "-0.5"], "--after='-0.5': windows must end after they"),
+        (["--align", "trials"], "--align: goes together with an NWB recording"),
+        (["--format", "nwb", "--rate", "10"], "--rate: goes together with an array file"),
+        (["--format", "files", "--timestamps", "t"], "--timestamps: goes together with an array file"),
+        (["--split-by", "session"], "--split-by: goes together with --split"),
     ],
 )
 def test_wrong_usage_is_status_2_and_names_the_option(
@@ -92,6 +103,20 @@ def test_wrong_usage_is_status_2_and_names_the_option(
     assert left.value.code == 2
     assert told in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("options", [["--rate", "100"], ["--align", "trials"]])
+def test_an_option_that_one_of_the_files_heeds_is_no_wrong_usage(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((300, 2)))
+    make_recording(tmp_path / "b.nwb", trials=3)
+    (tmp_path / "b.nwb").rename(tmp_path / "b")  # known by its first bytes
+    files = [str(tmp_path / "a.npy"), str(tmp_path / "b")]
+    main(["convert", "-i", *files, "-o", str(tmp_path / "out"), *options])
+    assert "usage" not in capsys.readouterr().err
+    missing = ["convert", "-i", str(tmp_path / "none"), "-o", str(tmp_path / "other"), *options]
+    assert main(missing) == 1 and "No such file" in capsys.readouterr().err
 
 
 def test_files_are_found_by_patterns_and_in_directories_each_once(npz: Path, tmp_path: Path) -> None:

@@ -196,11 +196,15 @@ def test_what_cannot_be_aligned_to_is_named_with_what_can(recorded: Path) -> Non
     for wrong, name in (
         ({"before_s": 0.005}, "before_s"),
         ({"after_s": "soon"}, "after_s"),
-        ({"before_s": -1, "after_s": 1}, "after_s"),
+        ({"before_s": -1, "after_s": 1}, "before_s"),
+        ({"before_s": 0.5, "after_s": -0.5}, "after_s"),
         ({"origin_ns": 5}, "origin_ns"),
     ):
         with pytest.raises(ValueError, match=f"^{name}="):
             SourceConfig(align="trials", **wrong)
+    for unheeded in ({"before_s": 0.5}, {"after_s": 2}, {"event": "cue"}):
+        with pytest.raises(ValueError, match=f"^{next(iter(unheeded))}=.*goes together with align"):
+            SourceConfig(**unheeded)
     made = SourceConfig(align="trials", before_s="1/2", after_s=0.3, bin_size_ms=20)
     assert made.sequence_length == 40 and SourceConfig(**json.loads(json.dumps(made.to_json()))) == made
 

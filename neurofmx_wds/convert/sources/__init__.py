@@ -158,6 +158,13 @@ class SourceConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r}: {rule}")
         if self.align is not None:
             self._check_aligned()
+        else:
+            self._check_not_aligned()
+
+    def _check_not_aligned(self) -> None:
+        for each in fields(self):
+            if each.name in ("event", "before_s", "after_s") and getattr(self, each.name) != each.default:
+                raise ValueError(f"{each.name}={getattr(self, each.name)!r}: goes together with align")
 
     def _check_aligned(self) -> None:
         if self.origin_ns:
@@ -166,7 +173,11 @@ class SourceConfig:
             if not self._whole_bins(getattr(self, name)):
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be seconds that make a whole number of bins")
         if self.bins_before + self.bins_after < 1:
-            raise ValueError(f"after_s={self.after_s!r}: windows must end after they begin")
+            if self.bins_before < 0:
+                told = f"windows must begin before they end, {self.after_s} s after the event"
+                raise ValueError(f"before_s={self.before_s!r}: {told}")
+            told = f"windows must end after they begin, {self.before_s} s before the event"
+            raise ValueError(f"after_s={self.after_s!r}: {told}")
         object.__setattr__(self, "sequence_length", self.bins_before + self.bins_after)
 
     def _whole_bins(self, seconds: float | str | Fraction) -> bool:
@@ -283,7 +294,7 @@ def open_source(path: str | os.PathLike[str], config: SourceConfig) -> Source:
     path = os.fspath(path)
     if is_zarr(path):
         return _open_zarr(path, config)
-    kind = _format_of(path) if config.format == "auto" else config.format
+    kind = format_of(path) if config.format == "auto" else config.format
     if kind == "files":
         from .files import FilesSource
 
@@ -335,7 +346,12 @@ def _open_zarr(path: str, config: SourceConfig) -> Source:
     return source
 
 
-def _format_of(path: str) -> str:
+def format_of(path: str) -> str:
+    """Says which of `FILE_FORMATS` a file has, by its name or else its first bytes.
+
+    Raises:
+        SourceError: it cannot be read, or has none.
+    """
     known = _BY_SUFFIX.get(os.path.splitext(name_of(path))[1].lower())
     if known:
         return known
