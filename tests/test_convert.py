@@ -340,6 +340,15 @@ def test_without_a_good_file_there_is_no_dataset(tmp_path: Path) -> None:
     assert not (tmp_path / ".out.partial").exists()
 
 
+def test_a_converter_whose_only_file_was_refused_says_so(tmp_path: Path) -> None:
+    (tmp_path / "text.npz").write_text("not an archive")
+    with NWBToWebDatasetConverter(tmp_path / "out") as converter:
+        with pytest.raises(SourceError, match="text"):
+            converter.convert_nwb_file(tmp_path / "text.npz")
+        with pytest.raises(SourceError, match=r"^nothing was converted: no file was taken \(.+\)$"):
+            converter.finalize()
+
+
 def test_a_file_that_changes_meanwhile_is_left_out(inputs: list[Path], tmp_path: Path) -> None:
     with NWBToWebDatasetConverter(tmp_path / "out") as converter:
         converter.convert_nwb_files(inputs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import tracemalloc
 from collections.abc import Iterator
 from fractions import Fraction
@@ -20,6 +21,7 @@ from pynwb import behavior as nwb_behavior
 from pynwb.ecephys import ElectricalSeries, SpikeEventSeries
 from recordings import make_recording
 
+from neurofmx_wds.convert.run import convert
 from neurofmx_wds.convert.sources import SourceConfig, open_source
 from neurofmx_wds.errors import SourceError
 from neurofmx_wds.nwb.recording import Recording
@@ -265,6 +267,25 @@ def test_integer_counts_that_overflow_are_an_error(tmp_path: Path, opened: Any) 
     wide = everything(opened(tmp_path / "a.nwb", spike_dtype="uint16"))
     assert {fields["spikes"].dtype.name for fields, _ in wide} == {"uint16"}
     assert max(fields["spikes"].max() for fields, _ in wide) == 300
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"sequence_length": 2000}, r"one takes 20 s; spikes: 9\.9 s, from 0 s to 9\.9 s \(first to last spike.*smaller"),
+        ({"intervals": [(50, 60)]}, "in the intervals given: nothing \\(give intervals"),
+        ({"intervals": [(1, 1.2), (3, 3.3)]}, r"given: 2 pieces of up to 0\.3 s, from 1 s to 3\.3 s \(give intervals"),
+        ({"intervals": [(4, 5)]}, r"intervals given: 1 s, .*; outside invalid_times: 2 pieces of up to 0\.4.*smaller"),
+        ({"time_scale": "1/1000"}, r"spikes: 0\.0099\d* s, .*\(is time_scale 1/1000 right\?"),
+        ({"align": "trials", "before_s": 20}, r"of 2 around trials/start_time: 2 outside the support.*before_s"),
+    ],
+)
+def test_what_keeps_every_window_from_fitting_is_told(options: Any, told: str, tmp_path: Path, opened: Any) -> None:
+    times = [np.arange(0, 9.95, 0.1)]
+    make_recording(tmp_path / "a.nwb", spike_times=times, invalid_times=[(4.4, 4.7)], trials=2)
+    with pytest.raises(SourceError, match=rf"a\.nwb: no window fits: .*{told}"):
+        convert([tmp_path / "a.nwb"], tmp_path / "out", config(**options))
+    assert re.search(told, opened(tmp_path / "a.nwb", **options).describe().report["warnings"][-1])
 
 
 def test_no_room_for_a_window_is_reported(tmp_path: Path, opened: Any) -> None:

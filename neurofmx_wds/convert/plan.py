@@ -333,6 +333,11 @@ def report_of(
     return {**entry.description.report, **about, "fields": own}
 
 
+def why_empty(source: PlannedSource) -> SourceError:
+    """What keeps a source from giving any sample."""
+    return SourceError(source.description.empty or "gives no samples", file=source.file.path)
+
+
 def identity_of(report: Mapping[str, Any]) -> str | None:
     """What a source's content is known by, of a report in a manifest; None where it could not be read."""
     return report.get("sha256") or report.get("version")

@@ -47,6 +47,7 @@ from .plan import (
     plan_source,
     stamp,
     what_went_wrong,
+    why_empty,
 )
 from .sources import Source, SourceConfig
 
@@ -400,15 +401,13 @@ def write_share(
 
 
 def _nothing_to_write(plan: ConversionPlan) -> NothingToWrite:
-    if len(plan.entries) == 1 and plan.failures:
-        [only] = plan.failures
-        return NothingToWrite(only.problem, file=only.file, sample=only.sample, member=only.member, remedy=only.remedy)
-    told = [str(error) for error in plan.failures]
-    told += [f"{source.file.path}: no window fits" for source in plan.sources]
-    return NothingToWrite(
-        "\n  ".join(["nothing was converted:", *told]),
-        remedy="shorter windows (sequence_length) fit shorter recordings" if plan.sources else None,
-    )
+    told = [entry if isinstance(entry, SourceError) else why_empty(entry) for entry in plan.entries]
+    if not told:
+        return NothingToWrite("nothing was converted: no file was taken", remedy="give one that can be read")
+    if len(told) > 1:
+        return NothingToWrite("\n  ".join(["nothing was converted:", *map(str, told)]))
+    [only] = told
+    return NothingToWrite(only.problem, file=only.file, sample=only.sample, member=only.member, remedy=only.remedy)
 
 
 def _write_shards(plan: ConversionPlan, directory: Path, apply: OrderedMap, show_progress: bool) -> None:

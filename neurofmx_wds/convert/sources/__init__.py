@@ -259,11 +259,13 @@ class SourceDescription:
         fields: field → {"dtype", "shape", "unit", "columns", …} of one sample.
         report: the source's entry in the manifest: identity, support, segments, units, series, what was emitted,
             what was dropped, and why.
+        empty: where there are no samples, what keeps them from being there, and what helps.
     """
 
     n_samples: int
     fields: dict[str, dict[str, Any]]
     report: dict[str, Any]
+    empty: str = ""
 
 
 class Source(Protocol):

@@ -220,12 +220,13 @@ class ArraySource:
         fields = {
             name: {"dtype": array.dtype.name, "shape": list(array.shape[1:])} for name, array in self._arrays.items()
         }
+        empty = "" if self._n else "there are no samples in it"
         report = {
             "path": self._name,
             "windows": {"emitted": self._n, "dropped": {}},
-            "warnings": [] if self._n else ["there are no samples in it"],
+            "warnings": [empty] if empty else [],
         }
-        return SourceDescription(self._n, fields, report)
+        return SourceDescription(self._n, fields, report, empty)
 
     def read(self, start: int, stop: int) -> Iterator[tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]]:
         """Gives the rows [start, stop) in order, in native byte order, with metadata ``source`` and ``sample_index``.

@@ -55,6 +55,7 @@ class Plan:
     Attributes:
         modalities: what is converted; the first one's support decides.
         windows: the windows, in segments of whole bins, or each around an event.
+        support: int64 (n, 2), ns, where the first modality is.
         valid: int64 (n, 2), ns, where windows may be.
         rule: how the support was found.
         dropped: windows that there are not, by reason.
@@ -62,6 +63,7 @@ class Plan:
 
     modalities: tuple[str, ...]
     windows: Windows | Aligned
+    support: Int64
     valid: Int64
     rule: str
     dropped: dict[str, int]
@@ -102,8 +104,7 @@ class RecordingSource:
             "in invalid_times": support,
         }
         if self.config.intervals is not None:
-            given, _ = intervals_of(*np.array(self.config.intervals).T.reshape(2, -1))
-            stages["outside the intervals given"] = intersection([support, given])
+            stages["outside the intervals given"] = intersection([support, _intervals_given(self.config)])
         valid = stages["in invalid_times"] = difference(
             stages["outside the intervals given"], self.recording.invalid_times
         )
@@ -117,7 +118,7 @@ class RecordingSource:
             dropped["segment shorter than a window"] = windows.counts().count(0)
         else:
             dropped[f"{self.config.event} is no time"] = self._events[1]
-        return Plan(modalities, windows, valid, rule, {reason: n for reason, n in dropped.items() if n})
+        return Plan(modalities, windows, union([support]), valid, rule, {reason: n for reason, n in dropped.items() if n})
 
     def _windows(self, intervals: Int64) -> Windows | Aligned:
         if self.config.align is not None:
@@ -281,7 +282,28 @@ class RecordingSource:
             SourceError: the file is damaged, or lacks what was asked for.
         """
         fields = self._fields()
-        return SourceDescription(len(self.plan.windows), fields, self._report())
+        empty = "" if len(self.plan.windows) else self._why_empty()
+        return SourceDescription(len(self.plan.windows), fields, self._report(empty), empty)
+
+    def _why_empty(self) -> str:
+        """Says what keeps every window from fitting, and what helps."""
+        plan, config = self.plan, self.config
+        window = f"one takes {float(config.sequence_length * self.grid.width) / NS_PER_S:.9g} s"
+        told = f"no window fits: {window}; {plan.modalities[0]}: {_extent(plan.support)} ({plan.rule})"
+        if config.align is not None:
+            dropped = ", ".join(f"{n} {reason}" for reason, n in plan.dropped.items()) or "none in it"
+            events = f"{len(self._events[0])} around {config.align}/{config.event}: {dropped}"
+            return f"{told}; of {events} (see before_s, after_s and the intervals given)"
+        remedy = "give a smaller sequence_length"
+        if not len(self._windows(plan.support)):
+            scaled = plan.modalities[0] == "spikes" and config.seconds_per_time != 1
+            return f"{told} ({f'is time_scale {config.time_scale} right? else ' if scaled else ''}{remedy})"
+        if config.intervals is not None:
+            left = intersection([plan.support, _intervals_given(config)])
+            told += f"; in the intervals given: {_extent(left)}"
+            if not len(self._windows(left)):
+                return f"{told} (give intervals in which a window fits)"
+        return f"{told}; outside invalid_times: {_extent(plan.valid)} ({remedy})"
 
     def _fields(self) -> dict[str, dict[str, Any]]:
         length = self.config.sequence_length
@@ -348,7 +370,7 @@ class RecordingSource:
             "paths": [each.path for each in series],
         }
 
-    def _report(self) -> dict[str, Any]:
+    def _report(self, empty: str) -> dict[str, Any]:
         plan, recording = self.plan, self.recording
         report: dict[str, Any] = {
             "path": self._name,
@@ -382,8 +404,7 @@ class RecordingSource:
         taken = {s.path for s in self._all_series} | {video.path for video in self._videos.values()}
         report["unused"] = [found.path for found in recording.unused() if found.path not in taken]
         report["intervals"] = {name: len(table.rows) for name, table in recording.intervals.items()}
-        if not len(plan.windows):
-            recording.warn("no window fits: the recording's segments are shorter than sequence_length bins")
+        recording.warn(*filter(None, [empty]))
         report["warnings"] = list(recording.warnings)
         return report
 
@@ -540,6 +561,20 @@ class RecordingSource:
             row = int(windows.rows[index]) if isinstance(windows, Aligned) and aligned else table.at(start)
             metadata |= table.metadata(row)
         return metadata
+
+
+def _intervals_given(config: SourceConfig) -> Int64:
+    given, _ = intervals_of(*np.array(config.intervals).T.reshape(2, -1))
+    return given
+
+
+def _extent(intervals: Int64) -> str:
+    """Says how long some intervals are, and where."""
+    if not len(intervals):
+        return "nothing"
+    start, stop, longest = (ns / NS_PER_S for ns in (intervals[0, 0], intervals[-1, 1], np.diff(intervals).max()))
+    pieces = "" if len(intervals) == 1 else f"{len(intervals)} pieces of up to "
+    return f"{pieces}{longest:.9g} s, from {start:.9g} s to {stop:.9g} s"
 
 
 def _start(grid: Grid, k: int) -> Fraction:

@@ -167,7 +167,8 @@ class SweepSource:
             },
             "warnings": list(self.recording.warnings),
         }
-        return SourceDescription(self._ends[-1], self._fields, report)
+        empty = "" if self._ends[-1] else "no window fits: no sweep is as long (give a smaller sequence_length)"
+        return SourceDescription(self._ends[-1], self._fields, report, empty)
 
     def read(self, start: int, stop: int) -> Iterator[tuple[Fields, dict[str, Any]]]:
         """Gives the windows [start, stop) in order.
