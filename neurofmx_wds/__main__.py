@@ -5,11 +5,20 @@ from __future__ import annotations
 import sys
 
 
-def run() -> int:
-    """Run what was typed; the exit status. Ctrl-C is no traceback even while the command is still being imported."""
+def run() -> int | str:
+    """Run what was typed; the exit status, or what is wrong. While the command is being imported, too, no traceback."""
     try:
         from .cli import main
+    except KeyboardInterrupt:
+        return 130
+    except ModuleNotFoundError as error:
+        from .errors import missing_package
 
+        told = missing_package(error)
+        if told is None:
+            raise
+        return f"error: {told}"
+    try:
         return main()
     except KeyboardInterrupt:
         return 130

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import multiprocessing
 import os
 import re
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .convert.sources import SourceConfig
-from .errors import NeurofmxError, without_secrets
+from .errors import NeurofmxError, missing_package, without_secrets
 from .options import EXAMPLES, add_options, check_files, check_ways, files_meant, positive
 from .processes import do_without
 from .version import __version__
@@ -38,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0 done, 1 the data or a file is at fault, 130 interrupted, 143 terminated. Wrong usage exits
         with 2.
     """
+    if arguments is None and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal or a pipe that cannot show a letter is no fault of the data
     options = _parser().parse_args(arguments)
     reads_any = getattr(options, "validate", False) and options.format == "files"  # among them torch's own
     if arguments is None and not reads_any:
@@ -83,6 +86,7 @@ def _termination_as_an_exception() -> Iterator[None]:
 
 
 def _told(error: Exception) -> str:
+    error = missing_package(error) or error
     if isinstance(error, NeurofmxError):
         return str(error)
     if isinstance(error, OSError):

@@ -84,6 +84,16 @@ def _rebuild(
     return kind(problem, file=file, sample=sample, member=member, remedy=remedy)
 
 
+def missing_package(error: Exception) -> NeurofmxError | None:
+    """What to say where an import failed because a package is not installed; None of any other error."""
+    package = (getattr(error, "name", None) or "").partition(".")[0]
+    if not isinstance(error, ModuleNotFoundError) or package in ("", __package__):
+        return None
+    if not error.msg.startswith("No module named"):  # one that is there, and done without
+        return None
+    return NeurofmxError(f"the package {package} is not installed", remedy=f"pip install {package}")
+
+
 class FieldError(NeurofmxError, ValueError):
     """A sample, key, field name or value that cannot be written."""
 

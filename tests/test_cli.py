@@ -185,6 +185,38 @@ def test_nothing_is_written_to_a_url(
     assert not list(place.iterdir())
 
 
+@pytest.mark.parametrize("package", ["numpy", "webdataset", "tqdm", "pynwb", "h5py"])
+def test_a_package_that_is_not_installed_is_named(package: str, tmp_path: Path) -> None:
+    make_recording(tmp_path / "a.nwb")
+    code = f"""if True:
+        import sys
+        class Absent:
+            def find_spec(self, name, *_):
+                if name.partition(".")[0] == {package!r}:
+                    raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+        sys.meta_path.insert(0, Absent())
+        from neurofmx_wds.__main__ import run
+        sys.exit(run())"""
+    command = [sys.executable, "-c", code, "convert", "-i", str(tmp_path / "a.nwb"), "-o", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.endswith(f"the package {package} is not installed (pip install {package})\n")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_what_the_output_cannot_encode_is_replaced(encoding: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "Mäuse→1.npz", x=np.zeros((3, 2)))
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    data, out = str(tmp_path / "Mäuse→1.npz"), str(tmp_path / "out")
+    for command in (["convert", "-i", data, "-o", out], ["info", out], ["read", out]):
+        done = subprocess.run([*MODULE, *command], env=environment, capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert b"use?1.npz" in done.stdout or command[0] == "read"
+    help_text = subprocess.run([*MODULE, "--help"], env=environment, capture_output=True, check=False)
+    assert help_text.returncode == 0
+
+
 def test_errors_are_one_line_and_debug_shows_where(
     npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ..errors import FieldError, NeurofmxError, SourceError, without_secrets
+from ..errors import FieldError, NeurofmxError, SourceError, missing_package, without_secrets
 from ..fields import FieldFormat, check_key
 from ..index import file_sha256
 from ..manifest import config_hash
@@ -440,6 +440,7 @@ def what_went_wrong(error: Exception, file: FileState) -> SourceError:
 
 def as_source_error(error: Exception, path: str) -> SourceError:
     """What went wrong with a source, as one kind of error that names the file exactly as it was given."""
+    error = missing_package(error) or error
     if isinstance(error, NeurofmxError):
         told = {key: getattr(error, key) for key in ("sample", "member", "remedy")}
         found = SourceError(error.problem, file=path, **told)
