@@ -111,11 +111,12 @@ class WebDatasetWriter:
             The sample's key.
 
         Raises:
-            FieldError: a key, field name or value cannot be stored; nothing of the sample is.
+            FieldError: a key, field name or value cannot be stored, or `sample` is no dictionary; nothing of it is.
             OutputError: the writer is finished, or the disk is full: then nothing is kept.
         """
         if not self._forget.alive:
             raise OutputError("the writer is finished", file=self._staged.target, remedy="make a new one")
+        _check_named(sample, "a sample")
         if sample_id is None:
             sample_id = sample.get("__key__", self.total_samples)
         if isinstance(sample_id, (int, np.integer)):
@@ -254,6 +255,12 @@ def _discard(staged: StagedDirectory, closer: ThreadPoolExecutor, pid: int) -> N
         staged.discard()
 
 
+def _check_named(given: object, what: str) -> None:
+    if not isinstance(given, Mapping):
+        problem = f"{what} must be a dictionary of fields, name → array, not a {type(given).__name__}"
+        raise FieldError(problem, remedy='give the array a name: {"spikes": array}')
+
+
 def _metadata(given: object, sample_id: object) -> Mapping[str, Any]:
     if given is not None and not isinstance(given, Mapping):
         problem = f"metadata must be a dictionary, not a {type(given).__name__}"
@@ -316,7 +323,7 @@ def create_shards_from_arrays(
         The dataset's manifest, see :meth:`WebDatasetWriter.finalize`.
 
     Raises:
-        FieldError: the arrays differ in length, or something in them cannot be stored.
+        FieldError: the arrays differ in length, or something in them cannot be stored, or they have no names.
         OutputError: as :class:`WebDatasetWriter`.
 
     Example:
@@ -325,6 +332,7 @@ def create_shards_from_arrays(
         >>> create_shards_from_arrays(tempfile.mkdtemp(), arrays, shard_size=2)["total_shards"]
         3
     """
+    _check_named(data_dict, "the data")
     for name in data_dict:
         fields.check_field_name(name)
     lengths = {name: len(array) if np.ndim(array) else None for name, array in data_dict.items()}
