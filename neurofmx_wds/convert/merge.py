@@ -298,7 +298,7 @@ def merge(
         joined = _joined([part for _, part in parts])
         records = [*_shown(sets, joined.compression, staged.path, how)]
         if not repeat_keys:
-            _refuse_repeated(staged.path, records)
+            _refuse_repeated(staged.path, records, [where for where, shards in sets for _ in shards.paths])
         config = _config_of([part for _, part in parts], repeat_keys)
         replace(joined, shards=records, config=config).save(staged.path)
         return Manifest.load(staged.path).summary()
@@ -391,8 +391,11 @@ def _bring(path: Path, place: Path, how: str) -> None:
         raise OutputError(f"cannot {how} {path}: {error.strerror}", file=place, remedy=remedy) from error
 
 
-def _refuse_repeated(directory: Path, records: Sequence[ShardRecord]) -> None:
-    """8 bytes a key are held, so that large datasets fit; a key is looked for by name only where hashes meet."""
+def _refuse_repeated(directory: Path, records: Sequence[ShardRecord], datasets: Sequence[Path]) -> None:
+    """Refuse a key that occurs twice in these shards, of these datasets.
+
+    8 bytes a key are held, so that large datasets fit; a key is looked for by name only where hashes meet.
+    """
 
     def keys(record: ShardRecord) -> list[str]:
         return ShardIndex.load(index_path(directory / record.shard_name)).sample_keys
@@ -400,16 +403,16 @@ def _refuse_repeated(directory: Path, records: Sequence[ShardRecord]) -> None:
     hashes = np.concatenate([np.array([_hash(key) for key in keys(record)], np.uint64) for record in records])
     values, counts = np.unique(hashes, return_counts=True)
     suspects = set(values[counts > 1].tolist())
-    seen: set[str] = set()
-    for record in records if suspects else []:
+    seen: dict[str, Path] = {}
+    for record, where in zip(records, datasets, strict=True) if suspects else ():
         for key in (key for key in keys(record) if _hash(key) in suspects):
             if key in seen:
                 raise ShardError(
-                    f"the key {key!r} is in two of the datasets",
+                    f"the key {key!r} is in {seen[key]} and in {where}",
                     remedy="allow it with repeat_keys=True (--repeat-keys): loaders tell samples apart by shard and "
                     "place; or convert with a key_prefix (--key-prefix) for each",
                 )
-            seen.add(key)
+            seen[key] = where
 
 
 def _hash(key: str) -> int:
