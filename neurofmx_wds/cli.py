@@ -166,6 +166,9 @@ def _convert(options: argparse.Namespace) -> int:
         print("\nvalidated: every byte was read, and samples compared with their sources")
     sys.stdout.flush()
     failures = [failure for conversion in conversions.values() for failure in conversion.plan.failures]
+    if options.append and not failures and not any(each.plan.n_samples for each in conversions.values()):
+        print(f"\nnothing was added: {options.output} has all of it already")
+        sys.stdout.flush()
     _say_failures(failures, len(files))
     _say_problems(problems)
     return 1 if failures or problems else 0

@@ -198,8 +198,9 @@ def test_merged_datasets_keep_their_tars(how: Any, compression: Any, inputs: lis
 def test_merge_refuses_keys_that_repeat_and_fields_that_differ(inputs: list[Path], tmp_path: Path) -> None:
     for i, name in enumerate("ab"):
         convert(inputs[i : i + 1], tmp_path / name, shard_size=3)
-    with pytest.raises(ShardError, match=r"key 'sample_000000000' is in two.*--repeat-keys"):
-        merge([tmp_path / "a", tmp_path / "b"], tmp_path / "both")
+    convert(inputs[2:], tmp_path / "c", shard_size=3, key_prefix="c_")
+    with pytest.raises(ShardError, match=r"key 'sample_000000000' is in \S+/a and in \S+/b .*--repeat-keys"):
+        merge([tmp_path / "a", tmp_path / "c", tmp_path / "b"], tmp_path / "both")
     assert not (tmp_path / "both").exists()
     arrays = {"spikes": np.zeros((3, 4, 5), "float32"), "label": np.arange(3)}
     others: list[tuple[dict[str, Any], str]] = [
@@ -278,7 +279,10 @@ def test_the_commands(inputs: list[Path], tmp_path: Path, capsys: pytest.Capture
     assert main(["convert", "-i", *files, files[0] + "x", "-o", out, "--dry-run"]) == 1
     assert main(["convert", "-i", files[0], "-o", out, "--validate"]) == 0
     assert main(["convert", "-i", *files[1:], "-o", out, "--append", "--validate"]) == 0
-    assert "validated" in capsys.readouterr().out and len(samples_of(Path(out))) == 16
+    told = capsys.readouterr().out
+    assert "validated" in told and "nothing was added" not in told and len(samples_of(Path(out))) == 16
+    assert main(["convert", "-i", files[1], "-o", out, "--append"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"nothing was added: {out} has all of it already"
     assert main(["merge", out, out, "-o", str(tmp_path / "twice")]) == 1
     assert "--repeat-keys" in capsys.readouterr().err
     assert main(["merge", out, out, "-o", str(tmp_path / "twice"), "--repeat-keys", "--copy"]) == 0

@@ -17,6 +17,7 @@ from recordings import make_recording
 
 from neurofmx_wds.cli import main
 from neurofmx_wds.convert import merge, run
+from neurofmx_wds.convert.run import convert
 from neurofmx_wds.convert.sources import SourceConfig
 from neurofmx_wds.convert.split import append_split, check_shares, convert_split, deal, time_blocks
 from neurofmx_wds.errors import OutputError, SourceError
@@ -147,6 +148,20 @@ def test_by_time_trials_and_arrays_in_time_stay_in_their_blocks(tmp_path: Path) 
         assert min(map(len, spans)) > 5
         for earlier, later in itertools.pairwise(spans):
             assert min(start for start, _ in later) - max(stop for _, stop in earlier) >= length
+
+
+@pytest.mark.parametrize("intervals", [None, [(1.0, 11.0)]])
+def test_windows_of_other_blocks_are_told_apart_from_those_left_out(intervals: Any, tmp_path: Path) -> None:
+    make_recording(tmp_path / "a.nwb", seconds=20, n_units=2, obs_intervals=[[[0, 20]]] * 2)
+    config = SourceConfig(sequence_length=50, overlap=0, intervals=intervals)
+    whole = convert([tmp_path / "a.nwb"], tmp_path / "whole", config).summary["sources"][0]["windows"]
+    done = convert_split([tmp_path / "a.nwb"], tmp_path / "sets", {"train": 0.5, "val": 0.5}, "time", config)
+    for conversion in done.values():
+        windows = conversion.summary["sources"][0]["windows"]
+        elsewhere = windows["dropped"].pop("in the other parts of the split, or between them")
+        assert windows["emitted"] + elsewhere == whole["emitted"]
+        assert windows["dropped"] == whole["dropped"]
+    assert bool(whole["dropped"]) == bool(intervals)
 
 
 def test_by_session_a_session_stays_whole(tmp_path: Path) -> None:
@@ -357,6 +372,11 @@ def test_the_command_adds_to_splits(sessions: list[Path], tmp_path: Path, capsys
     given = ["--split", "train=0.6,val=0.4", "--split-by", "time", "-o", str(tmp_path / "out"), "--validate"]
     assert main(["convert", "-i", str(sessions[0]), *given]) == 0
     assert main(["convert", "-i", *map(str, sessions[:3]), *given, "--append"]) == 0
+    capsys.readouterr()
+    assert main(["convert", "-i", *map(str, sessions[:3]), *given, "--append"]) == 0
+    assert f"nothing was added: {tmp_path / 'out'} has all" in capsys.readouterr().out
+    assert main(["convert", "-i", str(sessions[0]), *given]) == 1
+    assert "a finished dataset is there already" in capsys.readouterr().err
     names = {name: {m["source"] for m in metadata_of(tmp_path / "out" / name)} for name in ("train", "val")}
     assert names == dict.fromkeys(("train", "val"), {"0.nwb", "1.nwb", "2.nwb"})
     with pytest.raises(SystemExit) as stopped:

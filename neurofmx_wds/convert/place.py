@@ -9,7 +9,7 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ..atomic import StagedDirectory
@@ -35,7 +35,7 @@ class _StagingBeside(StagedDirectory):
 
 
 def staging(
-    output_dir: str | os.PathLike[str], overwrite: bool, shared: bool = False
+    output_dir: str | os.PathLike[str], overwrite: bool, shared: bool = False, parts: Iterable[str] = ("",)
 ) -> contextlib.AbstractContextManager[StagedDirectory]:
     """Hold the output's staging directory; when it is let go of, finished shards stay there for the next run.
 
@@ -43,13 +43,14 @@ def staging(
         output_dir: the dataset's directory.
         overwrite: whether it may hold a dataset already.
         shared: let others that say so hold it at the same time.
+        parts: the directories in it that shall be datasets; by default it is one itself.
 
     Raises:
         OutputError: the place cannot be taken or written, or holds a dataset that shall stay, or more than a dataset.
     """
     if overwrite:
         refuse_to_replace(output_dir)
-    elif (Path(output_dir) / MANIFEST_NAME).is_file():
+    elif all(Path(output_dir, part, MANIFEST_NAME).is_file() for part in parts):
         remedy = "use it; add to it with --append; or replace it with overwrite=True (--overwrite)"
         raise OutputError("a finished dataset is there already", file=output_dir, remedy=remedy)
     return _held((_SharedStaging if shared else StagedDirectory)(output_dir, overwrite), empty=not shared)

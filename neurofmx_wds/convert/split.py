@@ -31,10 +31,12 @@ from .merge import append_plan, what_is_there
 from .place import refuse_inside, staging, staging_beside
 from .plan import ConversionPlan, PlannedSource, identity_of, plan_again
 from .run import Conversion, NothingToWrite, build, look_at, remove_notes, working
-from .sources import SourceConfig, SourceDescription
+from .sources import NOT_GIVEN, SourceConfig, SourceDescription
 
 SplitBy = Literal["session", "subject", "time"]
 SPLIT_BY: tuple[SplitBy, ...] = ("session", "subject", "time")
+
+_ELSEWHERE = "in the other parts of the split, or between them"
 
 _Entries = list[PlannedSource | SourceError]
 
@@ -75,7 +77,11 @@ def convert_split(
     config = config or SourceConfig()
     plan = ConversionPlan((), config, **storage)
     check_shares(shares)
-    with on_disk(paths) as names, staging(output_dir, overwrite) as staged, working(workers, executor) as apply:
+    with (
+        on_disk(paths) as names,
+        staging(output_dir, overwrite, parts=shares) as staged,
+        working(workers, executor) as apply,
+    ):
         refuse_inside(names, staged.target)
         seen = look_at(names, config, apply, show_progress, staged.path)
         plans = split(replace(plan, entries=seen), shares, by, apply)
@@ -353,4 +359,13 @@ def _look_at_block(
     if any(a < block[0] or b > block[1] for a, b in entry.description.report["segments"]):
         problem = f"gives windows outside of the {start:g} s to {stop:g} s that are for {name}"
         return SourceError(problem, file=source.file.path, remedy="split by session")
+    about["windows"] = _told_of_the_others(entry.description.report["windows"], source.description.report["windows"])
     return replace(entry, description=replace(entry.description, report={**entry.description.report, **about}))
+
+
+def _told_of_the_others(block: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
+    """What became of a block's windows: those that the whole source has elsewhere are no loss."""
+    dropped, not_given = dict(block["dropped"]), whole["dropped"].get(NOT_GIVEN, 0)
+    elsewhere = dropped.pop(NOT_GIVEN, 0) - not_given  # the block is given to it as an interval, too
+    dropped |= {NOT_GIVEN: not_given, _ELSEWHERE: elsewhere}
+    return {**block, "dropped": {reason: n for reason, n in dropped.items() if n}}

@@ -32,6 +32,7 @@ BEHAVIOR_METHODS = ("auto", "bin_mean", "linear", "previous", "count")
 LFP_METHODS = ("auto", "native", "bin_mean", "linear")
 SPIKE_FORMATS = ("dense", "ragged", "both")
 NS_PER_S = 1_000_000_000
+NOT_GIVEN = "outside the intervals given"  # why windows are dropped
 
 _BY_SUFFIX = {".nwb": "nwb", ".npz": "npz", ".npy": "npy"}
 _BY_SIGNATURE = {b"\x89HDF\r\n\x1a\n": "nwb", b"PK\x03\x04": "npz", b"\x93NUMPY": "npy"}

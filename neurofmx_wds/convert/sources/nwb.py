@@ -34,7 +34,7 @@ from ...nwb.series import BLOCK_BYTES, Float64, Series
 from ...nwb.units import support_of
 from ...nwb.video import Video
 from ..location import name_of
-from . import SourceConfig, SourceDescription
+from . import NOT_GIVEN, SourceConfig, SourceDescription
 from .listing import Listing
 
 if TYPE_CHECKING:
@@ -100,14 +100,12 @@ class RecordingSource:
         support, rule = self._support(modalities[0])
         stages = {
             f"outside the support of {modalities[0]}": union([support]),
-            "outside the intervals given": support,
+            NOT_GIVEN: support,
             "in invalid_times": support,
         }
         if self.config.intervals is not None:
-            stages["outside the intervals given"] = intersection([support, _intervals_given(self.config)])
-        valid = stages["in invalid_times"] = difference(
-            stages["outside the intervals given"], self.recording.invalid_times
-        )
+            stages[NOT_GIVEN] = intersection([support, _intervals_given(self.config)])
+        valid = stages["in invalid_times"] = difference(stages[NOT_GIVEN], self.recording.invalid_times)
         before, dropped = self._most_windows(support), {}
         for reason, intervals in stages.items():
             left = len(self._windows(intervals))
