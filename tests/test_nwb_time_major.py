@@ -89,6 +89,10 @@ def test_what_is_no_series_is_named(tmp_path: Path) -> None:
 
 def test_the_command_line_cuts_an_npy_into_windows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(tmp_path / "a.npy", np.arange(2000.0).reshape(1000, 2))
+    told = "data: rows at 10 Hz are interpolated, in float32, for 100 bins/s"
+    for options, n in (({}, 1), ({"lfp_method": "native"}, 0), ({"bin_size_ms": 200}, 0)):
+        described, _ = read_all(tmp_path / "a.npy", rate=10.0, **options)
+        assert sum(told in line for line in described.report["warnings"]) == n
     arguments = ["-i", str(tmp_path / "a.npy"), "-o", str(tmp_path / "out"), "--rate", "100", "--validate"]
     assert main(["convert", *arguments, "--bin-size-ms", "50", "--sequence-length", "20"]) == 0, capsys.readouterr()
     summary = ShardedDatasetInfo(tmp_path / "out").get_summary()

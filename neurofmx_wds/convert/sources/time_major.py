@@ -22,7 +22,7 @@ from ...nwb.tables import Intervals
 from ...nwb.units import SpikeTrains
 from ...nwb.video import Video
 from ..location import name_of
-from . import SourceConfig, SourceDescription
+from . import NS_PER_S, SourceConfig, SourceDescription
 from .arrays import ArraySource, Rows
 from .nwb import RecordingSource
 
@@ -156,6 +156,7 @@ class TimeMajorSource:
     """
 
     def __init__(self, path: str | os.PathLike[str], config: SourceConfig) -> None:
+        self._config = config
         self._recording = ArrayRecording(path, config)
         asked = config.modalities and tuple(f"/{name}" for name in config.modalities if name != config.timestamps)
         self._windows = RecordingSource(self._recording, replace(config, modalities=asked or None))
@@ -167,7 +168,20 @@ class TimeMajorSource:
             name: {**about, "shape": [about["shape"][0], *self._shape_of(name)]}
             for name, about in described.fields.items()
         }
-        return replace(described, fields=fields)
+        warnings = [*described.report["warnings"], *self._interpolated(described.report["series"])]
+        return replace(described, fields=fields, report={**described.report, "warnings": warnings})
+
+    def _interpolated(self, series: list[dict[str, Any]]) -> list[str]:
+        """Says which arrays have too few rows for the bins, so that what is in the windows is not in the file."""
+        if self._config.lfp_method != "auto":
+            return []
+        rate = f"{float(NS_PER_S / self._config.bin_width_ns):.9g} bins/s"
+        remedy = "--lfp-method native, or bins of two rows or more, keep or average what is measured"
+        return [
+            f"{each['path'][1:]}: rows at {each['rate']:.9g} Hz are interpolated, in float32, for {rate} ({remedy})"
+            for each in series
+            if each["way"] == "linear"
+        ]
 
     def _shape_of(self, field: str) -> tuple[int, ...]:
         shapes = self._recording.shapes
