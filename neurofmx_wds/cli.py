@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with 2.
     """
     if arguments is None and isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal or a pipe that cannot show a letter is no fault of the data
+        sys.stdout.reconfigure(errors="replace")  # it need not know every letter of a file's name
     options = _parser().parse_args(arguments)
     reads_any = getattr(options, "validate", False) and options.format == "files"  # among them torch's own
     if arguments is None and not reads_any:

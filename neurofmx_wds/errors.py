@@ -94,6 +94,24 @@ def missing_package(error: Exception) -> NeurofmxError | None:
     return NeurofmxError(f"the package {package} is not installed", remedy=f"pip install {package}")
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The known name that is most like another, as a question; empty where none is like it."""
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f"did you mean {close[0]!r}?" if close else ""
+
+
+def refuse_unknown(taker: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse arguments that `taker` does not have.
+
+    Raises:
+        TypeError: naming the first of them, and what may have been meant.
+    """
+    known = sorted(known)
+    for name in given:
+        if name not in known:
+            raise TypeError("; ".join(filter(None, [f"{taker} takes no argument {name}", did_you_mean(name, known)])))
+
+
 class FieldError(NeurofmxError, ValueError):
     """A sample, key, field name or value that cannot be written."""
 

@@ -22,6 +22,7 @@ Example:
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
 import json
 import os
@@ -31,8 +32,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from . import cursor as cursors
-from .errors import NeurofmxError
-from .loader import WebDatasetDataLoader, create_webdataset_dataloader
+from .errors import NeurofmxError, refuse_unknown
+from .loader import TORCH_OPTIONS, WebDatasetDataLoader, create_webdataset_dataloader
 from .packing import pack_files
 from .pipeline import ResumablePipeline
 from .shards import ShardDir
@@ -258,6 +259,9 @@ class NeuroDataModule(_SplitModule):
         self.batch_size = batch_size
         self.per_split = _by_name(per_split, self._SPLITS, "per_split")
         self.options = {"num_workers": num_workers, **options}
+        known = {*inspect.signature(create_webdataset_dataloader).parameters, *TORCH_OPTIONS, *self._SPLITS}
+        for each in (options, *self.per_split.values()):  # now, not when training starts
+            refuse_unknown(type(self).__name__, each, known)
         self.train_options = {"shuffle": shuffle, "drop_last": drop_last}
         about = {**given, "batch_size": batch_size, **self.options, **self.train_options, "per_split": self.per_split}
         self.save_hyperparameters(_plain(about))

@@ -35,6 +35,7 @@ from .shards import DEFAULT_SHARD_PATTERN, ShardDir
 from .stages import Collate, Fetcher, Shuffle, Start, logger, open_dataset
 from .transforms import BatchTransform, TargetTransform, Transform, as_batch_transforms, as_target_transform
 
+TORCH_OPTIONS = ("in_order", "persistent_workers", "multiprocessing_context", "timeout", "worker_init_fn")
 _WORTH_A_THREAD = 50e-6  # seconds between two batches, over 1/16 of those of reading one, from which it pays
 
 
@@ -233,7 +234,7 @@ class WebDatasetDataLoader(ResumablePipeline):
             raise ValueError(f"num_workers and prefetch_factor must not be negative: {num_workers}, {prefetch_factor}")
         if not options.pop("in_order", True):
             raise ValueError("in_order=False would make the order depend on the workers' speed; leave it out")
-        refused = set(options) - {"persistent_workers", "multiprocessing_context", "timeout", "worker_init_fn"}
+        refused = set(options) - set(TORCH_OPTIONS)
         if refused:
             raise TypeError(f"a loader of batches takes no argument {', '.join(sorted(refused))}")
         if memory_limit is not None:

@@ -519,6 +519,19 @@ def test_the_converter_reports_each_file_and_writes_in_the_end(tmp_path: Path) -
         converter.convert_nwb_file(tmp_path / "a.nwb")
 
 
+def test_the_converter_says_what_may_have_been_meant(tmp_path: Path) -> None:
+    make_recording(tmp_path / "a.nwb", seconds=5)
+    np.savez(tmp_path / "b.npz", spikes=np.zeros((3, 2)), label=np.zeros(3))
+    with pytest.raises(TypeError, match="^NWBToWebDatasetConverter takes no argument bin_ms; did .*'bin_size_ms'"):
+        NWBToWebDatasetConverter(tmp_path / "out", bin_ms=20)
+    for path in (tmp_path / "a.nwb", tmp_path / "b.npz"):
+        with NWBToWebDatasetConverter(tmp_path / "out", modalities="spikes", overwrite=True) as converter:
+            assert list(converter.convert_nwb_file(path)["fields"]) == ["spikes"]
+        config = SourceConfig(modalities=("spike",))
+        with pytest.raises(SourceError, match=r"no spike.*\(did you mean 'spikes'\? ask for"):
+            convert([path], tmp_path / "other", config)
+
+
 def test_a_block_that_fails_leaves_nothing(inputs: list[Path], tmp_path: Path) -> None:
     with pytest.raises(KeyError), NWBToWebDatasetConverter(tmp_path / "out") as converter:
         converter.convert_nwb_file(inputs[0])

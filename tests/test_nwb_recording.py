@@ -272,7 +272,7 @@ def test_integer_counts_that_overflow_are_an_error(tmp_path: Path, opened: Any) 
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"sequence_length": 2000}, r"one takes 20 s; spikes: 9\.9 s, from 0 s to 9\.9 s \(first to last spike.*smaller"),
+        ({"sequence_length": 2000}, r"one takes 20 s; spikes: 9\.9 s, from 0 s to 9\.9 s \(first to last .*smaller"),
         ({"intervals": [(50, 60)]}, "in the intervals given: nothing \\(give intervals"),
         ({"intervals": [(1, 1.2), (3, 3.3)]}, r"given: 2 pieces of up to 0\.3 s, from 1 s to 3\.3 s \(give intervals"),
         ({"intervals": [(4, 5)]}, r"intervals given: 1 s, .*; outside invalid_times: 2 pieces of up to 0\.4.*smaller"),

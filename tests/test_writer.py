@@ -324,9 +324,12 @@ def test_bad_arrays_leave_nothing(data: dict[str, Any], tmp_path: Path) -> None:
 def test_arrays_without_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FieldError, match=r"the data must be a dictionary .*not a ndarray"):
         create_shards_from_arrays(tmp_path / "d", np.zeros((3, 2)))  # type: ignore[arg-type]
-    for sample in (np.zeros(3), [np.zeros(3)], "x"):
-        with pytest.raises(FieldError, match=r"a sample must be a dictionary"), WebDatasetWriter(tmp_path / "d") as writer:
-            writer.write_sample(sample)  # type: ignore[arg-type]
+    for bad in (np.zeros(3), [np.zeros(3)], "x"):
+        with (
+            pytest.raises(FieldError, match="a sample must be a dictionary"),
+            WebDatasetWriter(tmp_path / "d") as writer,
+        ):
+            writer.write_sample(bad)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 
 

@@ -6,18 +6,19 @@ A thin layer over plan and run; knows nothing else.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import replace
+from dataclasses import fields, replace
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from ..atomic import say_unfinished
-from ..errors import OutputError, SourceError
+from ..errors import OutputError, SourceError, refuse_unknown
 from ..fields import FieldFormat
 from ..shardfile import Compression
 from ..writer import DEFAULT_PATTERN
@@ -38,8 +39,9 @@ class NWBToWebDatasetConverter:
     Args:
         output_dir: the dataset's directory; new or empty unless `overwrite` is set.
         shard_size: samples (windows) per shard.
-        modalities: which to convert, of ``spikes``, ``behavior`` and ``lfp``; the first decides where windows can be.
-            None: all that a file has.
+        modalities: which to convert, of ``spikes``, ``behavior``, ``lfp``, ``ophys``, ``events``, ``video`` and paths
+            of series in the file, such as ``acquisition/photodiode``; the first decides where windows can be. Or
+            ``icephys`` alone; or an npz's arrays. None: all that a file has, but ``video``.
         bin_size_ms: bin width in ms.
         sequence_length: bins in a window.
         overlap: shared part of neighbouring windows, in [0, 1).
@@ -55,6 +57,7 @@ class NWBToWebDatasetConverter:
 
     Raises:
         OutputError: `output_dir` is not empty, is a file, or is being written by another run.
+        TypeError: a setting that there is none of, with the name most like it.
         ValueError: an impossible setting, named.
 
     Example:
@@ -68,7 +71,7 @@ class NWBToWebDatasetConverter:
         self,
         output_dir: str | os.PathLike[str],
         shard_size: int = 1000,
-        modalities: Sequence[str] | None = None,
+        modalities: str | Sequence[str] | None = None,
         bin_size_ms: float | str | Fraction = 10.0,
         sequence_length: int = 100,
         overlap: float = 0.5,
@@ -82,13 +85,10 @@ class NWBToWebDatasetConverter:
         key_prefix: str = DEFAULT_KEY_PREFIX,
         **options: Any,
     ) -> None:
-        config = SourceConfig(
-            modalities=None if modalities is None else tuple(modalities),
-            bin_size_ms=bin_size_ms,
-            sequence_length=sequence_length,
-            overlap=overlap,
-            **options,
-        )
+        known = {*inspect.signature(type(self)).parameters, *(each.name for each in fields(SourceConfig))}
+        refuse_unknown(type(self).__name__, options, known)
+        options |= {"modalities": modalities, "bin_size_ms": bin_size_ms}
+        config = SourceConfig(sequence_length=sequence_length, overlap=overlap, **options)
         self.output_dir = Path(output_dir)
         self.summary: dict[str, Any] = {}
         self._plan = ConversionPlan((), config, shard_size, shard_name_pattern, compression, field_format, key_prefix)

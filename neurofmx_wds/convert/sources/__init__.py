@@ -108,8 +108,9 @@ class SourceConfig:
     decode_video: bool = False
 
     def __post_init__(self) -> None:
-        if self.modalities is not None:
-            object.__setattr__(self, "modalities", tuple(self.modalities))
+        asked: Any = self.modalities
+        if asked is not None:
+            object.__setattr__(self, "modalities", (asked,) if isinstance(asked, str) else tuple(asked))
         if self.intervals is not None:
             object.__setattr__(self, "intervals", tuple((float(a), float(b)) for a, b in self.intervals))
         for name, choices in (

@@ -18,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import FieldError, NeurofmxError, SourceError
+from ...errors import FieldError, NeurofmxError, SourceError, did_you_mean
 from ...fields import check_field_name
 from ..location import is_url, name_of, open_binary
 from . import SourceConfig, SourceDescription
@@ -110,10 +110,11 @@ class ArraySource:
             self._check_name(name)
         missing = [name for name in config.modalities or () if name not in names]
         if missing or not names:
+            close = [did_you_mean(name, names) for name in missing]
             raise SourceError(
                 f"has no {', '.join(missing) or 'arrays'}; it has {', '.join(names) or 'none'}",
                 file=self.path,
-                remedy="ask for fields that it has",
+                remedy=" ".join([*filter(None, close), "ask for fields that it has"]),
             )
         wanted = {name: member for name, member in names.items() if name in (config.modalities or names)}
         if not zipped:

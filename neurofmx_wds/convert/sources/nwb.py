@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import SourceError
+from ...errors import SourceError, did_you_mean
 from ...nwb.clock import (
     NS_PER_S,
     Aligned,
@@ -116,7 +116,8 @@ class RecordingSource:
             dropped["segment shorter than a window"] = windows.counts().count(0)
         else:
             dropped[f"{self.config.event} is no time"] = self._events[1]
-        return Plan(modalities, windows, union([support]), valid, rule, {reason: n for reason, n in dropped.items() if n})
+        lost = {reason: n for reason, n in dropped.items() if n}
+        return Plan(modalities, windows, union([support]), valid, rule, lost)
 
     def _windows(self, intervals: Int64) -> Windows | Aligned:
         if self.config.align is not None:
@@ -157,10 +158,12 @@ class RecordingSource:
         asked, present = self.config.modalities, self.recording.modalities
         missing = [name for name in asked or () if not self.recording.has(name)]
         if missing or not (asked or present):
+            known = (*present, *(found.path for found in self.recording.unused()))
+            close = [did_you_mean(name, known) for name in missing]
             raise SourceError(
                 f"there is no {' and no '.join(missing or MODALITIES)} in it; it has {self.recording.contents}",
                 file=self.recording.path,
-                remedy="ask for modalities that it has, or for series by their path in the file",
+                remedy=" ".join([*filter(None, close), "ask for what it has, by modality or by path in the file"]),
             )
         return asked or present
 
