@@ -28,7 +28,7 @@ from .collate import MetadataList, stack
 from .crc import LET_OTHERS_RUN, crc32_of
 from .errors import NeurofmxError, ShardError, shown, there_are
 from .fields import Buffer
-from .index import Column, ShardIndex
+from .index import AGAIN, Column, ShardIndex
 from .memory import BatchMemory, Memory, Rows
 from .mounts import is_local
 from .shards import ShardSet
@@ -38,7 +38,7 @@ Handler = Callable[[Exception], bool]
 _OPEN_BYTES = 512 << 20
 _PIECE = 1 << 20  # bytes whose checksum is taken at once, where they are read for it
 _IS_STORED = {"dtype", "format"}  # what a manifest says of a field that samples have, not only somebody's words on it
-_RESTORE = "restore the shard from a copy, make it again with `convert --repair`, or skip the sample with handler="
+_RESTORE = f"restore the shard from a copy, {AGAIN}, or skip the sample with handler="
 
 
 def _copy_mapped(views: Sequence[memoryview], starts: Sequence[int], rows: Rows) -> None:

@@ -69,7 +69,12 @@ def rewrite(path: Path, change: Callable[[dict], None]) -> None:  # type: ignore
 
 
 DAMAGE: list[tuple[str, bool, Callable[[Path], object], str]] = [
-    ("no shard", False, lambda d: (d / "shard_000001.tar").unlink(), r"shard_000001\.tar: the shard is missing"),
+    (
+        "no shard",
+        False,
+        lambda d: (d / "shard_000001.tar").unlink(),
+        r"shard_000001\.tar: missing.*where `convert` made it",
+    ),
     ("no index", False, lambda d: (d / "shard_000001.index").unlink(), r"shard_000001\.index: .*missing.*--repair"),
     ("no shards", False, lambda d: shutil.rmtree(d) or d.mkdir(), "there are no shards"),
     ("empty shard", False, lambda d: (d / "shard_000001.tar").write_bytes(b""), "has 0 bytes, the manifest says"),
