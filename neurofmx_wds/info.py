@@ -154,7 +154,7 @@ def format_summary(summary: Mapping[str, Any], width: int | None = None) -> str:
         summary: as :meth:`ShardedDatasetInfo.get_summary` gives it.
         width: columns of the terminal; None: as wide as it gets.
     """
-    parts = [_title(summary), _modality_table(summary["modalities"], width)]
+    parts = [_title(summary), _modality_table(summary, width)]
     sources = [source for source in summary["sources"] if "error" not in source]
     if sources:
         parts.append(_source_table(sources, width))
@@ -182,7 +182,8 @@ def _title(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _modality_table(modalities: Mapping[str, Mapping[str, Any]], width: int | None) -> str:
+def _modality_table(summary: Mapping[str, Any], width: int | None) -> str:
+    having = _samples_having(summary)
     rows = [
         [
             name,
@@ -190,10 +191,22 @@ def _modality_table(modalities: Mapping[str, Mapping[str, Any]], width: int | No
             _shape(about),
             about.get("unit", ""),
             _columns(about.get("columns")),
+            *([having.get(name, "")] if having else []),
         ]
-        for name, about in modalities.items()
+        for name, about in summary["modalities"].items()
     ]
-    return table(["modality", "dtype", "shape", "unit", "columns"], rows, width, "  ")
+    header = ["modality", "dtype", "shape", "unit", "columns", *([""] if having else [])]
+    return table(header, rows, width, "  ")
+
+
+def _samples_having(summary: Mapping[str, Any]) -> dict[str, str]:
+    """How many samples have a field, of those that not all have, where the sources tell of all samples."""
+    windows = [(s.get("fields", {}), s.get("windows", {}).get("emitted", 0)) for s in summary["sources"]]
+    total = summary["total_samples"]
+    if sum(n for _, n in windows) != total:
+        return {}
+    counts = {name: sum(n for fields, n in windows if name in fields) for name in summary["modalities"]}
+    return {name: f"in {n:,} of {count(total, 'sample')}" for name, n in counts.items() if 0 < n < total}
 
 
 def _text(value: str | Sequence[str]) -> str:

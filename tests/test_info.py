@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from recordings import make_recording
 
 from neurofmx_wds import ShardedDatasetInfo, create_shards_from_arrays
+from neurofmx_wds.convert.merge import append
 from neurofmx_wds.convert.run import convert
 from neurofmx_wds.convert.sources import SourceConfig
 from neurofmx_wds.info import format_summary, human_size, table
@@ -97,6 +98,20 @@ def test_a_recording_is_shown_with_all_that_was_taken_and_left_out(
     assert rows["all"][1] == str(summary["total_samples"])
     assert rows["spikes"][1:5] == ["float32", "50", "×", "?"] and "count" in rows["spikes"]
     assert "dropped: in invalid_times" in shown and "c.nwb: left out: " in shown
+
+
+def test_a_field_that_not_all_samples_have_says_how_many_do(tmp_path: Path) -> None:
+    make_recording(tmp_path / "a.nwb", seconds=6, behavior_rate=50.0)
+    make_recording(tmp_path / "b.nwb", seconds=9, n_units=2, identifier="b")
+    config = SourceConfig(sequence_length=50)
+    emitted = convert([tmp_path / "a.nwb"], tmp_path / "out", config).summary["total_samples"]
+    assert " in " not in format_summary(ShardedDatasetInfo(tmp_path / "out").get_summary())
+    total = append([tmp_path / "b.nwb"], tmp_path / "out", config).summary["total_samples"]
+    convert([tmp_path / "b.nwb", tmp_path / "a.nwb"], tmp_path / "both", config)
+    for directory in (tmp_path / "out", tmp_path / "both"):
+        rows = format_summary(ShardedDatasetInfo(directory).get_summary()).splitlines()
+        told = {row.split()[0] for row in rows if row.endswith(f"in {emitted} of {total} samples")}
+        assert told == {"behavior", "behavior_mask"}
 
 
 def test_many_sources_are_cut_short_and_summed_up(tmp_path: Path) -> None:
