@@ -334,7 +334,7 @@ def build(
         finally:
             _opened.close()
     else:
-        raise _nothing_to_write(plan)
+        raise nothing_to_write(plan)
     for left in directory.glob(f"{_MAKING}*"):  # by a worker that died
         shutil.rmtree(left, ignore_errors=True)
     manifest = _manifest(plan, directory)
@@ -388,7 +388,7 @@ def write_share(
         seen = look_at(names, config, apply, show_progress, staged.path, keep=True, turn=turn)
         plan = ConversionPlan(seen, config, **storage)
         if not plan.n_samples:
-            raise _nothing_to_write(plan)
+            raise nothing_to_write(plan)
         if not overwrite:
             _refuse_another(plan, staged.path)
         shards = plan.shards()
@@ -400,7 +400,8 @@ def write_share(
         return plan
 
 
-def _nothing_to_write(plan: ConversionPlan) -> NothingToWrite:
+def nothing_to_write(plan: ConversionPlan) -> NothingToWrite:
+    """What to say of a plan without samples: what is wrong with each of its sources."""
     told = [entry if isinstance(entry, SourceError) else why_empty(entry) for entry in plan.entries]
     if not told:
         return NothingToWrite("nothing was converted: no file was taken", remedy="give one that can be read")

@@ -30,7 +30,7 @@ from .location import Given, on_disk
 from .merge import append_plan, what_is_there
 from .place import refuse_inside, staging, staging_beside
 from .plan import ConversionPlan, PlannedSource, identity_of, plan_again
-from .run import Conversion, NothingToWrite, build, look_at, remove_notes, working
+from .run import Conversion, NothingToWrite, build, look_at, nothing_to_write, remove_notes, working
 from .sources import NOT_GIVEN, SourceConfig, SourceDescription
 
 SplitBy = Literal["session", "subject", "time"]
@@ -216,6 +216,8 @@ def split(
     check_shares(shares)
     if by not in SPLIT_BY:
         raise ValueError(f"split_by={by!r}: must be one of {', '.join(SPLIT_BY)}")
+    if not plan.n_samples:
+        raise nothing_to_write(plan)
     parts = _by_time(plan, shares, apply) if by == "time" else _by_group(plan, shares, by)
     first = next(iter(shares))
     parts[first] = [*parts[first], *plan.failures]

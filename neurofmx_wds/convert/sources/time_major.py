@@ -176,7 +176,7 @@ class TimeMajorSource:
         if self._config.lfp_method != "auto":
             return []
         rate = f"{float(NS_PER_S / self._config.bin_width_ns):.9g} bins/s"
-        remedy = "--lfp-method native, or bins of two rows or more, keep or average what is measured"
+        remedy = "lfp_method native, or bins of two rows or more, keep them as they are"
         return [
             f"{each['path'][1:]}: rows at {each['rate']:.9g} Hz are interpolated, in float32, for {rate} ({remedy})"
             for each in series
