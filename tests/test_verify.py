@@ -73,7 +73,7 @@ DAMAGE: list[tuple[str, bool, Callable[[Path], object], str]] = [
         "no shard",
         False,
         lambda d: (d / "shard_000001.tar").unlink(),
-        r"shard_000001\.tar: the shard is missing.*where `convert` made it",
+        r"shard_000001\.tar: the shard is missing.*if `convert` made it",
     ),
     ("no index", False, lambda d: (d / "shard_000001.index").unlink(), r"shard_000001\.index: .*missing.*--repair"),
     ("no shards", False, lambda d: shutil.rmtree(d) or d.mkdir(), "there are no shards"),
