@@ -26,11 +26,16 @@ def shown(items: Iterable[object]) -> str:
     return ", ".join(several[:_MOST_SHOWN]) + more if several else "none"
 
 
-def there_are(items: Iterable[object], wanted: object) -> str:
+def did_you_mean(name: object, known: Iterable[object]) -> str:
+    """The known name that is most like another, as a question; empty where none is like it."""
+    close = difflib.get_close_matches(str(name), list(map(str, known)), 1)
+    return f"did you mean {close[0]}?" if close else ""
+
+
+def there_are(known: Iterable[object], wanted: object) -> str:
     """What a message says of the things that there are, when one is wanted that is not: the most alike first."""
-    several = [str(item) for item in items]
-    alike = difflib.get_close_matches(str(wanted), several, 1)
-    return "".join(f"did you mean {each}? " for each in alike) + f"there are {shown(several)}"
+    known = list(known)
+    return f"{did_you_mean(wanted, known)} there are {shown(known)}".lstrip()
 
 
 class NeurofmxError(Exception):
@@ -92,12 +97,6 @@ def missing_package(error: Exception) -> NeurofmxError | None:
     if not error.msg.startswith("No module named"):  # one that is there, and done without
         return None
     return NeurofmxError(f"the package {package} is not installed", remedy=f"pip install {package}")
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The known name that is most like another, as a question; empty where none is like it."""
-    close = difflib.get_close_matches(name, list(known), 1)
-    return f"did you mean {close[0]!r}?" if close else ""
 
 
 def refuse_unknown(taker: str, given: Iterable[str], known: Iterable[str]) -> None:
