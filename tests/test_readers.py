@@ -269,7 +269,7 @@ def mixed(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("pad", [{}, {"collate_fn": functools.partial(collate_webdataset, pad_value=0)}])
 @pytest.mark.parametrize(
-    ("modalities", "names"), [(None, {"x", "y", "z"}), (["x", "y", "metadata"], {"x", "y"}), ("y", {"y"})], ids=repr
+    ("modalities", "names"), [(None, {"x", "y", "z"}), (["x", "y", "metadata"], {"x", "y"}), ("y", {"y"})]
 )
 def test_a_field_that_a_whole_batch_lacks_is_there(
     mixed: Path, modalities: Any, names: set[str], pad: dict[str, Any], num_workers: int

@@ -44,7 +44,6 @@ def dataset(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         ({"number": [1, 2], "column": 0}, r"no sample meets all conditions at once$"),
         (lambda about: False, r"fits none of the 30 samples$"),
     ],
-    ids=repr,
 )
 def test_why_no_sample_fits(dataset: Path, select: Any, told: str) -> None:
     with pytest.raises(ValueError, match=told):
