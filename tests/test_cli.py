@@ -75,6 +75,10 @@ def test_options_reach_the_dataset(tmp_path: Path, capsys: pytest.CaptureFixture
         (["--overlap", "1.5"], "--overlap=1.5: must be"),
         (["--bin-size-ms", "ten"], "--bin-size-ms"),
         (["--bin-size-ms", "-1"], "--bin-size-ms"),
+        (
+            ["--bin-size-ms", "123456789/987654321"],
+            "--bin-size-ms=Fraction(13717421, 109739369): too large, or too fine",
+        ),
         (["--sequence-length", "0"], "--sequence-length"),
         (["--workers", "0"], "--workers"),
         (["--compression", "zip"], "--compression"),

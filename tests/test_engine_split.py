@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import re
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from recordings import make_recording
 
 from neurofmx_wds.cli import main
 from neurofmx_wds.convert import merge, run
-from neurofmx_wds.convert.run import convert
+from neurofmx_wds.convert.plan import ConversionPlan
+from neurofmx_wds.convert.run import convert, look_at
 from neurofmx_wds.convert.sources import SourceConfig
-from neurofmx_wds.convert.split import append_split, check_shares, convert_split, deal, time_blocks
+from neurofmx_wds.convert.split import append_split, check_shares, convert_split, deal, split, time_blocks
 from neurofmx_wds.errors import OutputError, SourceError
+from neurofmx_wds.nwb.clock import Grid
 from neurofmx_wds.verify import verify
 
 NAMES = ("train", "val", "test")
@@ -134,6 +137,68 @@ def test_by_time_no_bin_is_in_two_datasets(
             if name != other:
                 assert start - stop >= (length - 0.5) * width
                 assert list(shares).index(name) < list(shares).index(other)
+
+
+@settings(max_examples=60)
+@given(
+    start=st.integers(-(10**9), 2 * 10**9),
+    pieces=st.lists(st.tuples(st.integers(20, 300), st.integers(1, 50)), min_size=1, max_size=4),
+    bin_ms=st.sampled_from(["20", "100/3", "1000/7", "12.5", "1001/30"]),
+    origin_ns=st.integers(-(10**18), 10**18),
+    shares=shares(),
+    length=st.integers(1, 12),
+    limit=st.none() | st.tuples(st.integers(0, 10**9), st.integers(10**9, 10**10)),
+)
+def test_by_time_the_blocks_and_their_guards_are_all_bins_however_far_from_0(
+    tmp_path_factory: pytest.TempPathFactory,
+    start: int,
+    pieces: list[tuple[int, int]],
+    bin_ms: str,
+    origin_ns: int,
+    shares: dict[str, float],
+    length: int,
+    limit: tuple[int, int] | None,
+) -> None:
+    times, at = [], float(start)
+    for n, gap in pieces:
+        times.append(at + np.arange(n) / 20)
+        at = times[-1][-1] + gap
+    path = tmp_path_factory.mktemp("far") / "a.npz"
+    np.savez(path, when=np.concatenate(times), x=np.zeros((sum(map(len, times)), 1)))
+    within = limit and [[Fraction(start * 10**9 + ns, 10**9) for ns in limit]]
+    config = SourceConfig(
+        timestamps="when", bin_size_ms=bin_ms, origin_ns=origin_ns, sequence_length=length, intervals=within
+    )
+    plan = ConversionPlan(look_at([path], config), config)
+    grid = Grid(config.bin_width_ns, origin_ns)
+
+    def bins_of(each: ConversionPlan) -> set[int]:
+        [source] = each.sources
+        spans = np.array(source.description.report.get("segments", []), np.int64).reshape(-1, 2)
+        return {k for first, stop in grid.whole_bins(spans) for k in range(first, stop)}
+
+    try:
+        parts = [bins_of(part) for part in split(plan, shares, "time").values()]
+    except SourceError as error:
+        assert "would get no windows" in str(error)
+        return
+    usable = bins_of(plan)
+    assert set().union(*parts) <= usable and len(set().union(*parts)) == sum(map(len, parts))
+    assert len(usable) - sum(map(len, parts)) == (len(shares) - 1) * length
+
+
+def test_by_time_windows_around_events_are_kept_to_the_last_nanosecond(tmp_path: Path) -> None:
+    events = [1.0, 2.0, 3.0, 7.0, 8.0, 9.005]  # the last window ends with the recording, inside a bin
+
+    def trials(nwb: Any) -> None:
+        for event in events:
+            nwb.add_trial(start_time=event, stop_time=event + 0.1)
+
+    make_recording(tmp_path / "a.nwb", n_units=1, obs_intervals=[[[0, 9.505]]], extra=trials)
+    config = SourceConfig(align="trials", after_s=0.5)
+    convert_split([tmp_path / "a.nwb"], tmp_path / "out", {"train": 0.5, "val": 0.5}, "time", config)
+    found = {name: [m["event_ns"] / 1e9 for m in metadata_of(tmp_path / "out" / name)] for name in ("train", "val")}
+    assert found == {"train": events[:3], "val": events[3:]}
 
 
 def test_by_time_trials_and_arrays_in_time_stay_in_their_blocks(tmp_path: Path) -> None:

@@ -64,16 +64,21 @@ def test_centres_are_midway(width: Fraction, origin: int, first: int, n: int) ->
 @given(widths, st.integers(-1000, 1000), st.lists(st.tuples(times, times), max_size=6))
 def test_whole_bins_shrink_inward_and_no_further(width: Fraction, origin: int, pairs: list[tuple[int, int]]) -> None:
     intervals = np.array([sorted(pair) for pair in pairs], dtype=np.int64).reshape(-1, 2)
-    shrunk = iter(Grid(width, origin).whole_bins(intervals))
+    grid = Grid(width, origin)
+    assert grid.whole_bins(intervals) == [bins for each in intervals for bins in grid.whole_bins(each[None])]
     for start, stop in intervals.tolist():
-        if (stop - start) / width < 1:
-            continue  # may or may not hold a bin; covered by the longer ones
-        edges = [k for k in ((start - origin) // width, (start - origin) // width + 1) if origin + k * width >= start]
-        first, last = edges[0], (stop - origin) // width
-        if first < last:
-            assert next(shrunk) == (first, last)
-            assert origin + first * width >= start and origin + last * width <= stop
-            assert origin + (first - 1) * width < start and origin + (last + 1) * width > stop
+        shrunk = grid.whole_bins(np.array([[start, stop]]))
+        assert shrunk or stop - start < 2 * width
+        for first, last in shrunk:
+            assert start <= grid.start_of(first) < grid.start_of(last) <= stop
+            assert grid.start_of(first - 1) < start and grid.start_of(last + 1) > stop
+
+
+@given(widths, times, st.integers(-(10**6), 10**6), st.integers(1, 10**6))
+def test_the_interval_of_some_bins_holds_just_these(width: Fraction, origin: int, first: int, n: int) -> None:
+    grid = Grid(width, origin)
+    interval = [[grid.start_of(first), grid.start_of(first + n)]]
+    assert grid.whole_bins(np.array(interval)) == [(first, first + n)]
 
 
 @pytest.mark.parametrize(("width", "origin"), [(Fraction(1, 2), 0), (Fraction(2**61, 3), 0), (Fraction(5), MAX_NS + 1)])

@@ -8,6 +8,7 @@ import pickle
 import re
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import numpy as np
 import pynwb
 import pytest
 from hdmf.backends.hdf5 import H5DataIO
+from hypothesis import given
+from hypothesis import strategies as st
 from pynwb import behavior as nwb_behavior
 from pynwb.ecephys import ElectricalSeries, SpikeEventSeries
 from recordings import make_recording
@@ -24,6 +27,7 @@ from recordings import make_recording
 from neurofmx_wds.convert.run import convert
 from neurofmx_wds.convert.sources import SourceConfig, open_source
 from neurofmx_wds.errors import SourceError
+from neurofmx_wds.nwb.clock import MAX_NS
 from neurofmx_wds.nwb.recording import Recording
 
 DATA = Path(os.environ.get("NEUROFMX_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -443,6 +447,9 @@ def test_formats_are_told_by_name_and_by_signature(tmp_path: Path, opened: Any) 
         {"bin_size_ms": 0},
         {"bin_size_ms": float("nan")},
         {"bin_size_ms": "ten"},
+        {"bin_size_ms": 1e300},
+        {"bin_size_ms": "123456789/987654321"},
+        {"bin_size_ms": Fraction(10**400, 3)},
         {"sequence_length": 0},
         {"sequence_length": 2.5},
         {"overlap": 1.0},
@@ -453,12 +460,15 @@ def test_formats_are_told_by_name_and_by_signature(tmp_path: Path, opened: Any) 
         {"max_gap_s": 0.0},
         {"intervals": [(2.0, 1.0)]},
         {"origin_ns": 0.5},
+        {"origin_ns": 10**19},
+        {"after_s": 1e12, "align": "trials"},
     ],
 )
 def test_a_wrong_configuration_is_refused_naming_the_value(wrong: dict[str, Any]) -> None:
-    (name,) = wrong
-    with pytest.raises(ValueError, match=f"{name}="):
+    name = next(iter(wrong))
+    with pytest.raises(ValueError, match=f"^{name}=") as refused:
         SourceConfig(**wrong)
+    assert len(str(refused.value)) < 400
 
 
 @pytest.mark.parametrize(("size", "ns"), [(10.0, 10**7), (0.1, 10**5), (2.5, 2_500_000), ("100/3", Fraction(10**8, 3))])
@@ -468,6 +478,15 @@ def test_bin_width_is_exact_and_the_configuration_survives_json(size: Any, ns: A
     assert SourceConfig(**json.loads(json.dumps(made.to_json()))) == made == pickle.loads(pickle.dumps(made))
     fraction = config(bin_size_ms=Fraction(1, 3))
     assert SourceConfig(**json.loads(json.dumps(fraction.to_json()))).bin_width_ns == fraction.bin_width_ns
+
+
+@given(st.integers(-(10**18), 10**18), st.integers(1, 10**18))
+def test_intervals_of_fractions_are_exact_and_those_of_floats_the_nearest(start: int, n: int) -> None:
+    made = config(intervals=[(Fraction(start, 10**9), Fraction(start + n, 10**9)), (start / 1e9, np.inf)])
+    assert made.intervals_ns == [(start, start + n), (round(start / 1e9 * 1e9), MAX_NS)]
+    assert SourceConfig(**json.loads(json.dumps(made.to_json()))) == made
+    assert n == 1 or (made.within(start + 1, start + n + 1).intervals_ns or [])[0] == (start + 1, start + n)
+    assert replace(made, intervals=()).within(start, start + n).intervals_ns == []
 
 
 # -- memory ---------------------------------------------------------------------------------------------------------

@@ -154,6 +154,27 @@ def test_a_part_of_a_long_series_is_a_sweep_of_its_own(tmp_path: Path) -> None:
     assert starts[:5] == [3_210_000_000, 3_460_000_000, 3_710_000_000, 4_410_000_000, 6_210_000_000]
 
 
+def test_a_sweep_far_from_0_loses_no_bin(tmp_path: Path) -> None:
+    patch, starts = Patch(), []
+    for k in range(20):
+        long = patch.sweep(k, 2.0, starting_time=1.7e9 + 10 * k + k / 97)
+        for first in (3, 5009, 10_017):
+            patch.nwb.add_intracellular_recording(
+                electrode=patch.electrodes[0], response=long[0], response_start_index=first, response_index_count=5000
+            )
+            starts.append(round((1.7e9 + 10 * k + k / 97) * 1e9) + first * 10**5)
+    _, samples = read_all(patch.write(tmp_path / "a.nwb"))
+    assert [metadata["t_start_ns"] for _, metadata in samples] == starts
+
+
+@pytest.mark.parametrize("start", [0.0, 3.25])
+def test_sweeps_are_aligned_to_nothing_and_that_is_said(start: float, tmp_path: Path) -> None:
+    patch = Patch()
+    patch.sweep(0, 2.0, starting_time=start)
+    with pytest.raises(SourceError, match="sweeps have no table trials to align to.*convert them without align"):
+        read_all(patch.write(tmp_path / "a.nwb"), align="trials")
+
+
 def test_sweeps_of_other_rates_and_clamps_keep_theirs(tmp_path: Path) -> None:
     patch = Patch()
     sweeps = [patch.sweep(0, 1.0, number=0), patch.sweep(1, 1.0, number=1, clamp="voltage", rate=20_000.0)]

@@ -24,7 +24,7 @@ import numpy as np
 from ..atomic import fsync_path
 from ..errors import OutputError, SourceError
 from ..manifest import Manifest
-from ..nwb.clock import NS_PER_S, Grid
+from ..nwb.clock import NS_PER_S, Grid, union
 from ..processes import OrderedMap
 from .location import Given, on_disk
 from .merge import append_plan, what_is_there
@@ -300,7 +300,9 @@ def _by_time(plan: ConversionPlan, shares: Mapping[str, float], apply: OrderedMa
             remedy = "split by session"
             raise SourceError("its samples have no time to be split by", file=source.file.path, remedy=remedy)
         spans = np.array(source.description.report["segments"], np.int64).reshape(-1, 2)
-        segments = [(int(a), int(b)) for a, b in grid.bin_of(spans)]
+        # Those of windows around events begin and end inside bins, which are theirs too; two of them may share one.
+        bins = np.stack([grid.bin_of(spans[:, 0]), grid.bin_of(spans[:, 1] - 1) + 1], axis=1)
+        segments = [(int(a), int(b)) for a, b in union([bins])]
         blocks = time_blocks(segments, list(shares.values()), plan.config.sequence_length)
         jobs += [
             (source, name, block and (grid.start_of(block[0]), grid.start_of(block[1])), plan.config)
@@ -352,13 +354,11 @@ def _look_at_block(
         report = {"path": source.file.name, "windows": {"emitted": 0, "dropped": {}}, **about}
         report["warnings"] = [f"too short to give {name} a block of its own"]
         return PlannedSource(source.file, SourceDescription(0, {}, report))
-    start, stop = (ns / NS_PER_S for ns in block)
-    asked = config.intervals or ((start, stop),)
-    inside = tuple((max(a, start), min(b, stop)) for a, b in asked if max(a, start) < min(b, stop))
-    entry = plan_again(source, replace(config, intervals=inside))
+    entry = plan_again(source, config.within(*block))
     if isinstance(entry, SourceError):
         return entry
     if any(a < block[0] or b > block[1] for a, b in entry.description.report["segments"]):
+        start, stop = (ns / NS_PER_S for ns in block)
         problem = f"gives windows outside of the {start:g} s to {stop:g} s that are for {name}"
         return SourceError(problem, file=source.file.path, remedy="split by session")
     about["windows"] = _told_of_the_others(entry.description.report["windows"], source.description.report["windows"])

@@ -65,9 +65,9 @@ class Grid:
         object.__setattr__(self, "width", Fraction(self.width))
         object.__setattr__(self, "origin", int(self.origin))
         if self.width < 1:
-            raise ValueError(f"bin width {self.width} ns: must be at least 1 ns")
+            raise ValueError(f"bin width {self.width!s:.40} ns: must be at least 1 ns")
         if self.width.numerator * self.width.denominator >= 2**62:
-            raise ValueError(f"bin width {self.width} ns: the fraction is too fine for 64-bit time")
+            raise ValueError(f"bin width {self.width!s:.40} ns: the fraction is too fine for 64-bit time")
         if abs(self.origin) > MAX_NS:
             raise ValueError(f"origin {self.origin} ns: must lie within ±{MAX_NS} ns")
 
@@ -89,6 +89,9 @@ class Grid:
     def whole_bins(self, intervals: Int64) -> list[tuple[int, int]]:
         """Shrinks intervals inward to the grid.
 
+        A bin is whole where all its integer ns are, so that `start_of` two bins gives an interval of just the bins
+        between, also where their edges lie between two ns.
+
         Args:
             intervals: int64 (n, 2), half-open, ns.
 
@@ -97,7 +100,8 @@ class Grid:
         """
         width = self.width
         shrunk = (
-            (-((self.origin - start) // width), (stop - self.origin) // width) for start, stop in intervals.tolist()
+            ((start - self.origin - 1) // width + 1, (stop - self.origin) // width)
+            for start, stop in intervals.tolist()
         )
         return [(int(first), int(stop)) for first, stop in shrunk if first < stop]
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from ...errors import SourceError
+from ...nwb.clock import MAX_NS, NS_PER_S, Grid, to_ns
 from ..location import is_url, is_zarr, name_of, open_binary
 from .listing import list_files
 
@@ -31,7 +32,6 @@ SUBSETS = ("all", "train", "test")
 BEHAVIOR_METHODS = ("auto", "bin_mean", "linear", "previous", "count")
 LFP_METHODS = ("auto", "native", "bin_mean", "linear")
 SPIKE_FORMATS = ("dense", "ragged", "both")
-NS_PER_S = 1_000_000_000
 NOT_GIVEN = "outside the intervals given"  # why windows are dropped
 
 _BY_SUFFIX = {".nwb": "nwb", ".npz": "npz", ".npy": "npy"}
@@ -67,7 +67,8 @@ class SourceConfig:
         field: name of the field that an .npy file becomes.
         rate, timestamps: the first dimension of arrays is time, at this rate (samples/s) from 0 s on, or at the times
             (s) in the npz's array of this name; they are cut into windows like a recording. Neither: it counts samples.
-        intervals: (start, stop) pairs in s; windows stay inside them. None: no limit.
+        intervals: (start, stop) pairs in s; windows stay inside them. None: no limit. Floats become the nearest ns of
+            ``rint(t · 1e9)``; a Fraction, or the string of one, is exact, also far from 0.
         origin_ns: start of bin 0, ns.
         align: name of a table of intervals ("trials", "epochs", …): one window for each of its rows, from `before_s` to
             `after_s` around the time in its column `event`. The event is then the start of bin 0, and these two, whole
@@ -92,7 +93,7 @@ class SourceConfig:
     lfp_method: str = "auto"
     max_gap_s: float = 0.25
     field: str = "data"
-    intervals: tuple[tuple[float, float], ...] | None = None
+    intervals: tuple[tuple[float | Fraction, float | Fraction], ...] | None = None
     origin_ns: int = 0
     spike_format: str = "dense"
     time_scale: float | str | Fraction = 1.0
@@ -112,7 +113,7 @@ class SourceConfig:
         if asked is not None:
             object.__setattr__(self, "modalities", (asked,) if isinstance(asked, str) else tuple(asked))
         if self.intervals is not None:
-            object.__setattr__(self, "intervals", tuple((float(a), float(b)) for a, b in self.intervals))
+            object.__setattr__(self, "intervals", tuple((_seconds(a), _seconds(b)) for a, b in self.intervals))
         for name, choices in (
             ("format", FORMATS),
             ("behavior_method", BEHAVIOR_METHODS),
@@ -134,6 +135,7 @@ class SourceConfig:
                 "sweeps (icephys) have clocks of their own: convert them into a dataset of their own",
             ),
             (self._bin_width() >= 1, "bin_size_ms", "must be a number of at least 0.000001 (1 ns)"),
+            (_on_the_clock(self._bin_width()), "bin_size_ms", "too large, or too fine a fraction, for 64-bit time"),
             (_is_positive(self.time_scale), "time_scale", "must be a positive number of seconds"),
             (_whole(self.sequence_length) and self.sequence_length >= 1, "sequence_length", "must be at least 1"),
             (0 <= self.overlap < 1, "overlap", "must be at least 0 and less than 1"),
@@ -147,7 +149,11 @@ class SourceConfig:
             ),
             (self.rate is None or self.timestamps is None, "timestamps", "give these or a rate, not both"),
             (all(a < b for a, b in self.intervals or ()), "intervals", "each must be (start, stop) with start < stop"),
-            (_whole(self.origin_ns), "origin_ns", "must be a whole number of nanoseconds"),
+            (
+                _whole(self.origin_ns) and abs(self.origin_ns) <= MAX_NS,
+                "origin_ns",
+                "must be a whole number of nanoseconds, of 126 years at most",
+            ),
             (not self.allow_missing or self.format in ("files", "imagefolder"), "allow_missing", "not in this format"),
             (not self.keep_encoded or self.format == "imagefolder", "keep_encoded", "only imagefolder has such files"),
             (
@@ -157,7 +163,7 @@ class SourceConfig:
             ),
         ):
             if not good:
-                raise ValueError(f"{name}={getattr(self, name)!r}: {rule}")
+                raise ValueError(f"{name}={getattr(self, name)!r:.200}: {rule}")
         if self.align is not None:
             self._check_aligned()
         else:
@@ -173,7 +179,8 @@ class SourceConfig:
             raise ValueError(f"origin_ns={self.origin_ns!r}: where windows are aligned to an event, it is the origin")
         for name in ("before_s", "after_s"):
             if not self._whole_bins(getattr(self, name)):
-                raise ValueError(f"{name}={getattr(self, name)!r}: must be seconds that make a whole number of bins")
+                told = f"{name}={getattr(self, name)!r:.200}"
+                raise ValueError(f"{told}: must be seconds that make a whole number of bins, of 126 years at most")
         if self.bins_before + self.bins_after < 1:
             if self.bins_before < 0:
                 told = f"windows must begin before they end, {self.after_s} s after the event"
@@ -184,9 +191,10 @@ class SourceConfig:
 
     def _whole_bins(self, seconds: float | str | Fraction) -> bool:
         try:
-            return (_number(seconds) * NS_PER_S / self.bin_width_ns).denominator == 1
+            ns = _number(seconds) * NS_PER_S
         except ValueError:
             return False
+        return abs(ns) <= MAX_NS and (ns / self.bin_width_ns).denominator == 1
 
     @property
     def bins_before(self) -> int:
@@ -210,6 +218,18 @@ class SourceConfig:
         return _number(self.bin_size_ms) * 1_000_000
 
     @property
+    def intervals_ns(self) -> list[tuple[int, int]] | None:
+        """`intervals` in ns."""
+        return None if self.intervals is None else [(_ns(a), _ns(b)) for a, b in self.intervals]
+
+    def within(self, start: int, stop: int) -> SourceConfig:
+        """Gives the same with windows also inside [start, stop) (ns), exactly."""
+        given = self.intervals_ns
+        cut = [(max(a, start), min(b, stop)) for a, b in ([(start, stop)] if given is None else given)]
+        exact = tuple((Fraction(a, NS_PER_S), Fraction(b, NS_PER_S)) for a, b in cut if a < b)
+        return replace(self, intervals=exact)
+
+    @property
     def seconds_per_time(self) -> Fraction:
         """`time_scale`, exact."""
         return _number(self.time_scale)
@@ -218,8 +238,30 @@ class SourceConfig:
         """Gives the configuration as plain JSON values; a Fraction becomes its string, which reads back alike."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         values["modalities"] = None if self.modalities is None else list(self.modalities)
-        values["intervals"] = None if self.intervals is None else [list(pair) for pair in self.intervals]
-        return {name: str(value) if isinstance(value, Fraction) else value for name, value in values.items()}
+        values["intervals"] = None if self.intervals is None else [[*map(_plain, pair)] for pair in self.intervals]
+        return {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Fraction) else value
+
+
+def _seconds(value: float | str | Fraction) -> float | Fraction:
+    return _number(value) if isinstance(value, (str, Fraction)) else float(value)
+
+
+def _ns(seconds: float | Fraction) -> int:
+    if isinstance(seconds, Fraction):
+        return max(-MAX_NS, min(MAX_NS, round(seconds * NS_PER_S)))
+    return int(to_ns(seconds))
+
+
+def _on_the_clock(bin_width: Fraction) -> bool:
+    try:
+        Grid(bin_width)
+    except ValueError:
+        return False
+    return True
 
 
 def _number(value: float | str | Fraction) -> Fraction:

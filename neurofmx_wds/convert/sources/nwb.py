@@ -23,7 +23,6 @@ from ...nwb.clock import (
     Windows,
     difference,
     intersection,
-    intervals_of,
     stride_of,
     to_ns,
     union,
@@ -565,8 +564,7 @@ class RecordingSource:
 
 
 def _intervals_given(config: SourceConfig) -> Int64:
-    given, _ = intervals_of(*np.array(config.intervals).T.reshape(2, -1))
-    return given
+    return np.array(config.intervals_ns, np.int64).reshape(-1, 2)
 
 
 def _extent(intervals: Int64) -> str:

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ...nwb.clock import NS_PER_S, no_intervals
+from ...errors import SourceError
+from ...nwb.clock import no_intervals
 from ...nwb.recording import Recording
 from ...nwb.series import Series
 from ...nwb.sweeps import Sweep
@@ -104,15 +105,13 @@ class SweepSource:
         return [self._source(sweep) for sweep in self.recording.sweeps]
 
     def _source(self, sweep: Sweep) -> RecordingSource:
+        if self._config.align is not None:
+            problem = f"its sweeps have no table {self._config.align} to align to"
+            raise SourceError(problem, file=self.recording.path, remedy="convert them without align")
         timeline = sweep.response.timeline
         origin = int(timeline.between(0, 1)[0]) if sweep.span is None else sweep.span[0]
-        intervals = self._config.intervals
-        if sweep.span is not None:
-            start, stop = (ns / NS_PER_S for ns in sweep.span)
-            cut = [(max(a, start), min(b, stop)) for a, b in intervals or ((start, stop),)]
-            intervals = tuple((a, b) for a, b in cut if a < b) or ((start, start + 1e-9),)  # of no bin
-        config = replace(self._config, origin_ns=origin, intervals=intervals)
-        return RecordingSource(SweepRecording(self.recording, sweep), config)
+        within = self._config if sweep.span is None else self._config.within(*sweep.span)
+        return RecordingSource(SweepRecording(self.recording, sweep), replace(within, origin_ns=origin))
 
     @cached_property
     def _ends(self) -> list[int]:
