@@ -23,6 +23,7 @@ from recordings import make_recording, read_all
 
 from neurofmx_wds.cli import main
 from neurofmx_wds.convert.sources import SourceConfig, open_source
+from neurofmx_wds.convert.sources.nwb import OWN_METADATA
 from neurofmx_wds.errors import SourceError
 from neurofmx_wds.info import ShardedDatasetInfo
 from neurofmx_wds.nwb.clock import Aligned, Grid
@@ -244,6 +245,44 @@ def test_trials_epochs_and_other_intervals_are_metadata_of_the_windows_that_star
     for column in ("licks", "side"):
         with pytest.raises(SourceError, match=f"trials has no column {column} of times"):
             read_all(tmp_path / "a.nwb", align="trials", event=column)
+
+
+def test_no_table_takes_a_name_of_the_windows_own_metadata_or_of_another_table(tmp_path: Path) -> None:
+    words = {
+        ("intervals_source", ""): "intervals_source",
+        ("source", ""): "intervals_intervals_source",
+        ("session_id", ""): "intervals_session_id",
+        ("t", "start_ns"): "intervals_t",
+        ("trial", "side"): "intervals_trial",
+        ("trial_late", "x"): "intervals_trial_late",
+        ("free", "session_id"): "free",
+    }
+
+    def add(nwb: pynwb.NWBFile) -> None:
+        names = ("source", "side", "late_x", "session_id")
+        for name in names:
+            nwb.add_trial_column(name, "text")
+        nwb.add_trial(start_time=0.0, stop_time=10.0, **{name: f"trial's {name}" for name in names})
+        for table, column in words:
+            intervals = pynwb.epoch.TimeIntervals(name=table, description="d")
+            for name in filter(None, [column]):
+                intervals.add_column(name=name, description="d")
+            intervals.add_interval(start_time=0.0, stop_time=10.0, **({column: f"{table}'s"} if column else {}))
+            nwb.add_time_intervals(intervals)
+
+    for name, extra in (("plain", None), ("a", add)):
+        make_recording(tmp_path / f"{name}.nwb", extra=extra, obs_intervals=[[[0, 10]]] * 4)
+    description, samples = read_all(tmp_path / "a.nwb")
+    for (_, metadata), (_, own) in zip(samples, read_all(tmp_path / "plain.nwb")[1], strict=True):
+        assert set(own) <= set(OWN_METADATA) and metadata.items() >= (own | {"source": "a.nwb"}).items()
+        for column in ("source", "side", "late_x", "session_id"):
+            assert metadata[f"trial_{column}"] == f"trial's {column}"
+        for (table, column), word in words.items():
+            assert metadata[word] == 0 and (not column or metadata[f"{word}_{column}"] == f"{table}'s")
+    warned = [line.split(":")[0] for line in description.report["warnings"] if "its metadata begin with" in line]
+    assert sorted(warned) == sorted(f"intervals/{table}" for (table, _), word in words.items() if table != word)
+    aligned = read_all(tmp_path / "a.nwb", align="trials")[1]
+    assert set(OWN_METADATA) <= set(aligned[0][1]) and aligned[0][1]["event_ns"] == 0
 
 
 def test_references_and_long_lists_are_no_metadata_and_that_is_told(tmp_path: Path) -> None:

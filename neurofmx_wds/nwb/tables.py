@@ -44,11 +44,19 @@ class Intervals:
         running = np.flatnonzero(self.stops[:started] > time)
         return int(self.rows[running[-1]]) if len(running) else None
 
-    def metadata(self, row: int | None) -> dict[str, Any]:
-        """Gives a row's number and cells, under the table's name in the singular: ``trial``, ``trial_<column>`` …"""
-        name = {"trials": "trial", "epochs": "epoch"}.get(self.name, self.name)
-        cells = {f"{name}_{column}": None if row is None else cells[row] for column, cells in self.cells.items()}
-        return {name: row, **cells}
+    @property
+    def word(self) -> str:
+        """The table's name in the singular: ``trial``, ``epoch``, or as it is."""
+        return {"trials": "trial", "epochs": "epoch"}.get(self.name, self.name)
+
+    def names(self, word: str) -> tuple[str, ...]:
+        """Gives the names of the metadata: `word` of a row's number, ``<word>_<column>`` of its cells."""
+        return word, *(f"{word}_{column}" for column in self.cells)
+
+    def metadata(self, row: int | None, word: str) -> dict[str, Any]:
+        """Gives a row's number and cells, by their `names`; all of them None without a row."""
+        cells = (None if row is None else cells[row] for cells in self.cells.values())
+        return dict(zip(self.names(word), (row, *cells), strict=True))
 
     def times(self, column: str) -> npt.NDArray[np.float64] | None:
         """Gives a column of times (s), NaN where a row has none; None where the column is none of numbers."""

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 Fields = dict[str, npt.NDArray[Any]]
 #: Modalities whose series are columns of one field; those of the others have fields of their own.
 JOINED = ("behavior", "events")
+#: What the metadata of a window say of itself, which no table of the recording may.
+OWN_METADATA = ("session_id", "source", "window_index", "t_start_ns", "t_stop_ns", "bin_ns", "event_ns")
 #: How the names of fields begin that a series' own name must not be taken for.
 RESERVED = ("spikes", "spike_", "metadata", *JOINED)
 
@@ -404,6 +406,8 @@ class RecordingSource:
         taken = {s.path for s in self._all_series} | {video.path for video in self._videos.values()}
         report["unused"] = [found.path for found in recording.unused() if found.path not in taken]
         report["intervals"] = {name: len(table.rows) for name, table in recording.intervals.items()}
+        renamed = [name for name, table in recording.intervals.items() if self._words[name] != table.word]
+        recording.warn(*(f"intervals/{n}: its metadata begin with {self._words[n]}: others are taken" for n in renamed))
         recording.warn(*filter(None, [empty]))
         report["warnings"] = list(recording.warnings)
         return report
@@ -559,8 +563,23 @@ class RecordingSource:
         for table in self.recording.intervals.values():
             aligned = isinstance(windows, Aligned) and table.name == self.config.align
             row = int(windows.rows[index]) if isinstance(windows, Aligned) and aligned else table.at(start)
-            metadata |= table.metadata(row)
+            metadata |= table.metadata(row, self._words[table.name])
         return metadata
+
+    @cached_property
+    def _words(self) -> dict[str, str]:
+        """What the metadata of each table's rows begin with: a word that takes no name from a window or another table.
+
+        Trials and epochs come first and have theirs; ``intervals_`` is put before another's where it must be.
+        """
+        taken, words = set(OWN_METADATA), {}
+        for table in self.recording.intervals.values():
+            word = table.word
+            while not taken.isdisjoint(table.names(word)):
+                word = f"intervals_{word}"
+            words[table.name] = word
+            taken.update(table.names(word))
+        return words
 
 
 def _intervals_given(config: SourceConfig) -> Int64:
