@@ -163,4 +163,4 @@ def _is_count(value: object) -> bool:
 def config_hash(config: Mapping[str, Any]) -> str:
     """SHA-256 of a configuration's canonical JSON, in hexadecimal."""
     text = json.dumps(config, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()  # a path may be no UTF-8

@@ -140,6 +140,13 @@ def test_files_are_found_by_patterns_and_in_directories_each_once(npz: Path, tmp
     assert [s["path"] for s in Manifest.load(tmp_path / "npy").sources] == ["[odd] name.npy", "b.NPY"]
 
 
+def test_a_name_that_is_no_utf8_can_be_shown(npz: Path, tmp_path: Path) -> None:
+    odd = npz.rename(tmp_path / os.fsdecode(b"bad\xff.npz"))
+    command = [*MODULE, "convert", "--dry-run", "-i", str(odd), "-o", str(tmp_path / "out")]
+    shown = subprocess.run(command, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"}, capture_output=True)
+    assert (shown.returncode, shown.stderr) == (0, b"") and rb"bad\udcff.npz" in shown.stdout
+
+
 def test_a_bad_file_is_named_in_the_end_with_status_1_and_the_rest_is_done(
     npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

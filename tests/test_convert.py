@@ -349,6 +349,27 @@ def test_a_converter_whose_only_file_was_refused_says_so(tmp_path: Path) -> None
             converter.finalize()
 
 
+def test_a_name_that_is_no_utf8_is_written_down_escaped(tmp_path: Path) -> None:
+    odd = os.fsdecode(b"bad\xff")
+    np.save(tmp_path / "good.npy", np.zeros((3, 2)))
+    np.save(tmp_path / f"{odd}.npy", np.ones((4, 2)))
+    (tmp_path / f"{odd}.nwb").write_bytes(b"\x89HDF\r\n\x1a\n" + b"0" * 900)
+    paths = [tmp_path / name for name in ("good.npy", f"{odd}.npy", f"{odd}.nwb")]
+    for workers in (1, 2):
+        done = convert(paths, tmp_path / f"out{workers}", workers=workers)
+        assert [failure.file for failure in done.plan.failures] == [os.fspath(paths[2])]
+    assert contents(tmp_path / "out1") == contents(tmp_path / "out2")
+    assert [s["path"] for s in done.summary["sources"]] == ["good.npy", r"bad\xff.npy", r"bad\xff.nwb"]
+    named = [sample["metadata.json"]["source"] for sample in samples_of(tmp_path / "out1")]
+    assert named == ["good.npy"] * 3 + [r"bad\xff.npy"] * 4
+    (tmp_path / odd).mkdir()
+    (tmp_path / odd / "a.txt").write_text("hello")
+    done = convert([tmp_path / odd], tmp_path / "files", SourceConfig(format="files"))
+    assert done.summary["sources"][0]["path"] == r"bad\xff"
+    in_time = SourceConfig(rate=100.0, bin_size_ms=10, sequence_length=2)
+    assert [s["session_id"] for s in convert(paths[1:2], tmp_path / "t", in_time).summary["sources"]] == [r"bad\xff"]
+
+
 def test_a_file_that_changes_meanwhile_is_left_out(inputs: list[Path], tmp_path: Path) -> None:
     with NWBToWebDatasetConverter(tmp_path / "out") as converter:
         converter.convert_nwb_files(inputs)

@@ -23,6 +23,7 @@ from recordings import make_recording, read_all
 from neurofmx_wds.convert.run import convert
 from neurofmx_wds.convert.sources import SourceConfig, open_source
 from neurofmx_wds.errors import SourceError
+from neurofmx_wds.manifest import Manifest
 from neurofmx_wds.nwb import recording as recording_module
 
 XY = "processing/behavior/Position/xy"
@@ -196,6 +197,17 @@ def test_useless_series_are_left_out_by_name_and_the_others_are_read(tmp_path: P
     assert all(f"/{name} left out" in text for name in ("none", "cube", "words"))
     for fields, _ in samples:
         assert fields["behavior_mask"].all(axis=0).tolist() == [True, False] and not fields["behavior_mask"][:, 1].any()
+
+
+def test_attributes_that_are_no_utf8_are_reported_escaped(tmp_path: Path) -> None:
+    def edit(file: h5py.File) -> None:
+        for place, name in ((f"{XY}/data", "unit"), ("general/extracellular_ephys/shank0", "location")):
+            file[place].attrs.create(name, b"\xb5V", dtype=h5py.string_dtype())
+
+    path = edited(tmp_path / "a.nwb", edit, behavior_rate=100)
+    [report] = convert([path], tmp_path / "out").summary["sources"]
+    assert report["units"]["location"] == [r"\xb5V"] * 4
+    assert Manifest.load(tmp_path / "out").modalities["behavior"]["unit"] == r"\xb5V"
 
 
 @pytest.mark.parametrize("kind", ["soft", "external"])

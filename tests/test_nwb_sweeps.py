@@ -16,8 +16,10 @@ from test_convert import contents
 from neurofmx_wds.cli import main
 from neurofmx_wds.convert.run import convert
 from neurofmx_wds.convert.sources import SourceConfig
+from neurofmx_wds.convert.sources.sweeps import SweepSource
 from neurofmx_wds.errors import SourceError
 from neurofmx_wds.info import ShardedDatasetInfo
+from neurofmx_wds.nwb.recording import Recording
 
 RATE = 10_000.0
 
@@ -165,6 +167,16 @@ def test_a_sweep_far_from_0_loses_no_bin(tmp_path: Path) -> None:
             starts.append(round((1.7e9 + 10 * k + k / 97) * 1e9) + first * 10**5)
     _, samples = read_all(patch.write(tmp_path / "a.nwb"))
     assert [metadata["t_start_ns"] for _, metadata in samples] == starts
+
+
+def test_sweeps_are_read_from_a_stream_that_is_no_file(tmp_path: Path) -> None:
+    patch = Patch()
+    patch.sweep(0, 2.0)
+    with patch.write(tmp_path / "a.nwb").open("rb") as stream:
+        source = SweepSource(Recording("https://example.org/b.nwb?token", stream=stream), SourceConfig())
+        described = source.describe()
+        source.close()
+    assert described.n_samples == 3 and described.report["path"] == "b.nwb"
 
 
 @pytest.mark.parametrize("start", [0.0, 3.25])

@@ -67,7 +67,12 @@ def is_zarr(path: str) -> bool:
 
 def name_of(path: str) -> str:
     """Gives a file's name: the last part of its path, or of its URL's path, without what follows a question mark."""
-    return unquote(urlsplit(path).path.rstrip("/").rpartition("/")[2]) if is_url(path) else Path(path).name
+    return as_utf8(unquote(urlsplit(path).path.rstrip("/").rpartition("/")[2]) if is_url(path) else Path(path).name)
+
+
+def as_utf8(text: str) -> str:
+    r"""Gives a text that can be written down: bytes of a name or an attribute that are no UTF-8 become ``\xff``."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def version_of(path: str) -> Version:

@@ -22,7 +22,7 @@ from ..manifest import config_hash
 from ..shardfile import Compression
 from ..version import CREATED_BY
 from ..writer import DEFAULT_PATTERN, check_config, shard_name
-from .location import Version, failure_of, is_url, is_zarr, name_of, version_of
+from .location import Version, as_utf8, failure_of, is_url, is_zarr, name_of, version_of
 from .sources import Source, SourceConfig, SourceDescription, open_source
 from .sources.listing import Listing, list_files
 
@@ -323,7 +323,7 @@ def report_of(
     if isinstance(entry, SourceError):
         told = {key: getattr(entry, key) for key in ("sample", "member", "remedy")}
         told = {key: value for key, value in told.items() if value}
-        return {"path": name_of(entry.file or ""), "error": entry.problem, **told}
+        return _as_utf8({"path": name_of(entry.file or ""), "error": entry.problem, **told})
     own = {
         name: {key: value for key, value in about.items() if key not in (agreed or {}).get(name, {})}
         for name, about in entry.description.fields.items()
@@ -418,6 +418,7 @@ def _describe(file: FileState, config: SourceConfig) -> SourceDescription:
     source = file.open(config)
     try:
         found = source.describe()
+        found = replace(found, fields=_as_utf8(found.fields), report=_as_utf8(found.report))
         file.check()
     finally:
         source.close()
@@ -425,6 +426,15 @@ def _describe(file: FileState, config: SourceConfig) -> SourceDescription:
         return found
     doubt = "the server names no version of it: a change that keeps its size would not be noticed"
     return replace(found, report={**found.report, "warnings": [*found.report.get("warnings", []), doubt]})
+
+
+def _as_utf8(value: Any) -> Any:
+    """The same JSON value in texts that can be written down: in a file may stand units in an encoding of its own."""
+    if isinstance(value, dict):
+        return {_as_utf8(key): _as_utf8(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_as_utf8(each) for each in value]
+    return as_utf8(value) if isinstance(value, str) else value
 
 
 def what_went_wrong(error: Exception, file: FileState) -> SourceError:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ...errors import SourceError
+from ..location import name_of
 
 _CHANGED = "convert it when nothing changes any more"
 
@@ -41,7 +42,7 @@ class Listing:
     @property
     def name(self) -> str:
         """The directory's own name."""
-        return os.path.basename(os.path.abspath(self.root))
+        return name_of(os.path.abspath(self.root))
 
     @property
     def size(self) -> int:

@@ -5,7 +5,6 @@ Sees a sweep as a recording of two series; knows nothing of shards.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,6 +21,7 @@ from ...nwb.sweeps import Sweep
 from ...nwb.tables import Intervals
 from ...nwb.units import SpikeTrains
 from ...nwb.video import Video
+from ..location import name_of
 from . import SourceConfig, SourceDescription
 from .listing import Listing
 from .nwb import Fields, RecordingSource
@@ -152,8 +152,7 @@ class SweepSource:
             self.recording.warn(f"{short} of {len(sweeps)} sweeps are shorter than a window")
         clamps = Counter(str(sweep.metadata["clamp"]) for sweep in sweeps)
         report = {
-            "path": os.path.basename(self.recording.path),
-            "size_bytes": os.path.getsize(self.recording.path),
+            "path": name_of(self.recording.path),
             **self.recording.identity,
             "support_rule": "each sweep by itself",
             "windows": {"emitted": self._ends[-1], "dropped": dict(dropped)},
