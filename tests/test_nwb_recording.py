@@ -263,6 +263,30 @@ def test_one_absurd_spike_time_does_not_size_the_grid(tmp_path: Path, opened: An
     assert "1 spikes more than a day away" in " ".join(report["warnings"])
 
 
+@pytest.mark.parametrize(
+    ("spikes", "emitted", "told"),
+    [
+        ([0.5, 1.5, 2.5, 1e9], 7, "1 spikes more than a day away"),
+        (
+            [0.0, 1e9],
+            3_999_999_999,
+            r"3,999,999,999 windows from 0 s to 1e\+09 s hold 1 spikes.*--interval.*--time-scale",
+        ),
+        ([0.0, 3.2, 51.0], 203, None),
+    ],
+)
+def test_windows_of_hardly_any_spikes_are_doubted(
+    spikes: list[float], emitted: int, told: str | None, tmp_path: Path, opened: Any
+) -> None:
+    make_recording(tmp_path / "a.nwb", spike_times=[spikes])
+    report = opened(tmp_path / "a.nwb").describe().report
+    assert report["windows"]["emitted"] == emitted
+    warned = " ".join(report["warnings"])
+    assert re.search(told, warned) if told else "hold" not in warned
+    make_recording(tmp_path / "b.nwb", spike_times=[spikes], obs_intervals=[[[0, 1000]]])
+    assert "hold" not in " ".join(opened(tmp_path / "b.nwb").describe().report["warnings"])
+
+
 def test_integer_counts_that_overflow_are_an_error(tmp_path: Path, opened: Any) -> None:
     spikes = [np.r_[0.0, np.linspace(1.001, 1.009, 300), 2.0]]
     make_recording(tmp_path / "a.nwb", spike_times=spikes)

@@ -14,7 +14,7 @@ from pynwb.core import ElementIdentifiers, VectorData, VectorIndex
 from recordings import make_recording
 
 from neurofmx_wds.errors import SourceError
-from neurofmx_wds.nwb.clock import Grid
+from neurofmx_wds.nwb.clock import MAX_NS, Grid
 from neurofmx_wds.nwb.recording import Recording
 from neurofmx_wds.nwb.units import bulk, read_units, support_of
 
@@ -99,6 +99,24 @@ def test_a_stray_time_does_not_stretch_the_support_but_a_long_recording_stays_wh
     assert bulk(np.r_[-(10**18), minute]) == slice(1, 601)
     assert bulk(np.r_[minute, minute + 20 * 3600 * 10**9]) == slice(0, 1200)
     assert bulk(np.empty(0, dtype=np.int64)) == slice(0, 0)
+
+
+@given(st.lists(st.integers(0, 364 * 86_400 * 10**9), max_size=9), st.integers(-(10**18), 10**18))
+def test_of_few_times_only_one_over_a_year_away_is_stray(times: list[int], start: int) -> None:
+    few = start + np.unique(np.array(times, dtype=np.int64))
+    assert bulk(few) == slice(0, len(few))
+
+
+@pytest.mark.parametrize("n", range(2, 20))
+@pytest.mark.parametrize("stray", [10**18, MAX_NS, -MAX_NS])
+def test_one_stray_time_is_told_from_however_few_but_one_other(n: int, stray: int) -> None:
+    few = np.sort(np.random.default_rng(n).integers(0, 3600 * 10**9, n))
+    with_stray = np.sort(np.r_[few, stray])
+    assert with_stray[bulk(with_stray)].tolist() == few.tolist()
+    two = np.array([0, 10**18])
+    assert bulk(two) == slice(0, 2) and bulk(np.repeat(two, 5)) == slice(0, 10)
+    halves = np.r_[few, few + 10**18]
+    assert bulk(halves) == slice(0, 2 * n)
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -14,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import SourceError
-from .clock import MAX_NS, Grid, Int64, intersection, intervals_of, no_intervals, to_ns, union, usable
+from .clock import MAX_NS, NS_PER_S, Grid, Int64, intersection, intervals_of, no_intervals, to_ns, union, usable
+
+DAY_NS = 86_400 * NS_PER_S
 
 
 @dataclass(frozen=True)
@@ -183,13 +185,16 @@ def support_of(trains: SpikeTrains) -> tuple[Int64, str, int]:
 def bulk(times: Int64) -> slice:
     """Gives the slice of sorted times (ns) that belong together; what it leaves out is stray.
 
-    A time is stray only when it is both more than a day and more than 20 spans of the middle 80 % of the times away
-    from that middle: a wrong unit or a corrupt value, not a long recording. Without this, one such time sizes the grid.
+    A time is stray only when it is more than 20 spans of the middle 80 % of the times away from that middle, and also
+    more than a day: a wrong unit or a corrupt value, not a long recording. Without this, one such time sizes the grid.
+    Of fewer than ten different times the middle, all but the first and the last, tells little, and it must be a year:
+    no session lasts that long. Of two nobody knows which is wrong.
     """
-    if len(times) == 0:
-        return slice(0, 0)
-    distinct = times[np.diff(times, prepend=times[0] - 1) > 0]  # else a third of sentinels would be no strays
-    low, high = distinct[len(distinct) // 10], distinct[-1 - len(distinct) // 10]
-    margin = max(86_400 * 10**9, 20 * (int(high) - int(low)))
-    first, stop = np.searchsorted(times, [int(low) - margin, int(high) + margin + 1])
+    distinct = times[np.diff(times, prepend=times[:1] - 1) > 0]  # else a third of sentinels would be no strays
+    if len(distinct) < 3:
+        return slice(0, len(times))
+    outer = max(1, len(distinct) // 10)
+    low, high = int(distinct[outer]), int(distinct[-1 - outer])
+    margin = max(DAY_NS if len(distinct) >= 10 else 365 * DAY_NS, 20 * (high - low))
+    first, stop = np.searchsorted(times, [low - margin, high + margin + 1])
     return slice(int(first), int(stop))

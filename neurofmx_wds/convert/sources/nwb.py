@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 Fields = dict[str, npt.NDArray[Any]]
 #: Modalities whose series are columns of one field; those of the others have fields of their own.
 JOINED = ("behavior", "events")
+#: Of windows side by side, as many to a spike are doubtful where the spikes alone say where windows are.
+MOST_EMPTY = 100
 #: What the metadata of a window say of itself, which no table of the recording may.
 OWN_METADATA = ("session_id", "source", "window_index", "t_start_ns", "t_stop_ns", "bin_ns", "event_ns")
 #: How the names of fields begin that a series' own name must not be taken for.
@@ -430,6 +432,8 @@ class RecordingSource:
         spans = [trains.within(start, stop) for start, stop in self._covered().tolist()]
         binned, invalid = sum(each.stop - each.start for each in spans), sum(trains.invalid.values())
         self.recording.warn(*(f"units: {n} spike times dropped: {reason}" for reason, n in trains.invalid.items()))
+        if self.plan.modalities[0] == "spikes" and trains.obs_intervals is None:
+            self._doubt_empty(binned)
         if trains.unsorted_units:
             self.recording.warn(f"units: spike times were out of order and sorted: {list(trains.unsorted_units)}")
         if trains.duplicates:
@@ -442,6 +446,16 @@ class RecordingSource:
             "outside": len(trains) - binned,
             "invalid": invalid,
         }
+
+    def _doubt_empty(self, binned: int) -> None:
+        """Warns where windows, which lie between spikes, hold so few that a time or its unit may be wrong."""
+        n, covered = len(self.plan.windows), int(np.diff(self._covered()).sum())
+        if covered > MOST_EMPTY * max(1, binned) * self.config.sequence_length * self.grid.width:
+            first, last = (ns / NS_PER_S for ns in self.plan.valid[[0, -1], [0, 1]].tolist())
+            self.recording.warn(
+                f"units: {n:,} windows from {first:.6g} s to {last:.6g} s hold {binned} spikes: is one far off, or all "
+                "in another unit? intervals (--interval) keeps to the recording, time_scale (--time-scale) mends units"
+            )
 
     def read(self, start: int, stop: int) -> Iterator[tuple[Fields, dict[str, Any]]]:
         """Gives the windows [start, stop) in order; those that overlap share memory, which nobody can write to.
