@@ -23,7 +23,7 @@ from recordings import make_recording, read_all
 
 from neurofmx_wds.cli import main
 from neurofmx_wds.convert.sources import SourceConfig, open_source
-from neurofmx_wds.convert.sources.nwb import OWN_METADATA
+from neurofmx_wds.convert.sources.names import OWN_METADATA
 from neurofmx_wds.errors import SourceError
 from neurofmx_wds.info import ShardedDatasetInfo
 from neurofmx_wds.nwb.clock import Aligned, Grid
@@ -430,6 +430,33 @@ def test_series_are_chosen_by_path_and_several_have_names_of_their_own(tmp_path:
     np.testing.assert_array_equal(samples[0][0]["processing_other_diode"], -samples[0][0]["diode"])
     with pytest.raises(SourceError, match="no acquisition/x in it; it has .*acquisition/diode"):
         read_all(tmp_path / "a.nwb", modalities=("acquisition/x",))
+
+
+def test_no_field_takes_the_name_of_another_or_of_its_mask(tmp_path: Path) -> None:
+    values = {"x": 1, "x_mask": 2, "X": 3, "x mask": 4, "v_mask": 5, "v_frame": 6, "v": 7, "w": 8, "w_frame": 9}
+
+    def add(nwb: pynwb.NWBFile) -> None:
+        for name, value in values.items():
+            if name == "v":
+                series = ImageSeries(name=name, data=np.full((300, 2, 2), value, np.uint8), rate=30.0, unit="u")
+            elif name == "w":
+                files = {"external_file": ["w.mp4"], "starting_frame": [0], "format": "external"}
+                series = ImageSeries(name=name, timestamps=np.arange(300) / 30, unit="u", **files)
+            else:
+                series = pynwb.TimeSeries(name=name, data=np.full(300, float(value)), rate=30.0, unit="u")
+            nwb.add_acquisition(series)
+
+    make_recording(tmp_path / "a.nwb", extra=add, obs_intervals=[[[0, 10]]] * 4)
+    for seed in range(8):
+        order = np.random.default_rng(seed).permutation([f"acquisition/{name}" for name in values]).tolist()
+        description, samples = read_all(tmp_path / "a.nwb", modalities=["spikes", *order], overlap=0.0)
+        fields = samples[3][0]
+        assert fields.keys() == description.fields.keys()
+        data = {name for name, each in fields.items() if name != "spikes" and each.dtype != bool}
+        frames = {name for name in data if fields[name].dtype == np.int64}
+        assert sorted(fields[name].max() for name in data - frames) == sorted({*values.values()} - {values["w"]})
+        assert len(frames) == 1 and len(fields) == 1 + 2 * len(values) - 1
+        assert all(fields[f"{name}_mask"].all() for name in data - frames)
 
 
 def test_spatial_series_in_a_container_of_an_extension_are_behavior(tmp_path: Path) -> None:

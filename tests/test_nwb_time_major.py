@@ -87,6 +87,14 @@ def test_what_is_no_series_is_named(tmp_path: Path) -> None:
             SourceConfig(**wrong)
 
 
+def test_an_array_is_not_replaced_by_the_mask_of_another(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.arange(100.0), x_mask=np.arange(100) % 2 == 1)
+    _, samples = read_all(tmp_path / "a.npz", rate=1000.0, bin_size_ms=2, sequence_length=10)  # x is whole: no mask
+    np.testing.assert_array_equal(samples[0][0]["x_mask"], np.ones(10))
+    with pytest.raises(SourceError, match="field 'x_mask': has the name of another's mask.*rename the array"):
+        read_all(tmp_path / "a.npz", rate=10.0, bin_size_ms=50, sequence_length=10)
+
+
 def test_the_command_line_cuts_an_npy_into_windows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(tmp_path / "a.npy", np.arange(2000.0).reshape(1000, 2))
     told = "data: rows at 10 Hz are interpolated, in float32, for 100 bins/s"

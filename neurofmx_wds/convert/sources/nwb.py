@@ -28,27 +28,22 @@ from ...nwb.clock import (
     union,
     usable,
 )
-from ...nwb.recording import MODALITIES, Recording, field_name
+from ...nwb.recording import MODALITIES, Recording
 from ...nwb.series import BLOCK_BYTES, Float64, Series
 from ...nwb.units import support_of
 from ...nwb.video import Video
 from ..location import name_of
 from . import NOT_GIVEN, SourceConfig, SourceDescription
 from .listing import Listing
+from .names import JOINED, by_field, names_of, words_of
 
 if TYPE_CHECKING:
     from .sweeps import SweepRecording
     from .time_major import ArrayRecording
 
 Fields = dict[str, npt.NDArray[Any]]
-#: Modalities whose series are columns of one field; those of the others have fields of their own.
-JOINED = ("behavior", "events")
 #: Of windows side by side, as many to a spike are doubtful where the spikes alone say where windows are.
 MOST_EMPTY = 100
-#: What the metadata of a window say of itself, which no table of the recording may.
-OWN_METADATA = ("session_id", "source", "window_index", "t_start_ns", "t_stop_ns", "bin_ns", "event_ns")
-#: How the names of fields begin that a series' own name must not be taken for.
-RESERVED = ("spikes", "spike_", "metadata", *JOINED)
 
 
 @dataclass(frozen=True)
@@ -195,13 +190,9 @@ class RecordingSource:
 
     @cached_property
     def _videos(self) -> dict[str, Video]:
-        """The videos, by field; the path is its name where the short one is taken."""
-        fields: dict[str, Video] = {}
-        for modality in self.plan.modalities:
-            for name, each in self._videos_of(modality).items():
-                taken = name in fields or name in self._separate or name.startswith(RESERVED)
-                fields[field_name(each.path) if taken else name] = each
-        return fields
+        """The videos, by field."""
+        found = [pair for modality in self.plan.modalities for pair in self._videos_of(modality).items()]
+        return by_field(found, names_of(self._separate))
 
     def _joined(self, modality: str) -> list[Series]:
         """The series that are columns of one field, behavior or events, where that is asked for."""
@@ -209,14 +200,9 @@ class RecordingSource:
 
     @cached_property
     def _separate(self) -> dict[str, Series]:
-        """The series that have a field of their own, by field; the path is its name where the short one is taken."""
-        fields: dict[str, Series] = {}
-        for modality in self.plan.modalities:
-            if modality not in (*JOINED, "spikes"):
-                for name, each in self.recording.fields_of(modality).items():
-                    taken = name.removesuffix("_mask") in fields or name.startswith(RESERVED)
-                    fields[field_name(each.path) if taken and each.path != f"/{name}" else name] = each
-        return fields
+        """The series that have a field of their own, by field."""
+        alone = [each for each in self.plan.modalities if each not in (*JOINED, "spikes")]
+        return by_field([pair for modality in alone for pair in self.recording.fields_of(modality).items()])
 
     @cached_property
     def _all_series(self) -> list[Series]:
@@ -333,10 +319,16 @@ class RecordingSource:
                 "paths": [each.path],
             }
             if field in self._masked:
+                self._refuse_as_mask(f"{field}_mask")
                 fields[f"{field}_mask"] = _mask_of(fields[field])
         for field, video in self._videos.items():
             fields |= self._video_fields(field, video)
         return fields
+
+    def _refuse_as_mask(self, field: str) -> None:
+        if field in self._separate:
+            remedy = "rename the array, or leave it out with modalities"
+            raise SourceError("has the name of another's mask", file=self.recording.path, member=field, remedy=remedy)
 
     def _video_fields(self, field: str, video: Video) -> dict[str, dict[str, Any]]:
         length, paths = self.config.sequence_length, [video.path]
@@ -582,18 +574,8 @@ class RecordingSource:
 
     @cached_property
     def _words(self) -> dict[str, str]:
-        """What the metadata of each table's rows begin with: a word that takes no name from a window or another table.
-
-        Trials and epochs come first and have theirs; ``intervals_`` is put before another's where it must be.
-        """
-        taken, words = set(OWN_METADATA), {}
-        for table in self.recording.intervals.values():
-            word = table.word
-            while not taken.isdisjoint(table.names(word)):
-                word = f"intervals_{word}"
-            words[table.name] = word
-            taken.update(table.names(word))
-        return words
+        """What the metadata of each table's rows begin with."""
+        return words_of(self.recording.intervals)
 
 
 def _intervals_given(config: SourceConfig) -> Int64:
