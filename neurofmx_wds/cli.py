@@ -40,11 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with 2.
     """
     if arguments is None and isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # it need not know every letter of a file's name
+        sys.stdout.reconfigure(errors="backslashreplace")  # it need not know every letter of a file's name
     options = _parser().parse_args(arguments)
     reads_any = getattr(options, "validate", False) and options.format == "files"  # among them torch's own
-    if arguments is None and isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no UTF-8
     if arguments is None and not reads_any:
         do_without(getattr(options, "without", ()))  # in a process of our own: it starts in half the time
     try:

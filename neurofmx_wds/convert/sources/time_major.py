@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import SourceError
-from ...nwb.clock import no_intervals
+from ...nwb.clock import NS_PER_S, no_intervals
 from ...nwb.series import Series, Timeline, timeline_at_rate, timeline_of_timestamps
 from ...nwb.tables import Intervals
 from ...nwb.units import SpikeTrains
 from ...nwb.video import Video
 from ..location import name_of
-from . import NS_PER_S, SourceConfig, SourceDescription
+from . import SourceConfig, SourceDescription
 from .arrays import ArraySource, Rows
 from .nwb import RecordingSource
 
