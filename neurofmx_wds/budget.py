@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import re
 import sys
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ import torch
 from .collate import MetadataList
 from .cursor import BatchPlan
 from .info import human_size
-from .memory import BUNDLE_BYTES
+from .memory import BUNDLE_BYTES, KEPT
 from .stages import Fetcher, Remnant
 
 _PROBED = 8  # samples that are read to see how large they are
@@ -78,14 +79,16 @@ class Cost:
         """Bytes that are in use at most, beside the trainer's own. Pages of mapped shards, which the system takes
         back whenever it needs them, do not count.
 
-        A thread reads `prefetch_factor` batches ahead, while the trainer has one, asks for the next, and the last of an
-        epoch may be smaller. A worker has a slot more than that (of small batches: a bundle) and the trainer copies out
-        of them; the worker also has the batch it is reading, the one before, and a slot that is being made. What is
-        transformed and collated is there several times, and what was freed is not given back at once.
+        A thread reads `prefetch_factor` batches ahead, while the trainer has one and asks for the next; memory of
+        other batches, such as the smaller last one of an epoch, is kept too. A worker has a slot more than that (of
+        small batches: a bundle) and the trainer copies out of them; the worker also has the batch it is reading, the
+        one before, and a slot that is being made. What is transformed and collated is there several times, and what was
+        freed is not given back at once.
         """
         more = 0 if self.in_place else 2 * self.stored + 4 * self.delivered
         if load.num_workers == 0:
-            return self.reading + load.batch_size * ((load.prefetch_factor + 3) * self.delivered + more)
+            batches = math.ceil(KEPT * (load.prefetch_factor + 2))
+            return self.reading + load.batch_size * (batches * self.delivered + more)
         worker = self.process + self.reading
         worker += load.batch_size * ((load.prefetch_factor + 1 + 3) * self.delivered + more)
         if self.in_place and 2 * load.batch_size * self.delivered <= BUNDLE_BYTES:

@@ -10,7 +10,7 @@ import functools
 import itertools
 import math
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,7 +19,8 @@ import numpy as np
 import torch
 import torch.utils.data
 
-_KEPT_PER_KIND, _KEPT_KINDS = 8, 16
+_KEPT_PER_KIND, _KEPT_KINDS = 8, 256
+KEPT = 1.5  # times the most that was lent at once: an epoch's last batch, often smaller, then keeps memory of its own
 _ALIGNMENT = 64
 _HUGE = 4 << 20  # bytes from which numpy does so
 BUNDLE, BUNDLE_BYTES = 16, 8 << 20  # batches, and their bytes, that a worker hands over at once
@@ -87,6 +88,8 @@ class BatchMemory:
         self.pinned = pinned
         self._free: OrderedDict[_Kind, list[tuple[np.ndarray, Rows]]] = OrderedDict()
         self._leases: dict[int, _Lease] = {}  # a weak reference must itself be held
+        self._returned: deque[_Lease] = deque()
+        self._most_lent = 0  # bytes at once
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """A tensor of this shape, its content undefined."""
@@ -102,19 +105,42 @@ class BatchMemory:
         return tensor, _rows_of(tensor.numpy())
 
     def _lend(self, shape: Sequence[int], dtype: torch.dtype) -> tuple[torch.Tensor, Rows]:
+        if self._returned:
+            self._take_back()
         kind = (tuple(shape), dtype)
         try:
             base, rows = self._free[kind].pop()
         except (KeyError, IndexError):  # not looked up before: another thread could take the last one meanwhile
+            self._make_room(dtype.itemsize * math.prod(shape))
             base = torch.empty(*shape, dtype=dtype).numpy()
             if base.nbytes >= _HUGE:
                 base = _on_huge_pages(base)
             rows = _rows_of(base)
         array = base.view()  # lives as long as the tensor's storage
-        lease = _Lease(array, self._give_back)
+        lease = _Lease(array, self._returned.append)  # no Python code: it would swallow a Ctrl-C that falls into it
         lease.base, lease.rows, lease.kind = base, rows, kind
         self._leases[id(lease)] = lease
         return torch.from_numpy(array), rows
+
+    def _take_back(self) -> None:
+        """Let what nobody holds any more be lent again."""
+        while self._returned:
+            with contextlib.suppress(IndexError, KeyError):  # another thread took the last one, or let go of its kind
+                lease = self._returned.popleft()
+                self._leases.pop(id(lease), None)  # not there if a Ctrl-C came just before it was noted
+                free = self._free.setdefault(lease.kind, [])
+                if len(free) < _KEPT_PER_KIND:
+                    free.append((lease.base, lease.rows))
+                self._free.move_to_end(lease.kind)
+
+    def _make_room(self, size: int) -> None:
+        """Let go of what was lent longest ago where, with `size` bytes that are to be made, too much would be kept."""
+        lent = size + sum(lease.base.nbytes for lease in list(self._leases.values()))
+        self._most_lent = max(self._most_lent, lent)
+        free = sum(base.nbytes for kept in list(self._free.values()) for base, _ in list(kept))
+        with contextlib.suppress(KeyError):  # another thread has let go of all
+            while free and (lent + free > KEPT * self._most_lent or len(self._free) >= _KEPT_KINDS):
+                free -= sum(base.nbytes for base, _ in self._free.popitem(last=False)[1])
 
     def pin(self, batch: Any) -> Any:
         """The batch with its tensors in page-locked memory, where that is given out; whatever is no dict stays."""
@@ -126,16 +152,6 @@ class BatchMemory:
             else value
             for name, value in batch.items()
         }
-
-    def _give_back(self, lease: _Lease) -> None:
-        del self._leases[id(lease)]
-        free = self._free.setdefault(lease.kind, [])
-        with contextlib.suppress(KeyError):  # another thread has just let go of this kind
-            self._free.move_to_end(lease.kind)
-        if len(free) < _KEPT_PER_KIND:
-            free.append((lease.base, lease.rows))
-        if len(self._free) > _KEPT_KINDS:
-            self._free.popitem(last=False)
 
     def __reduce__(self) -> tuple[type[BatchMemory], tuple[bool]]:
         return BatchMemory, (self.pinned,)

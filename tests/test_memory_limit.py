@@ -19,7 +19,7 @@ import webdataset as wds
 from hypothesis import given, settings
 from loading import global_rows, ranks, rows, steps, write_dataset
 
-from neurofmx_wds import create_shards_from_arrays, create_webdataset_dataloader
+from neurofmx_wds import WebDatasetWriter, create_shards_from_arrays, create_webdataset_dataloader
 from neurofmx_wds.budget import Cost, Load, cost_of, parse_size, reduced
 from neurofmx_wds.errors import ShardError
 from neurofmx_wds.stimulus import StandardDataLoader
@@ -112,6 +112,18 @@ def test_the_estimate_is_never_too_low_and_not_far_too_high(
 ) -> None:
     options = {"batch_size": 8, "num_workers": num_workers, "prefetch_factor": prefetch_factor}
     used, most = measured(large, with_transform, **options)["peak"], estimated(large, with_transform, **options)
+    assert 0.4 * most < used < most
+
+
+@pytest.mark.skipif(not HAS_SMAPS, reason="needs Linux to tell what memory is used")
+def test_batches_of_many_shapes_take_no_more_than_of_one(tmp_path: Path) -> None:
+    """Recordings differ in their units; memory of those gone by is let go."""
+    with WebDatasetWriter(tmp_path / "d", shard_size=40) as writer:
+        for recording in range(12):
+            for _ in range(40):
+                writer.write_sample({"x": np.zeros((250, 500 - recording), "float32")})
+    options = {"batch_size": 8, "num_workers": 0, "prefetch_factor": 2, "shuffle": False, "io": "pread"}
+    used, most = measured(tmp_path / "d", **options)["peak"], estimated(tmp_path / "d", **options)
     assert 0.4 * most < used < most
 
 
