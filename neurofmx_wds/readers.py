@@ -5,6 +5,7 @@ Knows indexes and shards; knows nothing of order, epochs or ranks.
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import itertools
@@ -13,7 +14,9 @@ import mmap
 import operator
 import os
 import resource
+import sys
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -24,7 +27,7 @@ import torch
 
 from . import fields
 from .cache import is_compressed
-from .collate import MetadataList, stack
+from .collate import MetadataList, collate_webdataset, stack
 from .crc import LET_OTHERS_RUN, crc32_of
 from .errors import NeurofmxError, ShardError, shown, there_are
 from .fields import Buffer
@@ -36,6 +39,8 @@ from .shards import ShardSet
 IOMode = Literal["auto", "mmap", "pread"]
 Handler = Callable[[Exception], bool]
 _OPEN_BYTES = 512 << 20
+_MOST_OPEN = 1 << 14  # of all readers: the system lets a process map some 65,000 files
+_MAPPING: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}  # keep no file handle of its own
 _PIECE = 1 << 20  # bytes whose checksum is taken at once, where they are read for it
 _IS_STORED = {"dtype", "format"}  # what a manifest says of a field that samples have, not only somebody's words on it
 _RESTORE = f"restore the shard from a copy, {AGAIN}, or skip the sample with handler="
@@ -93,7 +98,10 @@ class _OpenShard:
             self._remedy = f"remove its unpacked copy, {shards.cache.copy_of(self.path)}; else {_RESTORE}"
         if mapped:
             with stream:
-                self.source = memoryview(mmap.mmap(stream.fileno(), self.index.tar_size, access=mmap.ACCESS_READ))
+                mapped_file = mmap.mmap(stream.fileno(), self.index.tar_size, access=mmap.ACCESS_READ, **_MAPPING)
+                self.source = memoryview(mapped_file)
+        else:
+            weakref.finalize(self, stream.close)
         here = _columns(self.index, names)
         self.signature = _same(tuple((name, *_plain_array(column)) for name, column in here))
         starts = [column.data_starts if column else [-1] * self.index.n_samples for _, column in here]
@@ -184,6 +192,31 @@ def _flags(n: int) -> mmap.mmap:
     return mmap.mmap(-1, max(1, n))
 
 
+_readers: weakref.WeakSet[ShardReader] = weakref.WeakSet()  # of this process, and those inherited from its parent
+_bookkeeping = threading.Lock()  # of what they have open; held for moments only
+os.register_at_fork(
+    before=_bookkeeping.acquire, after_in_parent=_bookkeeping.release, after_in_child=_bookkeeping.release
+)
+
+
+def _may_be_open() -> int:
+    """Shards that all readers together may keep open: half of the process's files are left to everybody else."""
+    return max(16, min(_MOST_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
+
+
+def _close_down_to(n: int) -> bool:
+    """Keep no more than `n` shards open, each time closing one of the reader that has most; whether any was closed."""
+    excess = sum(len(reader._open) for reader in _readers) - n
+    for _ in range(excess):
+        max(_readers, key=lambda reader: len(reader._open))._close_first()
+    return excess > 0
+
+
+def _is_out_of_files(error: Exception) -> bool:
+    """Whether no file could be opened because too many are: which says nothing of any sample."""
+    return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
+
+
 class ShardReader:
     """Reads samples and batches by sample id, the place of a sample in its dataset.
 
@@ -193,7 +226,9 @@ class ShardReader:
         selected: ids of the samples to be seen, ascending; sample ids then count within them.
         io: ``"mmap"`` maps shards into memory, ``"pread"`` reads them with system calls, ``"auto"`` maps on local
             file systems only. A mapped file that is shrunk in place ends the process: no program can prevent that.
-        max_open: shards kept open at once; those opened first are closed first.
+        max_open: shards that this reader keeps open at most; those opened first are closed first. However many it is,
+            all readers of a process together keep half as many open as it may open files (``ulimit -n``), and a batch
+            of more shards than half of that, or than `max_open`, is read in parts.
         checksums: compare a sample's payloads with the checksums in its shard's index: plain arrays when the sample is
             read first, all others whenever they are decoded. None: where the index has them; True: it must.
 
@@ -222,7 +257,8 @@ class ShardReader:
         stored = [name for name, about in manifest.modalities.items() if _IS_STORED & set(about)] if manifest else []
         self.fields = [name for name in (stored if wanted is None else wanted) if name != "metadata"]
         self.io = io
-        self.max_open = max_open or max(16, min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
+        self.max_open = max_open or _MOST_OPEN
+        self._at_once = min(self.max_open, _may_be_open() // 2)  # others may be reading too
         self._mapped = io == "mmap" or (io == "auto" and all(map(is_local, {path.parent for path in shards.paths})))
         self._copy: Callable[..., None] = _copy_mapped if self._mapped else _copy_pread
         self._starts = np.concatenate([[0], np.cumsum(shards.counts)])
@@ -235,6 +271,8 @@ class ShardReader:
         self._opening = threading.Lock()  # several iterators, each with a thread that reads ahead, share a reader
         self._memory = BatchMemory()
         self._check_modalities()
+        with _bookkeeping:
+            _readers.add(self)
 
     def _check_modalities(self) -> None:
         if self.modalities is None or not self.shards.paths:
@@ -293,17 +331,36 @@ class ShardReader:
             shard = self._open.get(i)
             if shard is not None:  # another thread was faster
                 return shard
-            here = self.shards.index(i).columns if self.modalities is None else ()
-            names = dict.fromkeys([*here, *self.fields])
-            shard = _OpenShard(self.shards, i, names, self._mapped, self._checksums is not False)
+            shard = self._opened(i)
             if self._checksums and not shard.index.has_checksums:
                 remedy = "run `python -m neurofmx_wds index` on the directory"
                 raise ShardError("the index has no checksums", file=shard.path, remedy=remedy)
-            self._open[i] = shard
-            self._open_bytes += shard.n_bytes
-            while len(self._open) > self.max_open or (self._open_bytes > _OPEN_BYTES and len(self._open) > 1):
-                self._open_bytes -= self._open.popitem(last=False)[1].n_bytes
+            with _bookkeeping:
+                self._open[i] = shard
+                self._open_bytes += shard.n_bytes
+                while len(self._open) > self.max_open or (self._open_bytes > _OPEN_BYTES and len(self._open) > 1):
+                    self._close_first()
+                _close_down_to(_may_be_open())
             return shard
+
+    def _opened(self, i: int) -> _OpenShard:
+        """Shard i, opened. Where the process has no file left for it, half of what readers keep open is closed."""
+        here = self.shards.index(i).columns if self.modalities is None else ()
+        names = dict.fromkeys([*here, *self.fields])
+        while True:
+            try:
+                return _OpenShard(self.shards, i, names, self._mapped, self._checksums is not False)
+            except OSError as error:
+                if not _is_out_of_files(error):
+                    raise
+                with _bookkeeping:
+                    if not _close_down_to(sum(len(reader._open) for reader in _readers) // 2):
+                        problem = f"{error.strerror}, though no shard is kept open (allow more: ulimit -n)"
+                        raise OSError(error.errno, problem, error.filename) from error
+
+    def _close_first(self) -> None:
+        """Let go of the shard opened first: it is closed once no batch is being read from it."""
+        self._open_bytes -= self._open.popitem(last=False)[1].n_bytes
 
     def read_batch(self, ids: np.ndarray, memory: Memory | None = None) -> dict[str, Any]:
         """A batch of the samples with these ids, as :func:`neurofmx_wds.collate_webdataset` would make it.
@@ -322,6 +379,8 @@ class ShardReader:
         if not len(ids):
             return {}
         where, rows = self.locate(ids)
+        if len(ids) > self._at_once and len(set(where)) > self._at_once:
+            return self._read_in_parts(ids, memory)
         opened = {i: self._open.get(i) or self._shard(i) for i in dict.fromkeys(where)}
         shards = [opened[i] for i in where]
         records = [shard.records[row] for shard, row in zip(shards, rows, strict=True)]
@@ -344,6 +403,14 @@ class ShardReader:
         batch["metadata"] = MetadataList(metadata if all(metadata) else self._metadata(metadata, shards, rows))
         batch["__key__"] = list(keys)
         return batch
+
+    def _read_in_parts(self, ids: np.ndarray, memory: Memory | None) -> dict[str, Any]:
+        """A batch of samples in more shards than may be open at once."""
+        parts = range(0, len(ids), self._at_once)
+        samples = [sample for begin in parts for sample in self.read_samples(ids[begin : begin + self._at_once])]
+        batch = {name: [None] * len(ids) for name in self.fields} | collate_webdataset(samples)
+        batch["metadata"] = MetadataList(batch["metadata"])
+        return memory.pin(batch) if isinstance(memory, BatchMemory) else batch
 
     def _check(self, opened: dict[int, _OpenShard], where: Sequence[int], rows: Sequence[int]) -> None:
         """Compare the samples here that have not been read before with their checksums."""
@@ -393,6 +460,8 @@ class ShardReader:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _opening=threading.Lock(), _checked=_flags(state["shards"].n_samples))
+        with _bookkeeping:
+            _readers.add(self)
 
 
 def _sample(columns: dict[str, Any], row: int) -> dict[str, Any]:
@@ -434,6 +503,8 @@ def skipping(read: Callable[[np.ndarray], Any], ids: np.ndarray, handler: Handle
             read(ids[place : place + 1])
             kept.append(place)
         except Exception as error:
+            if _is_out_of_files(error):
+                raise
             if not handler(error):
                 break
     return kept

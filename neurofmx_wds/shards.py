@@ -105,7 +105,7 @@ class ShardSet:
         stream = self._open(path, index)
         try:
             self._check_identity(i, path)
-        except ShardError:
+        except (ShardError, OSError):
             stream.close()
             raise
         if not all(_has_member(stream, index, sample) for sample in {0, index.n_samples - 1} if index.n_samples):

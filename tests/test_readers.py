@@ -86,12 +86,14 @@ def test_a_batch_is_its_samples_collated_is_what_the_official_library_decodes(
         if not writer.summary["modalities"]:
             modalities = None
         for io in IOS:
-            reader = ShardReader(
-                shards, modalities, None if selected is None else np.array(selected), io=io, max_open=1
+            whole, reader = (
+                ShardReader(shards, modalities, None if selected is None else np.array(selected), io=io, max_open=most)
+                for most in (None, data.draw(st.integers(1, 3)))
             )
             batch, samples = reader.read_batch(ids), reader.read_samples(ids)
             lacking = {name: [None] * len(ids) for name in reader.fields}
             assert same_batch(batch, {**lacking, **collate_webdataset(samples)})
+            assert same_batch(batch, whole.read_batch(ids))  # in parts where it is of more shards than may be open
             for sample, i in zip(samples, ids, strict=True):
                 expected = truth[i if selected is None else selected[i]]
                 names = {name.rpartition(".")[0] or name: name for name in expected}
