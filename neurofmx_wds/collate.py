@@ -58,15 +58,28 @@ class MetadataList:
 
 def to_tensor(array: np.ndarray) -> torch.Tensor | np.ndarray:
     """The array as a tensor that shares its memory; as it is where torch has no such dtype (strings, dates)."""
-    native = array.dtype.newbyteorder("=")  # numpy's own isnative overlooks arrays within structures
-    if array.dtype != native:
-        array = array.astype(native)
-    if not array.flags.writeable or min(array.strides, default=0) < 0:
+    array = _native(array)
+    if not array.flags.writeable:
         array = array.copy()
     try:
         return torch.from_numpy(array)
     except TypeError:
         return array
+    except ValueError:  # strides that torch cannot have: negative, or no multiple of an item
+        return torch.from_numpy(array.copy())
+
+
+def to_array(tensor: torch.Tensor) -> np.ndarray | torch.Tensor:
+    """The tensor as an array that shares its memory; as it is where numpy has no such dtype (bfloat16)."""
+    try:
+        return tensor.numpy(force=True)  # without its gradient
+    except TypeError:
+        return tensor
+
+
+def _native(array: np.ndarray) -> np.ndarray:
+    native = array.dtype.newbyteorder("=")  # numpy's own isnative overlooks arrays within structures
+    return array if array.dtype == native else array.astype(native)
 
 
 def stack(values: Sequence[Any], pad_value: float | None = None) -> Any:
@@ -77,25 +90,44 @@ def stack(values: Sequence[Any], pad_value: float | None = None) -> Any:
         pad_value: fill arrays of unequal shape up to the largest with this value.
 
     Returns:
-        A tensor of shape (B, …) where the values are arrays, tensors or numbers of one dtype and shape (or are
-        padded to it); a list of B values otherwise, in which arrays are tensors too.
+        Of shape (B, …) and contiguous where the values are arrays, tensors or numbers of one dtype and shape (or are
+        padded to it): a tensor, or an array where torch has no such dtype (strings, dates, structures). A list of B
+        values otherwise, in which arrays are tensors too where torch has their dtype.
     """
     if any(isinstance(value, (str, bytes, Mapping, list, tuple)) or value is None for value in values):
         return [to_tensor(value) if isinstance(value, np.ndarray) else value for value in values]
-    if all(isinstance(value, torch.Tensor) for value in values) and len({(v.dtype, v.shape) for v in values}) == 1:
-        return torch.stack(list(values))
-    arrays = [value.numpy() if isinstance(value, torch.Tensor) else np.asarray(value) for value in values]
+    if any(isinstance(value, torch.Tensor) for value in values):
+        given = [value if isinstance(value, torch.Tensor) else to_tensor(np.asarray(value)) for value in values]
+        return _stack_tensors(given, pad_value)
+    arrays = [np.asarray(value) for value in values]
+    if len({array.dtype for array in arrays}) > 1:  # perhaps in their byte order only
+        arrays = [_native(array) for array in arrays]
     shapes = {array.shape for array in arrays}
     if len({array.dtype for array in arrays}) > 1 or len({len(shape) for shape in shapes}) > 1:
         return [to_tensor(array) for array in arrays]
     if len(shapes) == 1:
-        return to_tensor(np.stack(arrays))
+        return to_tensor(np.stack(arrays, out=np.empty((len(arrays), *arrays[0].shape), arrays[0].dtype)))
     if pad_value is None:
         return [to_tensor(array) for array in arrays]
     padded = np.full((len(arrays), *np.max(list(shapes), axis=0)), pad_value, arrays[0].dtype)
     for row, array in zip(padded, arrays, strict=True):
         row[tuple(map(slice, array.shape))] = array
     return to_tensor(padded)
+
+
+def _stack_tensors(values: Sequence[Any], pad_value: float | None) -> Any:
+    """As :func:`stack`, of tensors; also of dtypes that numpy does not have, or with gradients."""
+    kinds = {(value.dtype, value.ndim) for value in values}
+    shapes = {value.shape for value in values}
+    if len(kinds) > 1 or (len(shapes) > 1 and pad_value is None):
+        return list(values)
+    if len(shapes) == 1:
+        stacked = torch.stack(list(values))  # permuted where they are
+        return stacked.contiguous() if stacked.layout is torch.strided else stacked
+    padded = values[0].new_full((len(values), *map(max, *shapes)), pad_value)
+    for row, value in enumerate(values):
+        padded[row][tuple(map(slice, value.shape))] = value
+    return padded
 
 
 def collate_webdataset(samples: Sequence[Mapping[str, Any]], pad_value: float | None = None) -> dict[str, Any]:
@@ -107,8 +139,9 @@ def collate_webdataset(samples: Sequence[Mapping[str, Any]], pad_value: float | 
             int64 tensor of shape (B, ndim) with each array's own shape. By default they come as a list.
 
     Returns:
-        field → tensor of shape (B, …), or a list of B values where the samples differ in shape or are not arrays
-        (None where a sample lacks the field); ``metadata``: list of B dicts; ``__key__``: list of B strings.
+        field → tensor of shape (B, …) (an array where torch has no such dtype: strings, dates), or a list of B values
+        where the samples differ in shape or are not arrays (None where a sample lacks the field); ``metadata``: list of
+        B dicts; ``__key__``: list of B strings.
 
     Raises:
         FieldError: there is no sample.

@@ -441,7 +441,7 @@ def create_webdataset_dataloader(
         memory_limit: bytes that loading may take, as a number or like ``"2GB"``, beside the trainer's own memory and
             what the system can take back. A few samples are read (and transformed) to see how large they are. Where
             it would take more, batches ahead, then workers, then the batch size are reduced, and a warning says so.
-            Give every rank the same. What composed stages hold back does not count.
+            Give every rank the same. What composed stages hold back does not count, nor batches that the trainer keeps.
         **loader_options: of torch's DataLoader: ``persistent_workers``, ``multiprocessing_context``, ``timeout``,
             ``worker_init_fn``.
 

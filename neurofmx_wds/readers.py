@@ -27,7 +27,7 @@ import torch
 
 from . import fields
 from .cache import is_compressed
-from .collate import MetadataList, collate_webdataset, stack
+from .collate import MetadataList, collate_webdataset, stack, to_array
 from .crc import LET_OTHERS_RUN, crc32_of
 from .errors import NeurofmxError, ShardError, shown, there_are
 from .fields import Buffer
@@ -443,6 +443,8 @@ class ShardReader:
     def read_samples(self, ids: np.ndarray) -> list[dict[str, Any]]:
         """The samples with these ids, each a dict of writable numpy arrays, ``metadata`` and ``__key__``.
 
+        What numpy has no dtype for (bfloat16) comes as a tensor.
+
         Args:
             ids: sample ids, shape (B,), int64.
 
@@ -451,7 +453,7 @@ class ShardReader:
         """
         batch = self.read_batch(ids)
         columns = {
-            name: values.numpy() if isinstance(values, torch.Tensor) else values for name, values in batch.items()
+            name: to_array(values) if isinstance(values, torch.Tensor) else values for name, values in batch.items()
         }
         return [_sample(columns, row) for row in range(len(ids))]
 
@@ -469,7 +471,7 @@ def _sample(columns: dict[str, Any], row: int) -> dict[str, Any]:
         name: column[row, ...] if isinstance(column, np.ndarray) else column[row] for name, column in columns.items()
     }
     return {
-        name: value.numpy() if isinstance(value, torch.Tensor) else value
+        name: to_array(value) if isinstance(value, torch.Tensor) else value
         for name, value in values.items()
         if value is not None
     }

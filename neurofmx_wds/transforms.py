@@ -14,7 +14,7 @@ from typing import Any, overload
 import numpy as np
 import torch
 
-from .collate import stack
+from .collate import stack, to_array
 
 Transform = Callable[..., Any]
 BatchTransform = Callable[..., Any]
@@ -117,7 +117,7 @@ def labels_of(column: Any, metadata: Sequence[Mapping[str, Any]]) -> list[Any]:
         B labels; None for a sample without.
     """
     if isinstance(column, torch.Tensor):
-        return column.tolist() if column.ndim == 1 else list(column.numpy())
+        return column.tolist() if column.ndim == 1 else list(to_array(column))
     given = [None] * len(metadata) if column is None else column
     return [
         _plain(about.get("label") if label is None else label) for label, about in zip(given, metadata, strict=True)
@@ -126,8 +126,8 @@ def labels_of(column: Any, metadata: Sequence[Mapping[str, Any]]) -> list[Any]:
 
 def _plain(label: Any) -> Any:
     if isinstance(label, torch.Tensor):
-        label = label.numpy()
-    return label.item() if isinstance(label, (np.ndarray, np.generic)) and label.ndim == 0 else label
+        label = to_array(label)
+    return label.item() if isinstance(label, (np.ndarray, np.generic, torch.Tensor)) and label.ndim == 0 else label
 
 
 def label_column(labels: Sequence[Any]) -> Any:

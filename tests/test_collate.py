@@ -73,15 +73,50 @@ def test_views_that_torch_cannot_hold_are_copied() -> None:
     assert b.tolist() == [0, 1, 2]
 
 
+def test_a_field_of_a_structured_array_is_copied() -> None:
+    table = np.array([(1.5, 2), (3.5, 4), (5.5, 6)], [("a", "f4"), ("b", "u1")])
+    assert [part.tolist() for part in stack([table["a"], table["a"][:2]])] == [[1.5, 3.5, 5.5], [1.5, 3.5]]
+
+
+def test_byte_orders_do_not_tell_values_apart() -> None:
+    assert same(stack([np.ones(2, "<f4"), np.full(2, 2, ">f4")]), torch.tensor([[1.0, 1.0], [2.0, 2.0]]))
+
+
+@given(data=st.data(), count=st.integers(1, 3))
+def test_batches_are_contiguous(data: st.DataObject, count: int) -> None:
+    array = data.draw(nps.arrays(data.draw(TORCH_DTYPES | TEXT_DTYPES.filter(lambda dtype: dtype.isnative)), SHAPES))
+    permuted = array.transpose(data.draw(st.permutations(range(array.ndim))))
+    batch = stack([permuted] * count)
+    assert batch.flags.c_contiguous if isinstance(batch, np.ndarray) else batch.is_contiguous()
+    if isinstance(batch, torch.Tensor):
+        assert same(batch, torch.from_numpy(np.stack([permuted] * count)))
+        again = stack([torch.from_numpy(array).permute([*range(array.ndim)][::-1])] * count)
+        assert again.is_contiguous() and same(again, torch.from_numpy(np.stack([array.T] * count)))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.complex64])
 def test_tensors_that_numpy_does_not_know(dtype: torch.dtype) -> None:
     tensors = [torch.ones(3, dtype=dtype), torch.zeros(3, dtype=dtype)]
     assert torch.equal(stack(tensors), torch.stack(tensors))
+    unequal = [tensors[0], tensors[1][:2]]
+    assert all(map(torch.equal, stack(unequal), unequal))
+    padded = torch.tensor([[1, 1, 1], [0, 0, 7]], dtype=dtype)
+    assert torch.equal(stack(unequal, 7), padded) and stack(unequal, 7).dtype == dtype
 
 
 def test_gradients_are_kept_out_of_numpy() -> None:
     tensors = [torch.ones(3, requires_grad=True)] * 2
     assert stack(tensors).shape == (2, 3)
+    unequal = [tensors[0], 2 * tensors[0][:1]]
+    assert all(map(torch.equal, stack(unequal), unequal))
+    stack(unequal, 5).sum().backward()
+    assert torch.equal(tensors[0].grad, torch.tensor([3.0, 1, 1]))
+
+
+def test_arrays_and_tensors_make_one_batch() -> None:
+    assert same(stack([np.ones(2), torch.zeros(2, dtype=torch.float64)]), torch.tensor([[1.0, 1], [0, 0]]).double())
+    assert [type(each) for each in stack([np.array(["a"]), torch.zeros(1)])] == [np.ndarray, torch.Tensor]
+    assert stack([torch.eye(2).to_sparse()] * 2).shape == (2, 2, 2)
 
 
 @given(data=st.data(), pad=st.integers(0, 9))

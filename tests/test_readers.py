@@ -512,6 +512,34 @@ def test_checksums_that_are_asked_for_must_be_known(dataset: Path) -> None:
     assert len(list(WebDatasetLoader(dataset, checksums=True))) == open_shards(dataset).n_samples
 
 
+def test_what_numpy_has_no_dtype_for_stays_a_tensor(tmp_path: Path) -> None:
+    def shorter(sample: dict[str, Any]) -> dict[str, Any]:
+        return {**sample, "x": sample["x"][: int(sample["x"][0])]}
+
+    with WebDatasetWriter(tmp_path / "d") as writer:
+        for i in range(4):
+            x = torch.full((3,), i, dtype=torch.bfloat16)
+            writer.write_sample({"x.pth": x, "label.pth": x[:2], "y.pth": torch.ones(2 + i % 2).requires_grad_()})
+    for i, sample in enumerate(WebDatasetLoader(tmp_path / "d", shuffle=False, target_transform=lambda label: label)):
+        assert torch.equal(sample["x"], torch.full((3,), i, dtype=torch.bfloat16))
+        assert torch.equal(sample["label"], sample["x"][:2]) and sample["y"].tolist() == [1.0] * (2 + i % 2)
+        sample["x"] += 1
+    for num_workers in (0, 1):
+        loader = create_webdataset_dataloader(tmp_path / "d", shuffle=False, num_workers=num_workers, transform=shorter)
+        assert [x.tolist() for x in next(iter(loader))["x"]] == [[], [1], [2, 2], [3, 3, 3]]
+
+
+def test_byte_orders_of_shards_do_not_tell_batches_apart(tmp_path: Path) -> None:
+    for shard, dtype in enumerate(("<f4", ">f4")):
+        with wds.TarWriter(str(tmp_path / f"shard_{shard}.tar")) as tar:
+            for i in range(3):
+                tar.write({"__key__": f"{shard}{i}", "x.npy": np.asfortranarray(np.full((3, 2), 3 * shard + i, dtype))})
+    for num_workers in (0, 1):
+        loader = create_webdataset_dataloader(tmp_path, batch_size=2, num_workers=num_workers, shuffle=False)
+        for n, batch in enumerate(loader):
+            assert batch["x"].is_contiguous() and batch["x"][:, 0, 0].tolist() == [2 * n, 2 * n + 1]
+
+
 def test_a_batch_is_a_torch_batch(dataset: Path) -> None:
     batch = ShardReader(open_shards(dataset)).read_batch(np.array([7, 0, 3]))
     assert batch["x"].shape == (3, 4, 3) and batch["x"].dtype == torch.float64
