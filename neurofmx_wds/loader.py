@@ -141,10 +141,8 @@ class ResumableWebDatasetLoader(WebDatasetLoader):
         **options: Any,
     ) -> None:
         super().__init__(shard_dir, **options)
-        if checkpoint_interval < 1:
-            raise ValueError(f"checkpoint_interval must be positive, not {checkpoint_interval}")
         self.checkpoint_path = Path(checkpoint_path or ".loader_checkpoint.json")
-        self.checkpoint_interval = checkpoint_interval
+        self.checkpoint_interval = _count("checkpoint_interval", checkpoint_interval, least=1)
         if self.checkpoint_path.exists():
             self.load_checkpoint()
 
@@ -185,15 +183,19 @@ class ResumableWebDatasetLoader(WebDatasetLoader):
         )  # fmt: skip
         return dict(state)
 
-    def _deliver(self) -> Iterator[Any]:
+    def iterator1(self) -> Iterator[Any]:
+        """As its base's, with a checkpoint at the epoch's end."""
+        yield from super().iterator1()
+        if not in_worker():
+            self.save_checkpoint()
+
+    def _deliver(self, run: object) -> Iterator[Any]:
         writes = not in_worker()
-        for count, item in enumerate(super()._deliver(), 1):
+        for count, item in enumerate(super()._deliver(run), 1):
             yield item
             # The consumer is back for more: what it had so far is done with.
             if writes and count % self.checkpoint_interval == 0:
                 self.save_checkpoint()
-        if writes:
-            self.save_checkpoint()
 
 
 class WebDatasetDataLoader(ResumablePipeline):
@@ -228,10 +230,9 @@ class WebDatasetDataLoader(ResumablePipeline):
         memory_limit: int | float | str | None = None,
     ) -> None:
         options = dict(loader_options)
-        if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
-            raise ValueError(f"batch_size must be a positive integer, not {batch_size!r}")
-        if num_workers < 0 or (prefetch_factor or 0) < 0:
-            raise ValueError(f"num_workers and prefetch_factor must not be negative: {num_workers}, {prefetch_factor}")
+        batch_size = _count("batch_size", batch_size, least=1)
+        num_workers = _count("num_workers", num_workers)
+        prefetch_factor = None if prefetch_factor is None else _count("prefetch_factor", prefetch_factor)
         if not options.pop("in_order", True):
             raise ValueError("in_order=False would make the order depend on the workers' speed; leave it out")
         refused = set(options) - set(TORCH_OPTIONS)
@@ -240,9 +241,9 @@ class WebDatasetDataLoader(ResumablePipeline):
         if memory_limit is not None:
             ahead = (prefetch_factor or 2) if num_workers else (prefetch_factor or 0)
             forks = _start_method(options.get("multiprocessing_context")) == "fork"
-            load = within(fetcher, Load(int(batch_size), num_workers, ahead), parse_size(memory_limit), forks)
+            load = within(fetcher, Load(batch_size, num_workers, ahead), parse_size(memory_limit), forks)
             batch_size, num_workers, prefetch_factor = load.batch_size, load.num_workers, load.prefetch_factor
-        super().__init__(fetcher, fingerprint, int(batch_size), drop_last, rank, world_size)
+        super().__init__(fetcher, fingerprint, batch_size, drop_last, rank, world_size)
         if self.spec.n_samples and not len(self):
             logger.warning(
                 "there is no batch to load: drop_last=True, and %d samples do not fill batch_size=%d on %d rank(s); "
@@ -316,6 +317,13 @@ class WebDatasetDataLoader(ResumablePipeline):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_persistent": None}
+
+
+def _count(name: str, value: int, least: int = 0) -> int:
+    """An argument that counts something, at least so much; numpy's integers as Python's."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{name} must be a {'positive' if least else 'non-negative'} integer, not {value!r}")
+    return int(value)
 
 
 def _start_method(context: Any) -> str:

@@ -106,6 +106,5 @@ def map_style_fetcher(
     Items are read one by one anyway, so ``shuffle=True`` mixes single items over the whole dataset.
     """
     spec = EpochSpec(np.array([len(dataset)]), seed, shuffle, buffer_size, block_size=1)
-    spec.order(0)  # refuses bad values now, not in a worker
     fingerprint = hashlib.sha256(f"map-style {len(dataset)}".encode()).hexdigest()[:32]
     return Fetcher(spec, MapStyleReader(dataset, names)), fingerprint

@@ -35,6 +35,7 @@ class Progress:
         self._told_of: set[str] = set()
         self._resume_at = 0
         self._run: object = None
+        self._taken: tuple[int, bool] | None = None
         self._heard = 0
         self._tell()
 
@@ -49,13 +50,18 @@ class Progress:
         if in_worker() and times != self._heard:
             self.epoch, self._resume_at, self._heard = epoch, position, times
         self.position, self._resume_at = self._resume_at, 0
-        self._run = object()
+        self._run, self._taken = object(), None
         return self._run
 
-    def delivered(self, run: object, position: int, last: bool) -> None:
-        """Note that iteration `run` has delivered all before `position`; with the `last` its epoch is over."""
+    def take(self, run: object, position: int, last: bool) -> None:
+        """Note that iteration `run` is making something of all before `position`; with the `last` its epoch is over."""
         if run is self._run:
-            self.position = position
+            self._taken = position, last
+
+    def deliver(self, run: object) -> None:
+        """Note that what iteration `run` has made of all that it took is handed over."""
+        if run is self._run and self._taken is not None:
+            self.position, last = self._taken
             if last and not in_worker():
                 self.set(Cursor(self.epoch + 1, 0))
 
@@ -89,6 +95,7 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
     ``state_dict()``, ``load_state_dict()``, ``set_epoch()`` and ``len()`` are exact; ``.map(...)``, ``.compose(...)``
     and the other webdataset methods give a pipeline that goes on from here and shares the same state. A stage that
     holds samples back, such as ``.shuffle(…)``, has taken more than it has handed on, and the state counts these too.
+    Where a stage fails, the state is that of the last item that came out of all of them.
     """
 
     def __init__(
@@ -142,10 +149,9 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
         """Let the next iteration be of this epoch, from its start; a state loaded for this very epoch stays.
 
         Raises:
-            ValueError: `epoch` is negative.
+            ValueError: `epoch` is not a whole number, or negative.
         """
-        if epoch < 0:
-            raise ValueError(f"epoch must not be negative, not {epoch}")
+        epoch = self.spec.order(epoch).epoch  # refuses what is none; numpy's integers are not for JSON
         if epoch != self.epoch:
             self.progress.set(Cursor(epoch, 0))
 
@@ -192,14 +198,18 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
         """One epoch, or its rest: what is delivered here, through the stages that were composed."""
         # Not a first stage in the list: bound to this object it would make a reference cycle, and workers that are
         # left to the garbage collector take torch five seconds each to stop.
-        items = self._deliver()
+        run = self.progress.begin()
+        items = self._deliver(run)
         for stage in self.pipeline:
             items = self.invoke(stage, items)
-        return items
+        for item in items:
+            self.progress.deliver(run)  # only now: were a stage to fail, what it took would be lost
+            yield item
+            del item
+        self.progress.deliver(run)  # also what stages have made nothing of
 
-    def _deliver(self) -> Iterator[Any]:
-        """What this rank gets, counted as it is handed over."""
-        run = self.progress.begin()
+    def _deliver(self, run: object) -> Iterator[Any]:
+        """What this rank gets, noted as it is taken."""
         epoch, first = self.progress.epoch, self.progress.position
         rank, world_size = self.rank, self.world_size
         size = (self.spec.n_samples, self.batch_size, world_size, self.drop_last)
@@ -207,11 +217,11 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
         workers = pytorch_worker_info()[3]
         last = cursors.n_steps(first, *size)
         if last == 0:
-            self.progress.delivered(run, self.spec.n_samples, True)
+            self.progress.take(run, self.spec.n_samples, True)
         done = 0
         for item in self._items(epoch, first, rank, world_size):
             done = min(done + workers, last)
-            self.progress.delivered(run, cursors.position_after(first, done, *size), done == last)
+            self.progress.take(run, cursors.position_after(first, done, *size), done == last)
             if isinstance(item, Remnant):
                 self.progress.note(item)
                 yield from item.rest

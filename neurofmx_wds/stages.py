@@ -60,6 +60,11 @@ class EpochSpec:
     buffer_size: int
     block_size: int
 
+    def __post_init__(self) -> None:
+        checked = self.order(0)  # refuses bad values now, not in a worker; of numpy's integers it makes Python's
+        for name in ("seed", "buffer_size", "block_size"):
+            object.__setattr__(self, name, getattr(checked, name))
+
     def order(self, epoch: int) -> EpochOrder:
         """The order of one epoch."""
         return EpochOrder(
@@ -418,7 +423,6 @@ def open_dataset(
     if block_size is None:
         block_size = _default_block_size(shards, buffer_size)
     spec = EpochSpec(reader.counts, seed, shuffle, buffer_size, block_size)
-    spec.order(0)  # refuses bad values now, not in a worker
     return Fetcher(spec, reader, labels=labels), fingerprint
 
 

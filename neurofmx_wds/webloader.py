@@ -167,7 +167,12 @@ class WebLoader(wds.WebLoader):  # type: ignore[misc]
         self.pipeline[0]._iterator = None
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next iteration be of this epoch, from its start; a state loaded for this very epoch stays."""
+        """Let the next iteration be of this epoch, from its start; a state loaded for this very epoch stays.
+
+        Raises:
+            ValueError: `epoch` is not a whole number, or negative.
+        """
+        epoch = self.samples.spec.order(epoch).epoch  # refuses what is none; numpy's integers are not for JSON
         if epoch != self.epoch:
             self.epoch, self.n_delivered, self._resume_after = epoch, 0, 0
             self.samples.set_epoch(epoch)
@@ -203,5 +208,6 @@ class _Counted:
         last = cursors.n_steps(first, *size)
         for count, item in enumerate(items, 1):
             done = min(count * self.n_each, last)
-            progress.delivered(run, cursors.position_after(first, done, *size), done == last)
+            progress.take(run, cursors.position_after(first, done, *size), done == last)
+            progress.deliver(run)
             yield item
