@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -167,6 +167,21 @@ class Reader(Protocol):
         """As :meth:`ShardReader.name`."""
 
 
+@dataclass(frozen=True)
+class Again:
+    """How a plan is read again that could not be read at once: each of its samples, then those that can be together.
+
+    Attributes:
+        read: any samples to what is delivered.
+        make: a single sample to something that `join` takes; where that is all the work, it is not done once more.
+        join: the ids of some samples and what `make` made of each, to what is delivered.
+    """
+
+    read: Read
+    make: Read
+    join: Callable[[np.ndarray, Sequence[Any]], Any]
+
+
 @dataclass
 class Fetcher:
     """Reads what the plans ask for.
@@ -205,27 +220,30 @@ class Fetcher:
     def samples(self, plans: Iterable[BatchPlan]) -> Iterator[Any]:
         """Stage: plans of one row → samples, transformed."""
         one: Read = lambda ids: self._samples(ids, self._rngs(ids))[0]  # noqa: E731
-        found = self._fetch(plans, one, one)
+        found = self._fetch(plans, one, Again(one, one, lambda _, made: made[0]))
         yield from found if self.transform is None else _told_of_none(found)
 
     def batches(self, plans: Iterable[BatchPlan]) -> Iterator[Any]:
         """Stage: plans → batches, transformed."""
         if self.only_copies:
             fast = functools.partial(self.reader.read_batch, memory=self.memory)
-            yield from self._fetch(plans, fast, self.reader.read_batch)
+            read: Read = self.reader.read_batch  # what is left of a batch must not lie in a worker's slot
+            yield from self._fetch(plans, fast, Again(read, read, lambda ids, _: read(ids)))
         else:
             # A worker's slot is written again, but a transform may keep what it was given.
             memory = self.memory if isinstance(self.memory, BatchMemory) else None
             read = functools.partial(self._batch, memory=memory)
-            yield from self._fetch(plans, read, read)
+            join = functools.partial(self._batch, memory=memory)
+            again = Again(read, read, lambda ids, _: read(ids)) if self._as_stored else Again(read, self._made, join)
+            yield from self._fetch(plans, read, again)
 
     @property
     def _as_stored(self) -> bool:
         """Whether batches are read as such, not made of samples."""
         return self.transform is None and self.collate_fn is collate_webdataset
 
-    def _fetch(self, plans: Iterable[BatchPlan], read: Read, read_again: Read) -> Iterator[Any]:
-        """Read all plans; `read_again` reads what is left of one: a remnant must not lie in a worker's slot."""
+    def _fetch(self, plans: Iterable[BatchPlan], read: Read, again: Again) -> Iterator[Any]:
+        """Read all plans; `again` says how, where that fails."""
         only_copies = self.only_copies
         for plan, ids in self.planned_ids(plans):
             try:
@@ -233,7 +251,9 @@ class Fetcher:
             except Exception as error:
                 if self.handler is wds.reraise_exception:
                     raise
-                item = self._remnant(read_again, ids, error)
+                item = self._remnant(again, ids, error)
+                if plan.fresh is False:
+                    item.n_skipped = 0  # counted where the row came first
             if plan.fresh is not None:
                 left, n_skipped = (item.rest, item.n_skipped) if isinstance(item, Remnant) else ([item], 0)
                 for each in left:  # of a plan of one row: that, or one that stands in for it
@@ -243,7 +263,7 @@ class Fetcher:
                 del item  # the next may then lie in its memory; so in all that hand batches on
             # Others go when the next is there: malloc would give their memory back, and take new memory page by page.
 
-    def _remnant(self, read: Read, ids: np.ndarray, error: Exception) -> Remnant:
+    def _remnant(self, again: Again, ids: np.ndarray, error: Exception) -> Remnant:
         """What is left of a plan when `handler` has been asked about each sample that cannot be read."""
         causes: dict[str, str] = {}
 
@@ -253,11 +273,16 @@ class Fetcher:
             causes.setdefault(getattr(error, "file", None) or "", str(error))
             return True
 
-        kept = skipping(read, ids, may_skip)
-        if kept:
-            return Remnant(len(ids) - len(kept), [read(ids[kept])], causes)
-        world_size = self.start.get()[3]
-        return Remnant(len(ids), [] if world_size == 1 else [self._stand_in(read, ids, error)], causes)
+        made: list[Any] = []
+        left = ids[skipping(lambda one: made.append(again.make(one)), ids, may_skip)]
+        rest: list[Any] = []
+        try:
+            rest = [again.join(left, made)] if made else []
+        except Exception:
+            left, rest = _fitting(again.read, left, may_skip)
+        if not rest and self.start.get()[3] > 1:
+            rest = [self._stand_in(again.read, ids, error)]
+        return Remnant(len(ids) - len(left), rest, causes)
 
     def _stand_in(self, read: Read, ids: np.ndarray, error: Exception) -> Any:
         """A sample that can be read, marked as repeated: all ranks must step together."""
@@ -276,14 +301,27 @@ class Fetcher:
     def _rngs(self, ids: np.ndarray) -> SampleRngs:
         return SampleRngs(self.spec.seed, self.start.get()[0], self.reader.dataset_ids(ids))
 
-    def _batch(self, ids: np.ndarray, memory: BatchMemory | None) -> Any:
+    def _made(self, ids: np.ndarray) -> tuple[Any, SampleRngs]:
+        """A single sample, transformed, and what goes on giving its random numbers."""
         rngs = self._rngs(ids)
+        return self._samples(ids, rngs)[0], rngs
+
+    def _batch(
+        self,
+        ids: np.ndarray,
+        made: Sequence[tuple[Any, SampleRngs]] | None = None,
+        *,
+        memory: BatchMemory | None,
+    ) -> Any:
+        """A batch of the samples with these ids; of those that are `made` already, where they are given."""
+        rngs = self._rngs(ids) if made is None else SampleRngs.joined([rngs for _, rngs in made])
         if self._as_stored:
             batch: Any = self.reader.read_batch(ids, memory)
             if self._relabels:
                 batch["label"] = label_column(self._labels(ids, batch.get("label"), batch["metadata"]))
         else:
-            batch = self._collated(ids, self._samples(ids, rngs))
+            samples = self._samples(ids, rngs) if made is None else [sample for sample, _ in made]
+            batch = self._collated(ids, samples)
         for transform in self.batch_transforms:
             try:
                 batch = transform(batch, rngs) if takes_rng(transform) else transform(batch)
@@ -331,14 +369,15 @@ class Fetcher:
         given = labels_of(column, metadata) if self.labels is None else self.labels[ids].tolist()
         if self.target_transform is None:
             return given
-        return self._each("target_transform", ids, map(self.target_transform, given))
+        target_transform = self.target_transform
+        return self._each("target_transform", ids, (target_transform(label) for label in given))
 
     @functools.cached_property
     def _takes_rng(self) -> bool:
         return self.transform is not None and takes_rng(self.transform)
 
-    def _each(self, what: str, ids: np.ndarray, results: Iterator[Any]) -> list[Any]:
-        """What a user's function makes of each sample."""
+    def _each(self, what: str, ids: np.ndarray, results: Generator[Any, None, None]) -> list[Any]:
+        """What a user's function makes of each sample. A generator: in it StopIteration is an error, not the end."""
         done: list[Any] = []
         try:
             for result in results:
@@ -383,6 +422,19 @@ def _told_of_none(samples: Iterator[Any]) -> Iterator[Any]:
             told = True
             logger.warning("the transform returned None, and that is delivered: let it return the sample")
         yield sample
+
+
+def _fitting(read: Read, ids: np.ndarray, may_skip: Handler) -> tuple[np.ndarray, list[Any]]:
+    """What is left of samples that can be made, but not into a batch: those that can be one alone, or none."""
+    while len(ids):
+        kept = ids[skipping(read, ids, may_skip)]
+        try:
+            return kept, [read(kept)] if len(kept) else []
+        except Exception as error:
+            if len(kept) == len(ids) and may_skip(error):  # no single one is at fault
+                break
+        ids = kept
+    return ids[:0], []
 
 
 def _mark(item: Any, fresh: bool) -> None:

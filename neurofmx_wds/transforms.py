@@ -52,6 +52,14 @@ class SampleRngs(Sequence[np.random.Generator]):
         self.sample_ids = sample_ids
         self._made: dict[int, np.random.Generator] = {}
 
+    @classmethod
+    def joined(cls, singles: Sequence[SampleRngs]) -> SampleRngs:
+        """The generators of single samples as those of a batch."""
+        first = singles[0]
+        batch = cls(first.seed, first.epoch, np.concatenate([single.sample_ids for single in singles]))
+        batch._made = {row: single[0] for row, single in enumerate(singles)}
+        return batch
+
     def __len__(self) -> int:
         return len(self.sample_ids)
 

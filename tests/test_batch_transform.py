@@ -325,3 +325,17 @@ def test_a_label_without_an_entry_is_named(labelled: Path, directory: Path, num_
         list(make(labelled, target_transform={0: 0, 1: 1, 2: 2}, **options))
     with pytest.raises(NeurofmxError, match=rf"{key_of(0)}.*no label, neither as a field nor in its metadata"):
         list(make(directory, target_transform=TIMES_10, **options))
+
+
+@WORKERS
+def test_a_function_that_runs_dry_is_an_error(labelled: Path, num_workers: int) -> None:
+    """StopIteration in it must not look like the end of the labels, nor of the samples."""
+
+    def dry(_: Any) -> Any:
+        return next(iter(()))
+
+    for options in ({"target_transform": dry}, {"transform": dry}, {"batch_transform": dry}):
+        with pytest.raises(NeurofmxError, match=rf"{key_of(0)}.*StopIteration"):
+            list(make(labelled, shuffle=False, num_workers=num_workers, **options))
+    with pytest.raises(NeurofmxError, match="StopIteration"):
+        list(WebDatasetLoader(labelled, target_transform=dry))
