@@ -304,7 +304,7 @@ class WebDatasetDataLoader(ResumablePipeline):
         if sample_bytes is None or not self.fetcher.only_copies:
             return 1
         batch_bytes = self.batch_size * sample_bytes
-        return max(1, min(BUNDLE, BUNDLE_BYTES // batch_bytes, len(self) // (4 * self.num_workers)))
+        return max(1, min(BUNDLE, BUNDLE_BYTES // batch_bytes, self.n_steps // (4 * self.num_workers)))
 
     def close(self) -> None:
         """Stop persistent workers; the next iteration starts others."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -93,9 +95,10 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
     """A webdataset pipeline that knows where it is. Base of the loaders; not made directly.
 
     ``state_dict()``, ``load_state_dict()``, ``set_epoch()`` and ``len()`` are exact; ``.map(...)``, ``.compose(...)``
-    and the other webdataset methods give a pipeline that goes on from here and shares the same state. A stage that
-    holds samples back, such as ``.shuffle(…)``, has taken more than it has handed on, and the state counts these too.
-    Where a stage fails, the state is that of the last item that came out of all of them.
+    and the other webdataset methods give a pipeline that goes on from here and shares the same state. It has a length
+    where every stage is known to keep the number of items, as ``map`` (of what returns no None), or is ``batched``. A
+    stage that holds samples back, such as ``.shuffle(…)``, has taken more than it has handed on, and the state counts
+    these too. Where a stage fails, the state is that of the last item that came out of all of them.
     """
 
     def __init__(
@@ -137,13 +140,30 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
         return self.progress.skipped
 
     def __repr__(self) -> str:
-        size = f"samples={self.spec.n_samples}, batch_size={self.batch_size}, steps={len(self)}"
+        size = f"samples={self.spec.n_samples}, batch_size={self.batch_size}, steps={self.n_steps}"
         place = f"epoch={self.progress.epoch}, position={self.progress.position}"
         return f"{type(self).__name__}({self.fetcher.reader.where!r}, {size}, {place})"
 
-    def __len__(self) -> int:
-        """Batches (or samples) that this rank gets in a whole epoch."""
+    @property
+    def n_steps(self) -> int:
+        """Batches (or samples) of this rank in a whole epoch, before any composed stage."""
         return cursors.n_steps(0, self.spec.n_samples, self.batch_size, self.world_size, self.drop_last)
+
+    def __len__(self) -> int:
+        """Items that this rank gets in a whole epoch, those included that `handler` will skip.
+
+        Raises:
+            TypeError: a composed stage may drop items or make several of one; ``with_length(n)`` says how many.
+        """
+        if self.repetitions == sys.maxsize:
+            if self.nsamples < 1:
+                raise TypeError("what is repeated without end has no length")
+            return int(self.nsamples)
+        length = self.n_steps
+        for stage in self.pipeline:
+            length = _length_after(stage, length)
+        length *= self.repetitions
+        return min(length, self.nsamples) if self.repetitions > 1 and self.nsamples > 0 else length
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next iteration be of this epoch, from its start; a state loaded for this very epoch stays.
@@ -188,7 +208,7 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
         self, batchsize: int, collation_fn: Collate | None = wds.filters.default_collation_fn, partial: bool = True
     ) -> ResumablePipeline:
         """webdataset's ``batched``, but a batch is handed on once it is full: theirs first takes one sample more."""
-        return self.compose(functools.partial(_batched, size=batchsize, collate=collation_fn, partial=partial))
+        return self.compose(Batched(batchsize, collation_fn, partial))
 
     def iterator(self) -> Iterator[Any]:
         """As webdataset's, which holds on to an item while the next is made."""
@@ -260,12 +280,50 @@ def _bundled(plans: Iterable[BatchPlan], size: int) -> Iterator[list[BatchPlan]]
 
 
 _unbundled = itertools.chain.from_iterable
+_ONE_FOR_ONE = (  # stages of webdataset's that hand on an item for each that they take
+    wds.filters._decode, wds.filters._extract_keys, wds.filters._map, wds.filters._map_dict, wds.filters._map_tuple,
+    wds.filters._rename, wds.filters._rename_keys, wds.filters._shuffle, wds.filters._to_tuple,
+)  # fmt: skip
 
 
-def _batched(samples: Iterator[Any], size: int, collate: Collate | None, partial: bool) -> Iterator[Any]:
-    while batch := list(itertools.islice(samples, size)):
-        if partial or len(batch) == size:
-            yield batch if collate is None else collate(batch)
+@dataclass(frozen=True)
+class Batched:
+    """Stage: samples → batches.
+
+    Attributes:
+        size: samples in a batch.
+        collate: what makes a batch of them; None: it is their list.
+        partial: whether the last batch may have fewer.
+    """
+
+    size: int
+    collate: Collate | None
+    partial: bool
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"batchsize must be positive, not {self.size}")
+
+    def __call__(self, samples: Iterable[Any]) -> Iterator[Any]:
+        """Yield the batches."""
+        samples = iter(samples)
+        while batch := list(itertools.islice(samples, self.size)):
+            if self.partial or len(batch) == self.size:
+                yield batch if self.collate is None else self.collate(batch)
+
+
+def _length_after(stage: Any, length: int) -> int:
+    """How many items come out of a stage that gets so many.
+
+    Raises:
+        TypeError: that is not known.
+    """
+    if isinstance(stage, Batched):
+        return length // stage.size + (stage.partial and length % stage.size > 0)
+    if isinstance(stage, wds.filters.FilterFunction) and stage.f in _ONE_FOR_ONE:
+        return length
+    remedy = "count them, and say it by with_length(n)"
+    raise TypeError(f"the length is not known after {stage!r}, which may drop items or make several of one: {remedy}")
 
 
 def _check_rank(rank: int | None, world_size: int | None) -> tuple[int | None, int | None]:

@@ -73,3 +73,50 @@ def test_a_checkpoint_counts_whole_batches(directory: Path, tmp_path: Path) -> N
     assert json.loads((tmp_path / "at.json").read_text())["position"] == 10
     assert [row for batch in [seen[0], *opened()] for row in rows(batch)] == ALL
     assert opened().epoch == 1
+
+
+def every_other(items: Any) -> Any:
+    """A stage of one's own."""
+    return itertools.islice(items, 0, None, 2)
+
+
+@pytest.mark.parametrize("world_size", [1, 5])
+def test_the_length_is_the_number_of_items(directory: Path, world_size: int) -> None:
+    samples = WebDatasetLoader(directory, rank=0, world_size=world_size)
+    batches = plain(directory, 5, rank=0, world_size=world_size)
+    pipelines = [
+        samples,
+        batches,
+        samples.map(dict),
+        batches.map(dict).map(dict),
+        samples.shuffle(10).rename(array="x").to_tuple("array", "metadata").map_tuple(len, dict),
+        samples.batched(4, collate_webdataset),
+        samples.batched(7, collate_webdataset),
+        samples.batched(7, collate_webdataset, partial=False).map(dict),
+        samples.batched(3, None).batched(2, None),
+        samples.select(bool).with_epoch(100),
+        samples.map(dict).repeat(2),
+        samples.batched(7, collate_webdataset).repeat(3, 4),
+        batches.compose(every_other).with_length(3 if world_size == 1 else 1, silent=True),
+    ]
+    for pipeline in pipelines:
+        n_items = len(pipeline)
+        assert sum(1 for _ in pipeline) == n_items, pipeline.pipeline
+
+
+def test_where_a_stage_may_change_it_there_is_no_length(directory: Path) -> None:
+    """As of webdataset's own pipelines; a wrong one would let a trainer stop early, or wait for what never comes."""
+    samples = WebDatasetLoader(directory)
+    for pipeline in (
+        samples.select(bool),
+        samples.batched(5, None).unlisted(),
+        samples.compose(every_other),
+        samples.compose(every_other).batched(5, None),
+        samples.map(dict).repeat(),
+    ):
+        with pytest.raises(TypeError, match="length"):
+            len(pipeline)
+    assert len(list(samples.compose(every_other))) == 12
+    assert [batch["number"][0].item() for batch in plain(directory, 6, num_workers=2).compose(every_other)] == [0, 12]
+    with pytest.raises(ValueError, match="batchsize must be positive, not 0"):
+        samples.batched(0)

@@ -414,7 +414,7 @@ def test_composed_pipelines_share_the_state(dataset: Datasets) -> None:
         fresh = compose(WebDatasetLoader(directory, **SMALL))
         fresh.load_state_dict(through_json(pipeline.state_dict()))
         assert list(fresh) == keys[10:], name
-        assert fresh.epoch == 1 and len(fresh) == 24
+        assert fresh.epoch == 1
     batches = plain(directory, batch_size=5).map(lambda batch: batch["__key__"])
     assert sum(itertools.islice(batches, 2), []) == keys[:10]
     fresh = plain(directory, batch_size=5).map(lambda batch: batch["__key__"])
