@@ -25,12 +25,15 @@ def sample_rng(seed: int, epoch: int, sample_id: int) -> np.random.Generator:
     """The random numbers that a sample's augmentation gets in an epoch, wherever and whenever it is loaded.
 
     Args:
-        seed: the loader's seed.
+        seed: the loader's seed. One from -2^64 to -1 gives the numbers of that plus 2^64; all others differ.
         epoch: the epoch.
         sample_id: the sample's place in the whole dataset.
     """
-    words = np.array([seed & (2**64 - 1), epoch, sample_id], np.uint64)
-    key = np.frombuffer(hashlib.blake2b(words.tobytes(), digest_size=16).digest(), np.uint64)
+    high, low = divmod(seed, 1 << 64)
+    words = np.array([low, epoch, sample_id], np.uint64).tobytes()
+    if high not in (0, -1):  # so that those of small seeds are what they were before larger ones were told apart
+        words += str(high).encode()
+    key = np.frombuffer(hashlib.blake2b(words, digest_size=16).digest(), np.uint64)
     return np.random.Generator(np.random.Philox(key=key))
 
 

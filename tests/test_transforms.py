@@ -28,7 +28,7 @@ from neurofmx_wds.images import (
 )
 from neurofmx_wds.memory import BatchMemory
 from neurofmx_wds.presets import CIFAR100, LABEL_GROUPS, STATISTICS, get_data_transform, get_target_transform
-from neurofmx_wds.transforms import as_target_transform
+from neurofmx_wds.transforms import as_target_transform, sample_rng
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 3, 11, 8), "uint8")
 RANDOM = (
@@ -274,3 +274,18 @@ def test_groups_of_labels_are_numbered_in_order() -> None:
         get_target_transform("cifar100_fish")
     of_a_label = as_target_transform(invertebrates)
     assert of_a_label is not None and of_a_label(7) == 1
+
+
+def test_random_numbers_are_pinned_and_use_every_bit_of_the_seed() -> None:
+    """A checkpoint outlives a new version only if its augmentation stays; and no seed is another one in disguise."""
+    pinned = {
+        0: 0.1313076443732637,
+        42: 0.7036993681723742,
+        -1: 0.8992788236110899,
+        2**63: 0.47141075945795996,
+        2**64 - 1: 0.8992788236110899,
+        -(2**63): 0.47141075945795996,
+    }
+    assert {seed: sample_rng(seed, 3, 7).random() for seed in pinned} == pinned
+    larger = (1, 1 + 2**64, 1 - 2**65, 1 + 2**65, 1 + 2**127, 1 - 2**128, 2**128, -(2**128), 0)
+    assert len({sample_rng(seed, 3, 7).random() for seed in larger}) == len(larger)
