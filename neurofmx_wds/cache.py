@@ -51,7 +51,8 @@ class ShardCache:
 
     Args:
         directory: where the copies lie; by default :func:`default_cache_dir`.
-        max_bytes: how much they may take together. The shard in use is always kept.
+        max_bytes: how much they may take together. The shard in use is always kept, even if it takes more; but then
+            its index must say so: of a shard without one nobody knows where unpacking would end.
     """
 
     def __init__(self, directory: str | os.PathLike[str] | None = None, max_bytes: int = DEFAULT_CACHE_SIZE) -> None:
@@ -106,13 +107,16 @@ class ShardCache:
     def _write(self, path: Path, aside: Path, expected_size: int | None) -> None:
         limit = self.max_bytes if expected_size is None else expected_size
         remedy = "restore the shard from a copy, or convert again"
+        larger = (
+            "it has no index to say its size: raise cache_size if it is as large" if expected_size is None else remedy
+        )
         written = 0
         try:
             with _OPENERS[path.suffix](str(path)) as packed, open(aside, "wb") as stream:
                 while chunk := packed.read(1 << 20):
                     written += len(chunk)
                     if written > limit:
-                        raise ShardError(f"unpacks to more than {limit} bytes", file=path, remedy=remedy)
+                        raise ShardError(f"unpacks to more than {limit} bytes", file=path, remedy=larger)
                     stream.write(chunk)
                 stream.flush()
                 os.fsync(stream.fileno())
