@@ -5,7 +5,7 @@ Knows samples and batches; knows nothing of files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -17,6 +17,10 @@ from .fields import decode_json
 
 class MetadataList:
     """The metadata of a batch: reads like a list of dicts, each decoded from its JSON when it is first asked for.
+
+    It cannot be a ``list``, whose items C code takes without asking, and it is no ``Sequence`` to ``isinstance``: what
+    moves batches to a device walks through each of those, and would decode what nobody reads. ``list(…)`` of it is a
+    list of plain dicts, for ``json.dumps`` and the like.
 
     Args:
         texts: one JSON object for each sample.
@@ -44,6 +48,24 @@ class MetadataList:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[i] for i in range(len(self)))
+
+    def __add__(self, other: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [*self, *other]
+
+    def __radd__(self, other: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [*other, *self]
+
+    def index(self, value: object) -> int:
+        """The first place of a sample with this metadata.
+
+        Raises:
+            ValueError: there is none.
+        """
+        return list(self).index(value)  # type: ignore[arg-type]
+
+    def count(self, value: object) -> int:
+        """How many samples have this metadata."""
+        return list(self).count(value)  # type: ignore[arg-type]
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, (MetadataList, list, tuple)):
@@ -135,8 +157,10 @@ def collate_webdataset(samples: Sequence[Mapping[str, Any]], pad_value: float | 
 
     Args:
         samples: dicts of arrays, ``metadata`` and ``__key__``, as the loaders yield them.
-        pad_value: fill arrays of unequal shape up to the largest with this value, and add ``<field>_lengths``, an
-            int64 tensor of shape (B, ndim) with each array's own shape. By default they come as a list.
+        pad_value: fill arrays of unequal shape up to the largest with this value. Every field of arrays then has
+            ``<field>_lengths`` beside it, an int64 tensor of shape (B, ndim) with each array's own shape, also in a
+            batch where all are alike: what a model asks for must not depend on which samples meet. A field of that
+            name that the samples have stays theirs. By default arrays of unequal shape come as a list.
 
     Returns:
         field → tensor of shape (B, …) (an array where torch has no such dtype: strings, dates), or a list of B values
@@ -154,14 +178,13 @@ def collate_webdataset(samples: Sequence[Mapping[str, Any]], pad_value: float | 
     if not samples:
         raise FieldError("a batch needs at least one sample", remedy="check what your transform or filter leaves over")
     batch: dict[str, Any] = {}
-    for name in dict.fromkeys(name for sample in samples for name in sample):
-        values = [sample.get(name) for sample in samples]
+    names = dict.fromkeys(name for sample in samples for name in sample)
+    for name in names:
+        values: list[Any] = [sample.get(name) for sample in samples]
         if name in ("metadata", "__key__"):
             batch[name] = values
             continue
         batch[name] = stack(values, pad_value)
-        if pad_value is not None and isinstance(batch[name], torch.Tensor):
-            shapes = [np.shape(value) for value in values if value is not None]
-            if len(set(shapes)) > 1:
-                batch[f"{name}_lengths"] = torch.tensor(shapes)
+        if pad_value is not None and f"{name}_lengths" not in names and getattr(batch[name], "ndim", 0) > 1:
+            batch[f"{name}_lengths"] = torch.tensor([np.shape(value) for value in values])
     return batch

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -131,8 +133,25 @@ def test_padding_fills_behind_each_array(data: st.DataObject, pad: int) -> None:
     ]
     assert same(batch["x"], torch.from_numpy(np.stack(expected)))
     assert batch["y"].tolist() == list(range(len(arrays)))
-    if len(set(shapes)) > 1:
-        assert batch["x_lengths"].tolist() == [list(shape) for shape in shapes]
+    assert batch["x_lengths"].tolist() == [list(shape) for shape in shapes] and "y_lengths" not in batch
+
+
+def test_lengths_are_there_whatever_samples_meet() -> None:
+    """Also of text; of what cannot be padded there are none, and samples' own fields stay."""
+
+    def batch(*shapes: tuple[int, ...], **more: Any) -> dict[str, Any]:
+        samples = [{"x": np.ones(shape, "i2"), "t": np.full(shape, "a"), **more} for shape in shapes]
+        return collate_webdataset(samples, pad_value=0)
+
+    for shapes in (((2,), (2,)), ((2,), (3,)), ((4,),)):
+        found = batch(*shapes)
+        assert set(found) == {"x", "x_lengths", "t", "t_lengths"}
+        assert found["x_lengths"].dtype == torch.int64
+        assert found["x_lengths"].tolist() == found["t_lengths"].tolist() == [list(shape) for shape in shapes]
+    assert "x_lengths" not in batch((2,), (2, 1)) and "x_lengths" not in batch((), ())
+    own = batch((2,), (3,), x_lengths=np.int64(7))
+    assert own["x_lengths"].tolist() == [7, 7]
+    assert set(collate_webdataset([{"x": np.ones(2)}])) == {"x"}
 
 
 def test_a_batch_has_every_field_of_every_sample() -> None:
@@ -156,6 +175,11 @@ def test_metadata_reads_like_a_list_of_dicts() -> None:
     assert about == expected and expected == about and list(about) == expected and repr(about) == repr(expected)
     assert len(about) == 3 and about[-1] == {} and about[1:] == expected[1:]
     assert about != expected[:2] and about != 7
+    assert about + [{"z": 0}] == [*expected, {"z": 0}] and [{"z": 0}] + about == [{"z": 0}, *expected]
+    assert about + about == expected + expected and type(about + about) is list
+    assert about.index({}) == 2 and about.count({}) == 1 and {"a": 2} in about and [*reversed(about)] == expected[::-1]
+    assert json.loads(json.dumps(list(about))) == json.loads(json.dumps(about, default=list)) == expected
+    assert not isinstance(about, Sequence)  # Lightning walks through these, which would decode everything
     about[0]["b"] = 3
     assert about[0] == {"a": 1, "b": 3}
     assert pickle.loads(pickle.dumps(about)) == about == copy.deepcopy(about)
