@@ -65,7 +65,8 @@ class WebDatasetLoader(ResumablePipeline):
         rank, world_size: this process's share; by default as webdataset finds it (environment, ``torch.distributed``).
         block_size: samples read in one go when `shuffle` is True; by default about 1 MiB, a shard where compressed.
         io: ``"auto"``, ``"mmap"`` or ``"pread"``; see :class:`~neurofmx_wds.readers.ShardReader`.
-        cache_dir, cache_size: where compressed shards are unpacked, and how many bytes they may take there.
+        cache_dir, cache_size: where compressed shards are unpacked, and how many bytes they may take there (one that
+            is larger, and has no index, is refused).
         group: only the samples whose labels belong to the group of this name; ``sample["label"]`` is then the label's
             place in it, 0 … n−1. Their metadata stay as they are.
         groups: what groups there are, see :meth:`~neurofmx_wds.groups.Group.of`; by default the dataset's own file
@@ -115,7 +116,7 @@ class WebDatasetLoader(ResumablePipeline):
 
     def _items(self, epoch: int, first: int, rank: int, world_size: int) -> Iterator[Any]:
         fetcher = replace(self.fetcher, start=Start(epoch, first, rank, world_size))
-        return self._stages(fetcher.start, fetcher.samples).iterator1()
+        return self._stages(fetcher.start, fetcher.samples, self.dealt_together).iterator1()
 
 
 class ResumableWebDatasetLoader(WebDatasetLoader):
@@ -440,7 +441,8 @@ def create_webdataset_dataloader(
         prefetch_factor: batches read ahead by each worker (small ones that are only copied: bundles of up to 16, or 8
             MiB); with no workers, by one thread (0 or None: none).
         pin_memory: put batches into page-locked memory, where there is a CUDA device.
-        collate_fn: makes a batch of a list of samples.
+        collate_fn: makes a batch of a list of samples. What makes several of them fail, but none alone, is asked of
+            `handler` once, for all. Of a subclass of dict, workers and `pin_memory` deliver a plain dict.
         batch_transform: ``f(batch)`` or ``f(batch, rngs)``, or a list of them, called one after the other with what
             `collate_fn` made, in the process that read it; what the last returns is delivered. ``rngs[i]`` is the
             generator of the batch's i-th sample, the one that `transform` gets: it depends on seed, epoch and sample

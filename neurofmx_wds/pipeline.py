@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -117,7 +118,13 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
         self.batch_size = batch_size
         self.drop_last = drop_last
         self.progress = Progress()
+        self.dealt_together = 1  # neighbours in the order that one worker of somebody else's DataLoader gets
         self._rank, self._world_size = _check_rank(rank, world_size)
+
+    @property
+    def samples_in_item(self) -> int:
+        """Samples of which an item is made, if all stages but ``batched`` make one of one."""
+        return math.prod(stage.size for stage in self.pipeline if isinstance(stage, Batched))
 
     @property
     def rank(self) -> int:

@@ -19,6 +19,7 @@ import numpy as np
 import webdataset as wds
 
 from . import cursor as cursors
+from .cursor import Cursor
 from .errors import StateError
 from .loader import WebDatasetLoader
 from .pipeline import Progress, ResumablePipeline
@@ -131,13 +132,16 @@ class WebLoader(wds.WebLoader):  # type: ignore[misc]
     def __init__(self, samples: ResumablePipeline, **options: Any) -> None:
         samples = copy.copy(samples)
         samples.progress = Progress()  # its own: another loader over the same dataset may be elsewhere
+        # A worker makes whole batches of what it gets: were it single samples in turn, a batch would not be of
+        # neighbours in the order, and no position would say which samples have been delivered.
+        samples.dealt_together = samples.samples_in_item * (options.get("batch_size", 1) or 1)
         super().__init__(samples, **options)
         self.samples = samples
         self.epoch = 0
         self.n_delivered = 0
         self._resume_after = 0
         if options.get("num_workers"):
-            self.append(_Counted(samples, options.get("batch_size", 1) or 1))
+            self.append(_Counted(samples, samples.dealt_together))
 
     batched = ResumablePipeline.batched
 
@@ -175,7 +179,7 @@ class WebLoader(wds.WebLoader):  # type: ignore[misc]
         epoch = self.samples.spec.order(epoch).epoch  # refuses what is none; numpy's integers are not for JSON
         if epoch != self.epoch:
             self.epoch, self.n_delivered, self._resume_after = epoch, 0, 0
-            self.samples.set_epoch(epoch)
+            self.samples.progress.set(Cursor(epoch, 0))
 
     def state_dict(self) -> dict[str, Any]:
         """Where the trainer is: for JSON, the same on every rank."""
@@ -208,6 +212,9 @@ class _Counted:
         last = cursors.n_steps(first, *size)
         for count, item in enumerate(items, 1):
             done = min(count * self.n_each, last)
-            progress.take(run, cursors.position_after(first, done, *size), done == last)
+            progress.take(run, cursors.position_after(first, done, *size), False)
             progress.deliver(run)
             yield item
+        # Only now that all workers are done: one that has nothing to do may be late, and would begin what it is told.
+        progress.take(run, spec.n_samples, True)
+        progress.deliver(run)
