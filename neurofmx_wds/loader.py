@@ -245,7 +245,7 @@ class WebDatasetDataLoader(ResumablePipeline):
             load = within(fetcher, Load(batch_size, num_workers, ahead), parse_size(memory_limit), forks)
             batch_size, num_workers, prefetch_factor = load.batch_size, load.num_workers, load.prefetch_factor
         super().__init__(fetcher, fingerprint, batch_size, drop_last, rank, world_size)
-        if self.spec.n_samples and not len(self):
+        if self.spec.n_samples and not self.n_steps:
             logger.warning(
                 "there is no batch to load: drop_last=True, and %d samples do not fill batch_size=%d on %d rank(s); "
                 "use a smaller batch_size or drop_last=False",
