@@ -197,14 +197,13 @@ def check_ways(options: argparse.Namespace) -> None:
     for way in ("append", "repair"):
         if vars(options)[way] and options.overwrite:
             raise ValueError(f"{way}: not together with --overwrite")
-    if options.repair and (options.dry_run or options.validate):
-        raise ValueError("repair: not together with --dry-run or --validate")
+    for way in ("repair", "link_group", "tasks"):
+        if vars(options)[way] and (options.dry_run or options.validate):
+            raise ValueError(f"{way}: not together with --dry-run or --validate")
     if (options.task is None) != (options.tasks is None):
         raise ValueError("task: goes together with --tasks")
     if options.task is not None and not 0 <= options.task < options.tasks:
         raise ValueError(f"task {options.task}: must be at least 0 and less than --tasks {options.tasks}")
-    if options.link_group and (options.dry_run or options.validate):
-        raise ValueError("link-group: not together with --dry-run or --validate")
     if options.link_group and len(options.input) > 1:
         raise ValueError("link-group: goes together with one --input, a dataset's directory")
     if options.groups and not options.link_group:

@@ -97,6 +97,9 @@ def test_options_reach_the_dataset(tmp_path: Path, capsys: pytest.CaptureFixture
         (["--format", "nwb", "--rate", "10"], "--rate: goes together with an array file"),
         (["--format", "files", "--timestamps", "t"], "--timestamps: goes together with an array file"),
         (["--split-by", "session"], "--split-by: goes together with --split"),
+        (["--task", "0", "--tasks", "1", "--validate"], "--tasks: not together with --dry-run or --validate"),
+        (["--repair", "--dry-run"], "--repair: not together with --dry-run or --validate"),
+        (["--link-group", "a", "--dry-run"], "--link-group: not together with --dry-run or --validate"),
     ],
 )
 def test_wrong_usage_is_status_2_and_names_the_option(
