@@ -345,10 +345,10 @@ class ShardReader:
 
     def _opened(self, i: int) -> _OpenShard:
         """Shard i, opened. Where the process has no file left for it, half of what readers keep open is closed."""
-        here = self.shards.index(i).columns if self.modalities is None else ()
-        names = dict.fromkeys([*here, *self.fields])
         while True:
             try:
+                here = self.shards.index(i).columns if self.modalities is None else ()
+                names = dict.fromkeys([*here, *self.fields])
                 return _OpenShard(self.shards, i, names, self._mapped, self._checksums is not False)
             except OSError as error:
                 if not _is_out_of_files(error):
