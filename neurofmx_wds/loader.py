@@ -271,10 +271,15 @@ class WebDatasetDataLoader(ResumablePipeline):
         start, loader = workers
         start.set(*begin.get())
         lost = False
+        bundles: Iterator[Any] = iter(())
         try:
-            yield from unpack(loader, self._memory)
-        except RuntimeError as error:  # torch has no kind of its own for it
-            lost = str(error).startswith("DataLoader worker (pid")
+            bundles = iter(loader)
+            yield from unpack(bundles, self._memory)
+        except Exception as error:
+            lost = isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+            if lost or not self.loader_options.get("persistent_workers"):
+                # The error holds them in a cycle: left to the garbage collector, torch waits 5 s for each.
+                getattr(bundles, "_shutdown_workers", int)()
             if not lost:
                 raise
             remedy = "perhaps memory ran out: use fewer workers; state_dict() says where to go on"

@@ -197,9 +197,6 @@ def check_ways(options: argparse.Namespace) -> None:
     for way in ("append", "repair"):
         if vars(options)[way] and options.overwrite:
             raise ValueError(f"{way}: not together with --overwrite")
-    for way in ("repair", "link_group", "tasks"):
-        if vars(options)[way] and (options.dry_run or options.validate):
-            raise ValueError(f"{way}: not together with --dry-run or --validate")
     if (options.task is None) != (options.tasks is None):
         raise ValueError("task: goes together with --tasks")
     if options.task is not None and not 0 <= options.task < options.tasks:
@@ -210,6 +207,9 @@ def check_ways(options: argparse.Namespace) -> None:
         raise ValueError("groups: goes together with --link-group")
     if options.split and (options.task is not None or options.repair or options.link_group):
         raise ValueError("split: not together with --task, --repair or --link-group")
+    for way in ("repair", "link_group", "tasks"):
+        if vars(options)[way] and (options.dry_run or options.validate):
+            raise ValueError(f"{way}: not together with --dry-run or --validate")
     if options.split_by and not options.split:
         raise ValueError("split_by: goes together with --split")
     for name in ("event", "before_s", "after_s"):

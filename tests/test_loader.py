@@ -731,6 +731,13 @@ def test_nothing_is_left_after_a_break(dataset: Datasets, options: dict[str, Any
     assert no_more_than(before)
 
 
+def test_an_error_leaves_no_workers_to_wait_for(dataset: Datasets) -> None:
+    before = multiprocessing.active_children()
+    with pytest.raises(NeurofmxError, match="cannot transform"):
+        list(plain(dataset(), transform=fail_on_7, num_workers=2))
+    assert multiprocessing.active_children() == before
+
+
 def test_an_iterator_in_a_cycle_is_collected(dataset: Datasets) -> None:
     before = threading.active_count()
     cycle: dict[str, Any] = {"iterator": iter(plain(dataset(), batch_size=2))}
