@@ -37,6 +37,7 @@ from .transforms import BatchTransform, TargetTransform, Transform, as_batch_tra
 
 TORCH_OPTIONS = ("in_order", "persistent_workers", "multiprocessing_context", "timeout", "worker_init_fn")
 _WORTH_A_THREAD = 50e-6  # seconds between two batches, over 1/16 of those of reading one, from which it pays
+_LONGEST_WAIT = 10.0  # seconds; the other may wait for a lock that this thread holds when garbage is collected
 
 
 class WebDatasetLoader(ResumablePipeline):
@@ -393,7 +394,7 @@ def _read_ahead(items: Iterator[Any], depth: int) -> Iterator[Any]:
     finally:
         room.put(False)
         if threading.current_thread() is not thread:  # it may be the one in which garbage is collected
-            thread.join()
+            thread.join(_LONGEST_WAIT)
 
 
 def create_webdataset_dataloader(

@@ -50,7 +50,7 @@ from neurofmx_wds import (
     create_webdataset_dataloader,
 )
 from neurofmx_wds.errors import NeurofmxError, ShardError, StateError
-from neurofmx_wds.loader import WebDatasetDataLoader
+from neurofmx_wds.loader import WebDatasetDataLoader, _read_ahead
 from neurofmx_wds.readers import ShardReader
 
 
@@ -736,6 +736,27 @@ def test_an_error_leaves_no_workers_to_wait_for(dataset: Datasets) -> None:
     with pytest.raises(NeurofmxError, match="cannot transform"):
         list(plain(dataset(), transform=fail_on_7, num_workers=2))
     assert multiprocessing.active_children() == before
+
+
+def test_an_iterator_that_is_collected_waits_for_no_lock_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Garbage is collected in any thread at any moment, also while it holds what the reading thread waits for."""
+    monkeypatch.setattr("neurofmx_wds.loader._LONGEST_WAIT", 0.1)
+    before, lock, asked = threading.active_count(), threading.Lock(), threading.Event()
+
+    def items() -> Iterator[int]:
+        yield 0
+        asked.set()
+        with lock:
+            yield 1
+
+    with lock:
+        ahead = _read_ahead(items(), 1)
+        assert next(ahead) == 0 and asked.wait(60)
+        ahead.close()
+    deadline = time.monotonic() + 60
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
 
 
 def test_an_iterator_in_a_cycle_is_collected(dataset: Datasets) -> None:
