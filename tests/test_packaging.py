@@ -190,7 +190,7 @@ def test_from_nothing_it_installs_torch_first_and_tests(checkout: Checkout) -> N
     assert status == 0 and said.splitlines()[-1] == "1 passed"
     assert pip_calls(calls) == ["torch", "-e .[test]"]
     assert [call.split()[1] for call in calls[-3:]] == ["ruff", "mypy", "pytest"]
-    assert calls[-1] == "-m pytest -n 2 --dist loadfile -k two words"
+    assert calls[-1] == "-m pytest -n 2 --dist loadfile --no-loadscope-reorder -k two words"
     assert (checkout.root / ".venv-test" / "pyvenv.cfg").exists()
 
 

@@ -12,4 +12,4 @@ venv=${NEUROFMX_VENV:-$PWD/.venv-test}
 make_environment "$venv" test
 "$venv/bin/python" -m ruff check --quiet .
 "$venv/bin/python" -m mypy --no-error-summary
-exec "$venv/bin/python" -m pytest -n 2 --dist loadfile "$@"
+exec "$venv/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
