@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import webdataset as wds
 
-from neurofmx_wds.index import ShardIndex, index_path
+from neurofmx_wds.format.index import ShardIndex, index_path
 
 from . import datasets
 from .datasets import Samples

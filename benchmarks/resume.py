@@ -23,9 +23,9 @@ import numpy as np
 import webdataset as wds
 
 from neurofmx_wds import create_webdataset_dataloader
-from neurofmx_wds.index import ShardIndex, index_path
-from neurofmx_wds.manifest import Manifest
-from neurofmx_wds.writer import WebDatasetWriter, shard_record
+from neurofmx_wds.format.index import ShardIndex, index_path
+from neurofmx_wds.format.manifest import Manifest
+from neurofmx_wds.format.writer import WebDatasetWriter, shard_record
 
 from . import datasets
 

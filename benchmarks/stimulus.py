@@ -14,8 +14,8 @@ import torch
 import torch.utils.data
 
 from neurofmx_wds import create_shards_from_arrays, create_webdataset_dataloader
-from neurofmx_wds.presets import STATISTICS
 from neurofmx_wds.stimulus import StandardDataLoader, StimulusDurationDataLoader, StimulusNoiseDataLoader
+from neurofmx_wds.stimulus.presets import STATISTICS
 
 from .datasets import made
 from .harness import Case, Group, Setting, Target, Work

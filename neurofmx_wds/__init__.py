@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .collate import collate_webdataset
     from .convert.converter import NWBToWebDatasetConverter
-    from .info import ShardedDatasetInfo
-    from .loader import ResumableWebDatasetLoader, WebDatasetLoader, create_webdataset_dataloader
-    from .writer import WebDatasetWriter, create_shards_from_arrays
+    from .format.info import ShardedDatasetInfo
+    from .format.writer import WebDatasetWriter, create_shards_from_arrays
+    from .loading.collate import collate_webdataset
+    from .loading.loaders import ResumableWebDatasetLoader, WebDatasetLoader, create_webdataset_dataloader
 
 # Imported on first use: `python -m neurofmx_wds --help` need not wait for torch.
 _PLACES = {
     "NWBToWebDatasetConverter": "convert.converter",
-    "ResumableWebDatasetLoader": "loader",
-    "ShardedDatasetInfo": "info",
-    "WebDatasetLoader": "loader",
-    "WebDatasetWriter": "writer",
-    "collate_webdataset": "collate",
-    "create_shards_from_arrays": "writer",
-    "create_webdataset_dataloader": "loader",
+    "ResumableWebDatasetLoader": "loading.loaders",
+    "ShardedDatasetInfo": "format.info",
+    "WebDatasetLoader": "loading.loaders",
+    "WebDatasetWriter": "format.writer",
+    "collate_webdataset": "loading.collate",
+    "create_shards_from_arrays": "format.writer",
+    "create_webdataset_dataloader": "loading.loaders",
 }
 
 __all__ = [

@@ -8,7 +8,7 @@ import sys
 def run() -> int | str:
     """Run what was typed; the exit status, or what is wrong. While the command is being imported, too, no traceback."""
     try:
-        from .cli import main
+        from .cli.main import main
     except KeyboardInterrupt:
         return 130
     except ModuleNotFoundError as error:

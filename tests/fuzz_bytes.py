@@ -18,16 +18,16 @@ from typing import Any
 import atheris
 
 with atheris.instrument_imports(include=["neurofmx_wds", "tarfile", "webdataset"]):
-    from neurofmx_wds import fields
-    from neurofmx_wds.cache import ShardCache
-    from neurofmx_wds.cursor import from_state
     from neurofmx_wds.errors import NeurofmxError
-    from neurofmx_wds.export import export
-    from neurofmx_wds.manifest import MANIFEST_NAME, Manifest
-    from neurofmx_wds.order import EpochOrder
-    from neurofmx_wds.readers import ShardReader
-    from neurofmx_wds.shards import open_shards
-    from neurofmx_wds.verify import verify
+    from neurofmx_wds.format import fields
+    from neurofmx_wds.format.export import export
+    from neurofmx_wds.format.manifest import MANIFEST_NAME, Manifest
+    from neurofmx_wds.format.shards import open_shards
+    from neurofmx_wds.format.verify import verify
+    from neurofmx_wds.loading.readers import ShardReader
+    from neurofmx_wds.order.cursor import from_state
+    from neurofmx_wds.order.epoch import EpochOrder
+    from neurofmx_wds.storage.cache import ShardCache
 
 import numpy as np
 import torch

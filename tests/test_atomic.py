@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from neurofmx_wds import WebDatasetWriter, atomic
-from neurofmx_wds.atomic import StagedDirectory, locked_file, write_atomic
+from neurofmx_wds import WebDatasetWriter
 from neurofmx_wds.errors import OutputError
-from neurofmx_wds.readers import ShardReader
-from neurofmx_wds.shards import open_shards
+from neurofmx_wds.format.shards import open_shards
+from neurofmx_wds.loading.readers import ShardReader
+from neurofmx_wds.storage import atomic
+from neurofmx_wds.storage.atomic import StagedDirectory, locked_file, write_atomic
 
 
 def in_child(work: Callable[[], Any]) -> int:

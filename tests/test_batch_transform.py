@@ -15,8 +15,8 @@ from loading import Row, array_of, global_rows, jitter, key_of, ranks, resumed, 
 
 from neurofmx_wds import WebDatasetLoader, WebDatasetWriter, collate_webdataset, create_webdataset_dataloader
 from neurofmx_wds.errors import NeurofmxError
-from neurofmx_wds.memory import BatchMemory
-from neurofmx_wds.transforms import SampleRngs, sample_rng
+from neurofmx_wds.loading.memory import BatchMemory
+from neurofmx_wds.loading.transforms import SampleRngs, sample_rng
 
 SMALL: dict[str, Any] = {"num_workers": 0, "buffer_size": 7, "block_size": 3, "batch_size": 4}
 make = functools.partial(create_webdataset_dataloader, **SMALL)
@@ -124,7 +124,7 @@ def test_one_transform_goes_on_where_the_other_stopped(directory: Path) -> None:
 def test_generators_are_made_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
     real = sample_rng
-    monkeypatch.setattr("neurofmx_wds.transforms.sample_rng", lambda *args: made.append(args[2]) or real(*args))
+    monkeypatch.setattr("neurofmx_wds.loading.transforms.sample_rng", lambda *args: made.append(args[2]) or real(*args))
     rngs = SampleRngs(42, 1, np.array([7, 3, 9]))
     assert len(rngs) == 3 and made == []
     first = rngs[-1].random(2).tolist()

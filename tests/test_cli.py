@@ -20,10 +20,10 @@ import pytest
 from recordings import make_recording
 
 from neurofmx_wds import NWBToWebDatasetConverter, WebDatasetWriter, create_shards_from_arrays
-from neurofmx_wds.cli import main
+from neurofmx_wds.cli.main import main
 from neurofmx_wds.convert.link import link_group
 from neurofmx_wds.errors import OutputError
-from neurofmx_wds.manifest import Manifest
+from neurofmx_wds.format.manifest import Manifest
 
 MODULE = [sys.executable, "-m", "neurofmx_wds"]
 
@@ -258,7 +258,7 @@ def test_errors_are_one_line_and_debug_shows_where(
 
 
 def test_help_is_there_at_once_and_complete(capsys: pytest.CaptureFixture[str]) -> None:
-    code = "import sys\nfrom neurofmx_wds.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code = "import sys\nfrom neurofmx_wds.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
     code += "print([name for name in ('torch', 'pynwb', 'h5py', 'webdataset', 'tqdm') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"

@@ -18,8 +18,8 @@ from torch.utils.data import default_collate
 from values import PLAIN_DTYPES, SHAPES, TEXT_DTYPES, same
 
 from neurofmx_wds import collate_webdataset
-from neurofmx_wds.collate import MetadataList, stack
 from neurofmx_wds.errors import FieldError, UnsafeDataError
+from neurofmx_wds.loading.collate import MetadataList, stack
 
 TORCH_DTYPES = PLAIN_DTYPES.filter(lambda dtype: dtype.isnative)
 

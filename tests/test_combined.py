@@ -14,7 +14,7 @@ import webdataset as wds
 from loading import array_of, flip, global_rows, ranks, rows, steps, write_dataset
 
 from neurofmx_wds import create_shards_from_arrays, create_webdataset_dataloader
-from neurofmx_wds.index import ShardIndex
+from neurofmx_wds.format.index import ShardIndex
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,7 @@ from typing import Any
 import pytest
 from loading import Row, global_rows, row_of, rows, steps, through_json, write_dataset
 
-from neurofmx_wds import (
-    ResumableWebDatasetLoader,
-    WebDatasetLoader,
-    collate_webdataset,
-    create_webdataset_dataloader,
-)
+from neurofmx_wds import ResumableWebDatasetLoader, WebDatasetLoader, collate_webdataset, create_webdataset_dataloader
 
 plain = functools.partial(create_webdataset_dataloader, num_workers=0, shuffle=False)
 ALL: list[Row] = [row_of(i) for i in range(24)]

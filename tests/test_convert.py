@@ -414,7 +414,7 @@ def test_a_full_disk_is_an_output_error_and_the_next_run_goes_on(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("neurofmx_wds.shardfile.ShardFile.write", full)
+        patch.setattr("neurofmx_wds.format.shard_file.ShardFile.write", full)
         with pytest.raises(OutputError, match=r"shard_000000\.tar: cannot be written: No space left"):
             convert(inputs, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -9,7 +9,7 @@ import zlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neurofmx_wds.crc import crc32_of
+from neurofmx_wds.storage.checksums import crc32_of
 
 
 @given(seed=st.binary(min_size=1, max_size=50), times=st.integers(0, 20_000), cuts=st.lists(st.integers(0, 10**6)))
@@ -24,7 +24,7 @@ def test_it_is_that_of_zlib(seed: bytes, times: int, cuts: list[int]) -> None:
 def test_it_needs_no_package() -> None:
     code = (
         "import sys; sys.modules['isal'] = None\n"
-        "from neurofmx_wds.crc import crc32, crc32_of\nimport zlib\n"
+        "from neurofmx_wds.storage.checksums import crc32, crc32_of\nimport zlib\n"
         "data = bytes(range(256)) * 5000\nassert crc32 is zlib.crc32 and crc32_of([data]) == zlib.crc32(data)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

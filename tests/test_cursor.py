@@ -13,7 +13,8 @@ import webdataset as wds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neurofmx_wds.cursor import (
+from neurofmx_wds.errors import StateError
+from neurofmx_wds.order.cursor import (
     STATE_VERSION,
     BatchPlan,
     Cursor,
@@ -23,8 +24,7 @@ from neurofmx_wds.cursor import (
     position_after,
     to_state,
 )
-from neurofmx_wds.errors import StateError
-from neurofmx_wds.order import LIMIT, EpochOrder
+from neurofmx_wds.order.epoch import LIMIT, EpochOrder
 
 quick = settings(deadline=None, max_examples=100)
 quickest = settings(deadline=None, max_examples=50)

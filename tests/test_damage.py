@@ -33,10 +33,10 @@ from neurofmx_wds import (
     WebDatasetWriter,
     create_webdataset_dataloader,
 )
-from neurofmx_wds.cli import main
+from neurofmx_wds.cli.main import main
 from neurofmx_wds.errors import NeurofmxError, StateError
-from neurofmx_wds.export import export
-from neurofmx_wds.verify import verify, write_indexes
+from neurofmx_wds.format.export import export
+from neurofmx_wds.format.verify import verify, write_indexes
 
 N = 12
 

@@ -16,12 +16,12 @@ import pynapple as nap
 import pytest
 import torch
 
-from neurofmx_wds.cli import main
+from neurofmx_wds.cli.main import main
 from neurofmx_wds.demo import run, story
 from neurofmx_wds.demo.recording import ARENA_M, N_DIRECTION, N_PLACE, POSITION_HZ, Recording, simulate, write_nwb
 from neurofmx_wds.demo.train import Job, checksum, train
 from neurofmx_wds.errors import NeurofmxError, OutputError
-from neurofmx_wds.writer import create_shards_from_arrays
+from neurofmx_wds.format.writer import create_shards_from_arrays
 
 
 @pytest.fixture(scope="module")

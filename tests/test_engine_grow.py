@@ -17,7 +17,7 @@ from recordings import make_recording
 from test_convert import contents, kill_at_step, make_npz, samples_of
 
 from neurofmx_wds import create_shards_from_arrays, create_webdataset_dataloader
-from neurofmx_wds.cli import main
+from neurofmx_wds.cli.main import main
 from neurofmx_wds.convert import merge as merge_module
 from neurofmx_wds.convert.estimate import estimate
 from neurofmx_wds.convert.merge import append, merge
@@ -25,7 +25,7 @@ from neurofmx_wds.convert.plan import ConversionPlan
 from neurofmx_wds.convert.run import convert, look_at
 from neurofmx_wds.convert.sources import SourceConfig
 from neurofmx_wds.errors import ManifestError, OutputError, ShardError, SourceError
-from neurofmx_wds.verify import verify
+from neurofmx_wds.format.verify import verify
 
 UNITS = SourceConfig(sequence_length=20)
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from recordings import make_recording
 from test_convert import contents, kill_at_step, make_npz
 
-from neurofmx_wds.cli import main
+from neurofmx_wds.cli.main import main
 from neurofmx_wds.convert import run
 from neurofmx_wds.convert.place import staging
 from neurofmx_wds.convert.plan import ConversionPlan

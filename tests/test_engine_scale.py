@@ -19,7 +19,7 @@ from neurofmx_wds.convert.estimate import estimate
 from neurofmx_wds.convert.plan import ConversionPlan, report_of
 from neurofmx_wds.convert.run import convert, look_at
 from neurofmx_wds.convert.sources import SourceConfig
-from neurofmx_wds.processes import ordered_map
+from neurofmx_wds.storage.processes import ordered_map
 
 RATE, CHANNELS = 30_000.0, 64
 

@@ -17,15 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recordings import make_recording
 
-from neurofmx_wds.cli import main
+from neurofmx_wds.cli.main import main
 from neurofmx_wds.convert import merge, run
 from neurofmx_wds.convert.plan import ConversionPlan
 from neurofmx_wds.convert.run import convert, look_at
 from neurofmx_wds.convert.sources import SourceConfig
 from neurofmx_wds.convert.split import append_split, check_shares, convert_split, deal, split, time_blocks
 from neurofmx_wds.errors import OutputError, SourceError
+from neurofmx_wds.format.verify import verify
 from neurofmx_wds.nwb.clock import Grid
-from neurofmx_wds.verify import verify
 
 NAMES = ("train", "val", "test")
 

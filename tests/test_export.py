@@ -17,9 +17,9 @@ from loading import write_dataset
 from values import official
 
 from neurofmx_wds import WebDatasetWriter
-from neurofmx_wds.cli import main
+from neurofmx_wds.cli.main import main
 from neurofmx_wds.errors import NeurofmxError, OutputError, ShardError
-from neurofmx_wds.export import export
+from neurofmx_wds.format.export import export
 
 
 def dali_samples(index: Path, tar: Path) -> list[dict[str, tuple[str, bytes]]]:

@@ -25,9 +25,9 @@ from hypothesis import strategies as st
 from values import FIELD_NAMES, JSON_FIELDS, NUMBERS, PLAIN_DTYPES, TENSORS, VALUES, arrays, plain, same
 from webdataset import autodecode
 
-import neurofmx_wds.fields as fields_module
-from neurofmx_wds import fields
+import neurofmx_wds.format.fields as fields_module
 from neurofmx_wds.errors import FieldError, UnsafeDataError
+from neurofmx_wds.format import fields
 
 
 def encoded(name: str, value: Any, **options: Any) -> tuple[str, bytes]:

@@ -21,14 +21,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neurofmx_wds import WebDatasetLoader, create_webdataset_dataloader
-from neurofmx_wds.cli import main
+from neurofmx_wds.cli.main import main
 from neurofmx_wds.convert.merge import append
 from neurofmx_wds.convert.plan import FileState, PlannedSource, plan_source
 from neurofmx_wds.convert.run import compare_with_sources, convert, write_share
 from neurofmx_wds.convert.sources import SourceConfig
 from neurofmx_wds.convert.sources.files import FilesSource
 from neurofmx_wds.errors import OutputError, SourceError
-from neurofmx_wds.verify import verify
+from neurofmx_wds.format.verify import verify
 
 CONFIG = SourceConfig(format="files")
 Files = dict[str, bytes]

@@ -20,7 +20,7 @@ from test_index import HOSTILE_TARS, make_shard
 from test_pickles import GOOD, SHAPES, legacy, zipped
 from webdataset import autodecode
 
-from neurofmx_wds import fields
+from neurofmx_wds.format import fields
 
 pytestmark = pytest.mark.fuzz
 SECONDS = int(os.environ.get("NEUROFMX_FUZZ_SECONDS", "60"))

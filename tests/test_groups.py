@@ -28,16 +28,16 @@ from neurofmx_wds import (
     create_shards_from_arrays,
     create_webdataset_dataloader,
 )
-from neurofmx_wds.cli import main
+from neurofmx_wds.cli.main import main
 from neurofmx_wds.convert.link import link_group
 from neurofmx_wds.convert.merge import append, merge
 from neurofmx_wds.errors import GroupError, ManifestError, NeurofmxError, OutputError, ShardError, StateError
-from neurofmx_wds.export import export
-from neurofmx_wds.groups import Group
-from neurofmx_wds.index import ShardIndex, index_path
-from neurofmx_wds.manifest import config_hash
-from neurofmx_wds.shards import ShardSet
-from neurofmx_wds.verify import verify, write_indexes
+from neurofmx_wds.format.export import export
+from neurofmx_wds.format.groups import Group
+from neurofmx_wds.format.index import ShardIndex, index_path
+from neurofmx_wds.format.manifest import config_hash
+from neurofmx_wds.format.shards import ShardSet
+from neurofmx_wds.format.verify import verify, write_indexes
 
 N = 43
 NAMES = ["bee", "crab", "dog", "owl", "snail", "worm"]
@@ -557,7 +557,11 @@ def test_all_or_nothing(original: Path, monkeypatch: pytest.MonkeyPatch) -> None
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for what in ("neurofmx_wds.manifest.Manifest.save", "neurofmx_wds.index.ShardIndex.save", "os.symlink"):
+    for what in (
+        "neurofmx_wds.format.manifest.Manifest.save",
+        "neurofmx_wds.format.index.ShardIndex.save",
+        "os.symlink",
+    ):
         with monkeypatch.context() as patch:
             patch.setattr("os.link", full)
             patch.setattr(what, full)

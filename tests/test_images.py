@@ -20,14 +20,14 @@ import pytest
 import webdataset as wds
 
 from neurofmx_wds import WebDatasetLoader, create_webdataset_dataloader
-from neurofmx_wds.cli import main
+from neurofmx_wds.cli.main import main
 from neurofmx_wds.convert.merge import append
 from neurofmx_wds.convert.run import compare_with_sources, convert
 from neurofmx_wds.convert.sources import SourceConfig, open_source
 from neurofmx_wds.errors import SourceError
-from neurofmx_wds.manifest import Manifest
-from neurofmx_wds.pixels import decode_image, image_size
-from neurofmx_wds.verify import verify
+from neurofmx_wds.format.manifest import Manifest
+from neurofmx_wds.format.pixels import decode_image, image_size
+from neurofmx_wds.format.verify import verify
 
 Images = pytest.importorskip("PIL.Image")
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

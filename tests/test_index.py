@@ -26,12 +26,12 @@ from hypothesis import strategies as st
 from values import official, same
 
 from neurofmx_wds.errors import NeurofmxError, ShardError, ShardIndexError
-from neurofmx_wds.fields import ArrayLayout
-from neurofmx_wds.index import ShardIndex, index_path, index_tar
-from neurofmx_wds.readers import ShardReader
-from neurofmx_wds.shardfile import ShardFile
-from neurofmx_wds.shards import open_shards
-from neurofmx_wds.verify import verify, write_indexes
+from neurofmx_wds.format.fields import ArrayLayout
+from neurofmx_wds.format.index import ShardIndex, index_path, index_tar
+from neurofmx_wds.format.shard_file import ShardFile
+from neurofmx_wds.format.shards import open_shards
+from neurofmx_wds.format.verify import verify, write_indexes
+from neurofmx_wds.loading.readers import ShardReader
 
 
 def npy(value: Any) -> bytes:

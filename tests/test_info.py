@@ -15,7 +15,7 @@ from neurofmx_wds import ShardedDatasetInfo, create_shards_from_arrays
 from neurofmx_wds.convert.merge import append
 from neurofmx_wds.convert.run import convert
 from neurofmx_wds.convert.sources import SourceConfig
-from neurofmx_wds.info import format_summary, human_size, table
+from neurofmx_wds.format.info import format_summary, human_size, table
 
 words = st.text(st.characters(categories=["L", "N"], max_codepoint=0x2FF), max_size=60)
 

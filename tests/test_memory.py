@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from neurofmx_wds.memory import BatchMemory
+from neurofmx_wds.loading.memory import BatchMemory
 
 
 def test_nothing_of_python_runs_when_a_batch_is_let_go() -> None:

@@ -23,7 +23,7 @@ from recordings import make_recording, read_all
 from neurofmx_wds.convert.run import convert
 from neurofmx_wds.convert.sources import SourceConfig, open_source
 from neurofmx_wds.errors import SourceError
-from neurofmx_wds.manifest import Manifest
+from neurofmx_wds.format.manifest import Manifest
 from neurofmx_wds.nwb import recording as recording_module
 
 XY = "processing/behavior/Position/xy"

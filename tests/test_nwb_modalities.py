@@ -21,11 +21,11 @@ from pynwb.image import ImageSeries
 from pynwb.misc import AnnotationSeries
 from recordings import make_recording, read_all
 
-from neurofmx_wds.cli import main
+from neurofmx_wds.cli.main import main
 from neurofmx_wds.convert.sources import SourceConfig, open_source
 from neurofmx_wds.convert.sources.names import OWN_METADATA
 from neurofmx_wds.errors import SourceError
-from neurofmx_wds.info import ShardedDatasetInfo
+from neurofmx_wds.format.info import ShardedDatasetInfo
 from neurofmx_wds.nwb.clock import Aligned, Grid
 
 DATA = Path(os.environ.get("NEUROFMX_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))

@@ -13,12 +13,12 @@ from pynwb import icephys
 from recordings import make_recording, read_all
 from test_convert import contents
 
-from neurofmx_wds.cli import main
+from neurofmx_wds.cli.main import main
 from neurofmx_wds.convert.run import convert
 from neurofmx_wds.convert.sources import SourceConfig
 from neurofmx_wds.convert.sources.sweeps import SweepSource
 from neurofmx_wds.errors import SourceError
-from neurofmx_wds.info import ShardedDatasetInfo
+from neurofmx_wds.format.info import ShardedDatasetInfo
 from neurofmx_wds.nwb.recording import Recording
 
 RATE = 10_000.0

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from recordings import read_all
 
-from neurofmx_wds.cli import main
+from neurofmx_wds.cli.main import main
 from neurofmx_wds.convert.sources import SourceConfig
 from neurofmx_wds.errors import SourceError
-from neurofmx_wds.info import ShardedDatasetInfo
+from neurofmx_wds.format.info import ShardedDatasetInfo
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])

@@ -19,9 +19,10 @@ import pytest
 import torch
 import webdataset as wds
 
-from neurofmx_wds import create_shards_from_arrays, create_webdataset_dataloader, readers
-from neurofmx_wds.readers import ShardReader
-from neurofmx_wds.shards import open_shards
+from neurofmx_wds import create_shards_from_arrays, create_webdataset_dataloader
+from neurofmx_wds.format.shards import open_shards
+from neurofmx_wds.loading import readers
+from neurofmx_wds.loading.readers import ShardReader
 
 N, LIMIT = 300, 400  # shards, and files that a process may open
 BOTH = pytest.mark.parametrize("io", ["mmap", "pread"])

@@ -17,7 +17,7 @@ import webdataset as wds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neurofmx_wds.order import LIMIT, ORDER_VERSION, Bijection, EpochOrder
+from neurofmx_wds.order.epoch import LIMIT, ORDER_VERSION, Bijection, EpochOrder
 
 # The reference
 

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import pytest
 
+import neurofmx_wds
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "neurofmx_wds"
 CORE = {"webdataset", "torch", "numpy", "pynwb", "h5py", "tqdm"}
 COMES_WITH = {"hdmf": "pynwb"}  # what a core package cannot be without
 # imported on use only
-OPTIONAL_MODULES = {"convert/sources/zarr_store.py", "demo/picture.py", "lightning.py", "plots.py"}
+OPTIONAL_MODULES = {"convert/sources/zarr_store.py", "demo/picture.py", "integrations/lightning.py", "lightning.py"}
 
 pyproject = (ROOT / "pyproject.toml").read_text()  # Python 3.10 has no TOML reader
 
@@ -67,29 +69,43 @@ def test_nothing_else_is_needed_to_import(module: str) -> None:
     assert {COMES_WITH.get(name, name) for name in wanted} <= CORE | sys.stdlib_module_names
 
 
-@pytest.mark.parametrize(
-    ("rooms", "must_not_know"),
-    [
-        (r"(order|cursor|errors|version|atomic)\.py", "torch|webdataset|pynwb|h5py"),
-        (r"order\.py", "neurofmx_wds"),
-        (r"nwb/.*", r"torch|webdataset|neurofmx_wds\.(?!nwb|errors)"),
-        (
-            r"(pickles|fields|index|manifest|writer|packing|verify|export)\.py",
-            r"neurofmx_wds\.(loader|readers|collate|order|cursor|nwb|convert|cli)",
-        ),
-        (
-            r"(readers|collate|transforms|groups|selection|stages|budget|loader|webloader)\.py",
-            r"pynwb|h5py|lightning|neurofmx_wds\.(nwb|convert|lightning|cli|demo)",
-        ),
-        (r"(groups|selection)\.py", r"torch|neurofmx_wds\.(readers|stages|pipeline|loader|order|cursor)"),
-        (r"convert/.*", r"neurofmx_wds\.(loader|cli|demo)"),
-        (r"(images|noise|presets)\.py", r"webdataset|neurofmx_wds\.(?!images|memory|transforms)"),
-        (r"(presentations|mapstyle)\.py", r"neurofmx_wds\.(loader|stimulus)"),
-        (r"(?!stimulus\.py).*", r"neurofmx_wds\.stimulus"),
-        (r"(?!cli\.py|__main__\.py|demo/).*", r"neurofmx_wds\.(cli|demo)"),
-    ],
-)
-def test_imports_point_down(rooms: str, must_not_know: str) -> None:
+# From the top down: a room may import those that stand below it, never one above or beside it.
+ROOMS = [
+    ["cli"],
+    ["demo"],
+    ["lightning"],
+    ["integrations"],
+    ["stimulus", "convert"],
+    ["loading"],
+    ["format", "nwb", "order"],
+    ["storage"],
+    ["errors", "version"],
+]
+OUTSIDE = [  # what a room must not know of the world
+    (r"(order|storage)/.*|errors\.py|version\.py", "torch|webdataset|pynwb|h5py"),
+    (r"nwb/.*", "torch|webdataset"),
+    (r"loading/.*", "pynwb|h5py|lightning"),
+    (r"stimulus/(images|noise|presets)\.py", "webdataset"),
+]
+
+
+def test_every_room_has_its_floor() -> None:
+    rooms = {module.split("/")[0].removesuffix(".py") for module in modules()} - {"__init__", "__main__"}
+    assert rooms == set(sum(ROOMS, []))
+
+
+@pytest.mark.parametrize("floor", range(len(ROOMS)), ids=lambda floor: "+".join(ROOMS[floor]))
+def test_imports_point_down(floor: int) -> None:
+    below = set(sum(ROOMS[floor + 1 :], []))
+    for room in ROOMS[floor]:
+        for module in (module for module in modules() if re.match(rf"{room}[./]", module)):
+            known = {(name + "..").split(".")[1] for name in imports(module, True) if re.match(r"neurofmx_wds\b", name)}
+            public = {"", *neurofmx_wds.__all__} if room in ("cli", "demo") else set()
+            assert known <= below | {room} | public, module
+
+
+@pytest.mark.parametrize(("rooms", "must_not_know"), OUTSIDE)
+def test_a_room_knows_nothing_of(rooms: str, must_not_know: str) -> None:
     for module in filter(re.compile(rooms).fullmatch, modules()):
         known = [name for name in imports(module, everywhere=True) if re.match(f"(?:{must_not_know})(?:\\.|\\b)", name)]
         assert not known, f"{module} imports {known}"

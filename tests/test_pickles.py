@@ -19,9 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from values import same
 
-from neurofmx_wds import fields
 from neurofmx_wds.errors import UnsafeDataError
-from neurofmx_wds.pickles import decode_pickle, decode_torch
+from neurofmx_wds.format import fields
+from neurofmx_wds.format.pickles import decode_pickle, decode_torch
 
 DTYPES = [
     torch.double, torch.float, torch.half, torch.bfloat16, torch.long, torch.int, torch.short, torch.int8, torch.uint8,

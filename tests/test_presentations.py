@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neurofmx_wds.errors import NeurofmxError
-from neurofmx_wds.noise import Noise
-from neurofmx_wds.presentations import (
+from neurofmx_wds.stimulus.noise import Noise
+from neurofmx_wds.stimulus.presentations import (
     StimulusContrast,
     StimulusDuration,
     StimulusInterval,

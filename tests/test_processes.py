@@ -19,7 +19,7 @@ from test_convert import contents, make_npz
 from neurofmx_wds.convert.run import convert, working
 from neurofmx_wds.convert.sources import SourceConfig
 from neurofmx_wds.errors import OutputError
-from neurofmx_wds.processes import ordered_map
+from neurofmx_wds.storage.processes import ordered_map
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 7, 40])

@@ -25,15 +25,16 @@ from loading import flip
 from values import JSON, PLAIN_DTYPES, SHAPES, TEXT_DTYPES, VALUES, native_order, official, same
 from webdataset import ignore_and_continue
 
-from neurofmx_wds import WebDatasetLoader, WebDatasetWriter, collate_webdataset, create_webdataset_dataloader, readers
+from neurofmx_wds import WebDatasetLoader, WebDatasetWriter, collate_webdataset, create_webdataset_dataloader
 from neurofmx_wds.convert.merge import merge
-from neurofmx_wds.crc import crc32_of
 from neurofmx_wds.errors import NeurofmxError, ShardError, ShardIndexError
-from neurofmx_wds.index import ShardIndex
-from neurofmx_wds.readers import ShardReader, skipping
-from neurofmx_wds.shards import open_shards
-from neurofmx_wds.verify import verify, write_indexes
-from neurofmx_wds.webloader import open_members
+from neurofmx_wds.format.index import ShardIndex
+from neurofmx_wds.format.shards import open_shards
+from neurofmx_wds.format.verify import verify, write_indexes
+from neurofmx_wds.integrations.webloader import open_members
+from neurofmx_wds.loading import readers
+from neurofmx_wds.loading.readers import ShardReader, skipping
+from neurofmx_wds.storage.checksums import crc32_of
 
 IOS: tuple[Literal["mmap", "pread"], ...] = ("mmap", "pread")
 

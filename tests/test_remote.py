@@ -19,13 +19,13 @@ from loopback import Loopback
 from recordings import make_recording
 
 from neurofmx_wds import NWBToWebDatasetConverter
-from neurofmx_wds.cli import main
-from neurofmx_wds.convert import location
-from neurofmx_wds.convert.location import RemoteFile, is_url, name_of
+from neurofmx_wds.cli.main import main
 from neurofmx_wds.convert.merge import append
 from neurofmx_wds.convert.run import compare_with_sources, convert, write_share
 from neurofmx_wds.convert.sources import SourceConfig
 from neurofmx_wds.errors import OutputError, SourceError, without_secrets
+from neurofmx_wds.storage import location
+from neurofmx_wds.storage.location import RemoteFile, is_url, name_of
 
 fsspec = pytest.importorskip("fsspec")
 pytest.importorskip("aiohttp")

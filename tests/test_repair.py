@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from test_convert import contents, make_npz
 
-from neurofmx_wds.cli import main
+from neurofmx_wds.cli.main import main
 from neurofmx_wds.convert.merge import append
 from neurofmx_wds.convert.repair import repair
 from neurofmx_wds.convert.run import convert
 from neurofmx_wds.convert.sources import SourceConfig
 from neurofmx_wds.errors import OutputError, SourceError
-from neurofmx_wds.verify import verify
+from neurofmx_wds.format.verify import verify
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from neurofmx_wds import WebDatasetLoader, WebDatasetWriter
 from neurofmx_wds.errors import NeurofmxError
-from neurofmx_wds.manifest import MANIFEST_NAME
+from neurofmx_wds.format.manifest import MANIFEST_NAME
 
 
 @pytest.fixture(params=[True, False], ids=["manifest", "no manifest"])

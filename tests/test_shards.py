@@ -22,14 +22,14 @@ from hypothesis import strategies as st
 from test_atomic import ended, in_child
 from values import same
 
-import neurofmx_wds.cache as cache_module
+import neurofmx_wds.storage.cache as cache_module
 from neurofmx_wds import WebDatasetWriter
-from neurofmx_wds.cache import ShardCache
 from neurofmx_wds.errors import ManifestError, NeurofmxError, ShardError, ShardIndexError
-from neurofmx_wds.index import index_path
-from neurofmx_wds.manifest import MANIFEST_NAME, Manifest, config_hash
-from neurofmx_wds.readers import ShardReader
-from neurofmx_wds.shards import open_shards
+from neurofmx_wds.format.index import index_path
+from neurofmx_wds.format.manifest import MANIFEST_NAME, Manifest, config_hash
+from neurofmx_wds.format.shards import open_shards
+from neurofmx_wds.loading.readers import ShardReader
+from neurofmx_wds.storage.cache import ShardCache
 
 
 def make(directory: Path, n: int = 7, **options: Any) -> Path:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from neurofmx_wds import WebDatasetLoader, WebDatasetWriter
-from neurofmx_wds.cli import main
+from neurofmx_wds.cli.main import main
+from neurofmx_wds.cli.show import sample_lines
 from neurofmx_wds.convert.link import link_group
-from neurofmx_wds.show import sample_lines
 
 
 def picture(size: tuple[int, int], format: str) -> bytes:

@@ -23,7 +23,6 @@ from neurofmx_wds import (
     create_webdataset_dataloader,
 )
 from neurofmx_wds.errors import NeurofmxError, StateError
-from neurofmx_wds.presets import LABEL_GROUPS
 from neurofmx_wds.stimulus import (
     StandardDataLoader,
     StimulusContrastDataLoader,
@@ -36,6 +35,7 @@ from neurofmx_wds.stimulus import (
     get_data_transform,
     get_target_transform,
 )
+from neurofmx_wds.stimulus.presets import LABEL_GROUPS
 
 N = 23
 IMAGES = np.random.default_rng(0).integers(0, 256, (N, 3, 6, 6), "uint8")

@@ -12,7 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neurofmx_wds.images import (
+from neurofmx_wds.loading.memory import BatchMemory
+from neurofmx_wds.loading.transforms import as_target_transform, sample_rng
+from neurofmx_wds.stimulus.images import (
     CenterCrop,
     ColorJitter,
     Compose,
@@ -26,9 +28,7 @@ from neurofmx_wds.images import (
     ToFloat,
     formatted,
 )
-from neurofmx_wds.memory import BatchMemory
-from neurofmx_wds.presets import CIFAR100, LABEL_GROUPS, STATISTICS, get_data_transform, get_target_transform
-from neurofmx_wds.transforms import as_target_transform, sample_rng
+from neurofmx_wds.stimulus.presets import CIFAR100, LABEL_GROUPS, STATISTICS, get_data_transform, get_target_transform
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 3, 11, 8), "uint8")
 RANDOM = (

@@ -20,8 +20,8 @@ from loading import flip
 from test_index import in_version
 
 from neurofmx_wds import WebDatasetWriter, create_shards_from_arrays
-from neurofmx_wds.index import ShardIndex, index_path
-from neurofmx_wds.verify import verify, write_indexes
+from neurofmx_wds.format.index import ShardIndex, index_path
+from neurofmx_wds.format.verify import verify, write_indexes
 
 
 def make(directory: Path, compression: str = "none") -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import webdataset as wds
 
-from neurofmx_wds.webloader import WebLoader, open_members
+from neurofmx_wds.integrations.webloader import WebLoader, open_members
 
 N = 30
 

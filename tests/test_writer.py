@@ -28,14 +28,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from values import native_order, official, plain, same, samples
 
-import neurofmx_wds.shardfile as shardfile_module
+import neurofmx_wds.format.shard_file as shardfile_module
 from neurofmx_wds import WebDatasetWriter, create_shards_from_arrays
 from neurofmx_wds.errors import FieldError, OutputError
-from neurofmx_wds.index import ShardIndex, index_path, index_tar
-from neurofmx_wds.manifest import MANIFEST_NAME, Manifest
-from neurofmx_wds.readers import ShardReader
-from neurofmx_wds.shardfile import ShardFile, tar_header
-from neurofmx_wds.shards import open_shards
+from neurofmx_wds.format.index import ShardIndex, index_path, index_tar
+from neurofmx_wds.format.manifest import MANIFEST_NAME, Manifest
+from neurofmx_wds.format.shard_file import ShardFile, tar_header
+from neurofmx_wds.format.shards import open_shards
+from neurofmx_wds.loading.readers import ShardReader
 
 Compression = Literal["none", "gz", "bz2", "xz"]
 COMPRESSIONS: tuple[Compression, ...] = ("none", "gz", "bz2", "xz")

@@ -21,11 +21,11 @@ from pynwb.misc import AnnotationSeries
 from recordings import make_recording, read_all
 
 from neurofmx_wds import ShardedDatasetInfo
-from neurofmx_wds.cli import main
+from neurofmx_wds.cli.main import main
 from neurofmx_wds.convert.sources import SourceConfig
 from neurofmx_wds.convert.sources.listing import list_files
 from neurofmx_wds.errors import NeurofmxError, SourceError, UnsafeDataError
-from neurofmx_wds.pickles import decode_objects
+from neurofmx_wds.format.pickles import decode_objects
 
 hdmf_zarr = pytest.importorskip("hdmf_zarr", reason="stores are read with hdmf-zarr")
 numcodecs = pytest.importorskip("numcodecs")

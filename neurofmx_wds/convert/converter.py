@@ -17,12 +17,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..atomic import say_unfinished
 from ..errors import OutputError, SourceError, refuse_unknown
-from ..fields import FieldFormat
-from ..shardfile import Compression
-from ..writer import DEFAULT_PATTERN
-from .location import Given, on_disk
+from ..format.fields import FieldFormat
+from ..format.shard_file import Compression
+from ..format.writer import DEFAULT_PATTERN
+from ..storage.atomic import say_unfinished
+from ..storage.location import Given, on_disk
 from .place import refuse_inside, staging
 from .plan import DEFAULT_KEY_PREFIX, ConversionPlan, PlannedSource, beside, report_of
 from .run import look_at, working, write_plan

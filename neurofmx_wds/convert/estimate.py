@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .. import fields
 from ..errors import without_secrets
-from ..processes import OrderedMap
-from ..shardfile import tar_header
+from ..format import fields
+from ..format.shard_file import tar_header
+from ..storage.processes import OrderedMap
 from .plan import ConversionPlan, Piece, as_source_error
 
 _BLOCK = 512

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from ..atomic import refuse_url
 from ..errors import GroupError, OutputError
-from ..groups import Group, Groups, linked_group
-from ..index import index_path
-from ..manifest import Manifest
-from ..selection import group_samples
-from ..shards import open_shards
+from ..format.groups import Group, Groups, linked_group
+from ..format.index import index_path
+from ..format.manifest import Manifest
+from ..format.shards import open_shards
+from ..loading.selection import group_samples
+from ..storage.atomic import refuse_url
 from .merge import made_whole, manifest_of
 from .place import refuse_inside
 
@@ -46,8 +46,8 @@ def link_group(
         dataset_dir: the dataset's directory.
         output_dir: the new dataset's directory; new or empty unless `overwrite` is set.
         group: the group's name.
-        groups: what groups there are, see :meth:`~neurofmx_wds.groups.Group.of`; by default the dataset's own file
-            ``groups.yaml`` or ``groups.json`` says.
+        groups: what groups there are, see :meth:`~neurofmx_wds.format.groups.Group.of`; by default the dataset's own
+            file ``groups.yaml`` or ``groups.json`` says.
         overwrite: replace an existing dataset, in one step.
 
     Returns:

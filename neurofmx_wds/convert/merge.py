@@ -18,17 +18,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..atomic import StagedDirectory, fsync_path, refuse_url
 from ..errors import ManifestError, OutputError, ShardError, SourceError
-from ..groups import linked_group
-from ..index import ShardIndex, index_path, modalities_of
-from ..manifest import MANIFEST_NAME, Manifest, ShardRecord, config_hash
-from ..processes import OrderedMap
-from ..shardfile import COMPRESSIONS
-from ..shards import ShardSet, open_shards
+from ..format.groups import linked_group
+from ..format.index import ShardIndex, index_path, modalities_of
+from ..format.manifest import MANIFEST_NAME, Manifest, ShardRecord, config_hash
+from ..format.shard_file import COMPRESSIONS
+from ..format.shards import ShardSet, open_shards
+from ..format.writer import DEFAULT_PATTERN, shard_name
+from ..storage.atomic import StagedDirectory, fsync_path, refuse_url
+from ..storage.location import Given, on_disk
+from ..storage.processes import OrderedMap
 from ..version import CREATED_BY
-from ..writer import DEFAULT_PATTERN, shard_name
-from .location import Given, on_disk
 from .place import refuse_inside, staging, staging_beside
 from .plan import ConversionPlan, PlannedSource, beside, differences, identity_of
 from .run import Conversion, NothingToWrite, build, files_of, look_at, noted, remove_notes, working

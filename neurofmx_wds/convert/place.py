@@ -12,10 +12,10 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from ..atomic import StagedDirectory
 from ..errors import OutputError
-from ..manifest import MANIFEST_NAME, refuse_to_replace
-from .location import is_url
+from ..format.manifest import MANIFEST_NAME, refuse_to_replace
+from ..storage.atomic import StagedDirectory
+from ..storage.location import is_url
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 

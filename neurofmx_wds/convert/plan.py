@@ -16,13 +16,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..errors import FieldError, NeurofmxError, SourceError, missing_package, without_secrets
-from ..fields import FieldFormat, check_key
-from ..index import file_sha256
-from ..manifest import config_hash
-from ..shardfile import Compression
+from ..format.fields import FieldFormat, check_key
+from ..format.index import file_sha256
+from ..format.manifest import config_hash
+from ..format.shard_file import Compression
+from ..format.writer import DEFAULT_PATTERN, check_config, shard_name
+from ..storage.location import Version, as_utf8, failure_of, is_url, is_zarr, name_of, version_of
 from ..version import CREATED_BY
-from ..writer import DEFAULT_PATTERN, check_config, shard_name
-from .location import Version, as_utf8, failure_of, is_url, is_zarr, name_of, version_of
 from .sources import Source, SourceConfig, SourceDescription, open_source
 from .sources.listing import Listing, list_files
 

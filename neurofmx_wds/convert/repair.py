@@ -16,11 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..atomic import fsync_path, refuse_url
 from ..errors import OutputError, ShardError, SourceError
-from ..index import ShardIndex, file_sha256, index_path
-from ..manifest import MANIFEST_NAME, Manifest, ShardRecord
-from .location import Given, on_disk
+from ..format.index import ShardIndex, file_sha256, index_path
+from ..format.manifest import MANIFEST_NAME, Manifest, ShardRecord
+from ..storage.atomic import fsync_path, refuse_url
+from ..storage.location import Given, on_disk
 from .place import staging_beside
 from .plan import ConversionPlan, PlannedSource, differences, identity_of
 from .run import files_of, look_at, working, write_shard

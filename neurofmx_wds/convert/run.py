@@ -22,18 +22,18 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from .. import fields
-from ..atomic import StagedDirectory, fsync_path, write_atomic
-from ..cache import ShardCache
 from ..errors import FieldError, OutputError, ShardError, SourceError
-from ..index import ShardIndex, index_path, modalities_of
-from ..manifest import Manifest, config_hash
-from ..processes import OrderedMap, ordered_map
-from ..shardfile import ShardFile
-from ..verify import Problem, members, open_tar
+from ..format import fields
+from ..format.index import ShardIndex, index_path, modalities_of
+from ..format.manifest import Manifest, config_hash
+from ..format.shard_file import ShardFile
+from ..format.verify import Problem, members, open_tar
+from ..format.writer import shard_record
+from ..storage.atomic import StagedDirectory, fsync_path, write_atomic
+from ..storage.cache import ShardCache
+from ..storage.location import Given, on_disk
+from ..storage.processes import OrderedMap, ordered_map
 from ..version import CREATED_BY
-from ..writer import shard_record
-from .location import Given, on_disk
 from .place import refuse_inside, staging
 from .plan import (
     ConversionPlan,
@@ -167,7 +167,7 @@ def look_at(
     Args:
         paths: the files.
         config: how they are read.
-        apply: how the work is spread, see :func:`neurofmx_wds.processes.ordered_map`.
+        apply: how the work is spread, see :func:`neurofmx_wds.storage.processes.ordered_map`.
         show_progress: show a bar, on a terminal.
         cache: a directory where tasks may have written down what they saw.
         keep: write down there what is seen.
@@ -259,7 +259,7 @@ def convert(
 
 
 def working(workers: int, executor: Executor | None) -> contextlib.AbstractContextManager[OrderedMap]:
-    """What a conversion is spread with: see :func:`neurofmx_wds.processes.ordered_map`.
+    """What a conversion is spread with: see :func:`neurofmx_wds.storage.processes.ordered_map`.
 
     Converting needs no torch, but webdataset imports it where it is installed: starting without takes half the time.
     """

@@ -21,12 +21,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..atomic import fsync_path
 from ..errors import OutputError, SourceError
-from ..manifest import Manifest
+from ..format.manifest import Manifest
 from ..nwb.clock import NS_PER_S, Grid, union
-from ..processes import OrderedMap
-from .location import Given, on_disk
+from ..storage.atomic import fsync_path
+from ..storage.location import Given, on_disk
+from ..storage.processes import OrderedMap
 from .merge import append_plan, what_is_there
 from .place import refuse_inside, staging, staging_beside
 from .plan import ConversionPlan, PlannedSource, identity_of, plan_again

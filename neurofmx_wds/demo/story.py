@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from .. import NWBToWebDatasetConverter
-from ..atomic import refuse_url
 from ..errors import NeurofmxError, OutputError
+from ..storage.atomic import refuse_url
 from .heldout import decode
 from .recording import ARENA_M, simulate, write_nwb
 from .train import LOG, Job, read_checkpoint

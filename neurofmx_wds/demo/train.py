@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from .. import create_webdataset_dataloader
-from ..atomic import write_atomic
+from ..storage.atomic import write_atomic
 from .decoder import Decoder, squared_error
 
 LOG, CHECKPOINT = "batches.jsonl", "checkpoint.pt"

@@ -17,7 +17,7 @@ import numpy as np
 
 from ...errors import SourceError
 from ...nwb.clock import MAX_NS, NS_PER_S, Grid, to_ns
-from ..location import is_url, is_zarr, name_of, open_binary
+from ...storage.location import is_url, is_zarr, name_of, open_binary
 from .listing import list_files
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import FieldError, NeurofmxError, SourceError, did_you_mean
-from ...fields import check_field_name
-from ..location import is_url, name_of, open_binary
+from ...format.fields import check_field_name
+from ...storage.location import is_url, name_of, open_binary
 from . import SourceConfig, SourceDescription
 
 BLOCK_BYTES = 8 << 20

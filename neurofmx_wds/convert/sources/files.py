@@ -13,7 +13,7 @@ from typing import Any
 from webdataset.tariterators import base_plus_ext
 
 from ...errors import FieldError
-from ...fields import Stored, check_field_name, check_key, field_of
+from ...format.fields import Stored, check_field_name, check_key, field_of
 from . import SourceConfig, SourceDescription
 from .listing import Entry, list_files
 

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import SourceError
-from ...fields import Stored
-from ...pixels import SUFFIXES, decode_image
+from ...format.fields import Stored
+from ...format.pixels import SUFFIXES, decode_image
 from . import SourceConfig, SourceDescription
 from .files import left_out_lines
 from .listing import Entry, Listing, list_files

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ...errors import SourceError
-from ..location import name_of
+from ...storage.location import name_of
 
 _CHANGED = "convert it when nothing changes any more"
 

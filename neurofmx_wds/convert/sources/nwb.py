@@ -32,7 +32,7 @@ from ...nwb.recording import MODALITIES, Recording
 from ...nwb.series import BLOCK_BYTES, Float64, Series
 from ...nwb.units import support_of
 from ...nwb.video import Video
-from ..location import name_of
+from ...storage.location import name_of
 from . import NOT_GIVEN, SourceConfig, SourceDescription
 from .listing import Listing
 from .names import JOINED, by_field, names_of, words_of

@@ -21,7 +21,7 @@ from ...nwb.sweeps import Sweep
 from ...nwb.tables import Intervals
 from ...nwb.units import SpikeTrains
 from ...nwb.video import Video
-from ..location import name_of
+from ...storage.location import name_of
 from . import SourceConfig, SourceDescription
 from .listing import Listing
 from .nwb import Fields, RecordingSource

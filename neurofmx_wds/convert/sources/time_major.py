@@ -21,7 +21,7 @@ from ...nwb.series import Series, Timeline, timeline_at_rate, timeline_of_timest
 from ...nwb.tables import Intervals
 from ...nwb.units import SpikeTrains
 from ...nwb.video import Video
-from ..location import name_of
+from ...storage.location import name_of
 from . import SourceConfig, SourceDescription
 from .arrays import ArraySource, Rows
 from .nwb import RecordingSource

@@ -22,7 +22,7 @@ from hdmf_zarr import NWBZarrIO
 from zarr.storage import DirectoryStore
 
 from ...errors import NeurofmxError, SourceError
-from ...pickles import decode_objects
+from ...format.pickles import decode_objects
 from .listing import Entry, Listing
 
 #: A chunk may not become larger than this, nor a file of metadata.

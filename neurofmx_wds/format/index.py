@@ -1,0 +1,530 @@
+"""The sidecar index of a shard: where every sample's every payload lies, so that reading parses nothing.
+
+Knows tars and fields; knows nothing of datasets, order or loading.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import itertools
+import json
+import math
+import mmap
+import os
+import re
+import tarfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from ..errors import ShardError, ShardIndexError
+from ..storage.atomic import write_atomic
+from ..storage.checksums import crc32_of
+from . import fields
+from .fields import ArrayLayout
+
+INDEX_SUFFIX = ".index"
+INDEX_VERSION = 2
+_READABLE_VERSIONS = (1, 2)  # 1 has no checksums of members
+METADATA_SUFFIX = "metadata.json"
+AGAIN = "make it again with `convert --repair` if `convert` made it"  # remedies, said by many
+RESTORE = f"restore the shard from a copy, or {AGAIN}"
+REPAIR = "run `python -m neurofmx_wds index --repair` on the directory"
+CONVERT = "it is to be converted first, by `python -m neurofmx_wds convert`"
+SOURCE_SUFFIXES = (".nwb", ".npz", ".npy")  # of files that people take for shards
+_MAGIC = b"NFMXIDX\n"
+_META_NAME = re.compile(r"__[^/]*__($|/)")  # webdataset skips these members
+_SECTIONS = {  # name → dtype, in the order in which they are stored
+    "sample_start": "<i8",
+    "member_suffix": "<i4",
+    "member_layout": "<i4",
+    "member_offset": "<i8",
+    "member_size": "<i8",
+    "member_crc32": "<u4",
+    "key_end": "<i8",
+    "keys": "|u1",
+    "metadata_end": "<i8",
+    "metadata": "|u1",
+}
+
+
+def index_path(shard: str | Path) -> Path:
+    """Where a shard's sidecar lies: ``shard_000000.tar.gz`` → ``shard_000000.index``."""
+    shard = Path(shard)
+    return shard.with_name(re.sub(r"\.(tar(\.(gz|bz2|xz))?|tgz|tbz2|txz)$", "", shard.name) + INDEX_SUFFIX)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One field of a shard: for each sample that has it, where its payload lies.
+
+    Attributes:
+        suffix_id: for each sample the member's suffix, an index into the shard's `suffixes`; -1 where it has none.
+        offset: payload offset in the (unpacked) tar, shape (n_samples,), int64; -1 where a sample lacks the field.
+        size: payload size in bytes, shape (n_samples,), int64.
+        crc32: checksum of each payload, shape (n_samples,), uint32; None where the index has none.
+        layout: what all payloads hold, if every sample has this field as an array of one dtype and shape.
+    """
+
+    suffix_id: np.ndarray
+    offset: np.ndarray
+    size: np.ndarray
+    crc32: np.ndarray | None
+    layout: ArrayLayout | None
+
+    @functools.cached_property
+    def data_starts(self) -> list[int]:
+        """Where each array's data begins, behind its header, if all have one layout."""
+        return (self.offset + (self.layout.header_size if self.layout else 0)).tolist()
+
+
+@dataclass(frozen=True, eq=False)
+class ShardIndex:
+    """Where every payload of one shard lies, with the samples' keys and metadata.
+
+    Attributes:
+        shard_name: file name of the shard.
+        tar_size: bytes of the tar, unpacked.
+        file_size: bytes of the shard file (differs where it is compressed).
+        sha256: checksum of the shard file, or None where it was never read whole.
+        suffixes: the member suffixes that occur.
+        layouts: the array layouts that occur.
+        sample_start: shape (n_samples + 1,): sample i owns members ``sample_start[i]`` to ``sample_start[i + 1]``.
+        member_suffix: shape (n_members,): index into `suffixes`.
+        member_layout: shape (n_members,): index into `layouts`, -1 for none.
+        member_offset: shape (n_members,): payload offset in bytes.
+        member_size: shape (n_members,): payload size in bytes.
+        member_crc32: shape (n_members,): the payload's CRC-32; shape (0,) where the payloads were never read.
+        key_end, keys: the samples' keys, UTF-8, one after the other; ``key_end`` is where each ends.
+        metadata_end, metadata: likewise the samples' metadata JSON (empty where there is none).
+    """
+
+    shard_name: str
+    tar_size: int
+    file_size: int
+    sha256: str | None
+    suffixes: tuple[str, ...]
+    layouts: tuple[ArrayLayout, ...]
+    sample_start: np.ndarray
+    member_suffix: np.ndarray
+    member_layout: np.ndarray
+    member_offset: np.ndarray
+    member_size: np.ndarray
+    member_crc32: np.ndarray
+    key_end: np.ndarray
+    keys: np.ndarray
+    metadata_end: np.ndarray
+    metadata: np.ndarray
+
+    @property
+    def n_samples(self) -> int:
+        """Number of samples."""
+        return len(self.sample_start) - 1
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory that the index takes, in bytes."""
+        return sum(getattr(self, name).nbytes for name in _SECTIONS)
+
+    @property
+    def has_checksums(self) -> bool:
+        """Whether the checksum of every payload is known."""
+        return len(self.member_crc32) == len(self.member_size)
+
+    @functools.cached_property
+    def sample_keys(self) -> list[str]:
+        """The keys, in shard order."""
+        text, ends = self.keys.tobytes(), self.key_end.tolist()
+        return [text[a:b].decode("utf-8", "surrogateescape") for a, b in zip([0, *ends], ends, strict=False)]
+
+    @functools.cached_property
+    def sample_metadata(self) -> list[bytes]:
+        """Each sample's metadata as stored, in shard order; empty where it has none in readable JSON."""
+        text, ends = self.metadata.tobytes(), self.metadata_end.tolist()
+        return [text[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+
+    @functools.cached_property
+    def columns(self) -> dict[str, Column]:
+        """The fields, by name. Suffixes that would give a sample two values of one name keep their extensions."""
+        by_name: dict[str, list[int]] = {}
+        for i, suffix in enumerate(self.suffixes):
+            by_name.setdefault(fields.field_of(suffix), []).append(i)
+        columns: dict[str, Column] = {}
+        for name, suffix_ids in by_name.items():
+            taken = name in self.suffixes and self.suffixes.index(name) not in suffix_ids
+            column = None if taken else self._column(suffix_ids)
+            apart = {self.suffixes[i]: self._column([i]) for i in suffix_ids} if column is None else {name: column}
+            columns |= {name: column for name, column in apart.items() if column is not None}
+        return columns
+
+    def _column(self, suffix_ids: list[int]) -> Column | None:
+        """The members with these suffixes as one field, unless a sample has several."""
+        members = np.flatnonzero(np.isin(self.member_suffix, suffix_ids))
+        samples = np.searchsorted(self.sample_start, members, side="right") - 1
+        if (np.diff(samples) == 0).any():
+            return None
+        suffix_id = np.full(self.n_samples, -1, np.int32)
+        offset = np.full(self.n_samples, -1, np.int64)
+        size = np.zeros(self.n_samples, np.int64)
+        suffix_id[samples] = self.member_suffix[members]
+        offset[samples] = self.member_offset[members]
+        size[samples] = self.member_size[members]
+        crc32 = None
+        if self.has_checksums:
+            crc32 = np.zeros(self.n_samples, np.uint32)
+            crc32[samples] = self.member_crc32[members]
+        layout = None
+        if len(members) == self.n_samples > 0:
+            used = np.unique(self.member_layout[members])
+            if len(used) == 1 and used[0] >= 0:
+                layout = self.layouts[used[0]]
+        return Column(suffix_id, offset, size, crc32, layout)
+
+    def to_bytes(self) -> bytes:
+        """The sidecar file's content: a magic line, a JSON header, little-endian arrays and a CRC-32."""
+        header = {
+            "version": INDEX_VERSION,
+            "shard_name": self.shard_name,
+            "tar_size": self.tar_size,
+            "file_size": self.file_size,
+            "sha256": self.sha256,
+            "suffixes": self.suffixes,
+            "layouts": [[layout.dtype, layout.shape, layout.header_size] for layout in self.layouts],
+            "sections": {name: len(getattr(self, name)) for name in _SECTIONS},
+        }
+        text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+        text += b" " * (-(len(_MAGIC) + 4 + len(text)) % 8)
+        body = b"".join(
+            [_MAGIC, len(text).to_bytes(4, "little"), text]
+            + [np.ascontiguousarray(getattr(self, name), dtype).tobytes() for name, dtype in _SECTIONS.items()]
+        )
+        return body + zlib.crc32(body).to_bytes(4, "little")
+
+    def save(self, path: str | Path) -> None:
+        """Write the sidecar, whole or not at all."""
+        write_atomic(path, self.to_bytes())
+
+    @classmethod
+    def from_bytes(cls, data: bytes, path: str | Path) -> ShardIndex:
+        """Read and check a sidecar file's content.
+
+        Raises:
+            ShardIndexError: damaged, of another version, or pointing outside the shard.
+        """
+        remedy = f"delete it, or {REPAIR}"
+        try:
+            return cls._parse(data)
+        except ShardIndexError as error:
+            raise ShardIndexError(error.problem, file=path, remedy=remedy) from error
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError, MemoryError) as error:
+            raise ShardIndexError(f"the index is damaged: {error}", file=path, remedy=remedy) from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> ShardIndex:
+        """Read a sidecar file.
+
+        Raises:
+            OSError: it cannot be read.
+            ShardIndexError: as :meth:`from_bytes`.
+        """
+        return cls.from_bytes(Path(path).read_bytes(), path)
+
+    @classmethod
+    def _parse(cls, data: bytes) -> ShardIndex:
+        start = len(_MAGIC) + 4
+        if not data.startswith(_MAGIC) or len(data) < start + 4:
+            raise ShardIndexError("not a shard index, or cut short")
+        if zlib.crc32(memoryview(data)[:-4]) != int.from_bytes(data[-4:], "little"):
+            raise ShardIndexError("the index is damaged: its checksum does not match")
+        place = start + int.from_bytes(data[len(_MAGIC) : start], "little")
+        header = json.loads(data[start:place])
+        if header["version"] not in _READABLE_VERSIONS:
+            problem = f"the index has version {header['version']!r}, this program reads {_READABLE_VERSIONS}"
+            raise ShardIndexError(problem)
+        sections = {}
+        for name, dtype in _SECTIONS.items():
+            count = header["sections"].get(name, 0) if header["version"] == 1 else header["sections"][name]
+            if not isinstance(count, int) or count < 0:
+                raise ShardIndexError(f"the section {name} has a bad length {count!r}")
+            if place + count * np.dtype(dtype).itemsize > len(data) - 4:
+                raise ShardIndexError(f"the section {name} runs past the end of the index")
+            sections[name] = np.frombuffer(data, dtype, count, place)
+            place += sections[name].nbytes
+        layouts = tuple(ArrayLayout(str(d), tuple(int(n) for n in s), int(h)) for d, s, h in header["layouts"])
+        index = cls(
+            shard_name=str(header["shard_name"]),
+            tar_size=int(header["tar_size"]),
+            file_size=int(header["file_size"]),
+            sha256=header["sha256"],
+            suffixes=tuple(str(s) for s in header["suffixes"]),
+            layouts=layouts,
+            **sections,
+        )
+        index.check()
+        return index
+
+    def check(self) -> None:
+        """Refuse an index that contradicts itself or points outside its shard.
+
+        Raises:
+            ShardIndexError: what does not fit.
+        """
+        n_members, n_samples = len(self.member_suffix), self.n_samples
+        for layout in self.layouts:
+            dtype = np.dtype(layout.dtype)
+            sound = not (dtype.hasobject or dtype.fields or dtype.subdtype) and dtype.itemsize > 0
+            extent = math.prod(max(n, 1) for n in layout.shape) * dtype.itemsize
+            if not sound or extent >= 1 << 62 or min(layout.shape, default=0) < 0 or layout.header_size < 0:
+                raise ShardIndexError(f"the index describes an impossible array: {layout}")
+        needed = np.array(
+            [layout.header_size + layout.n_bytes for layout in self.layouts] + [0], np.int64
+        )  # the last stands for "no layout", -1
+        checks = {
+            "sample_start is not increasing from 0 to the number of members": n_samples >= 0
+            and self.sample_start[0] == 0
+            and self.sample_start[-1] == n_members
+            and bool((np.diff(self.sample_start) > 0).all()),
+            "the member arrays differ in length": all(
+                len(getattr(self, name)) == n_members for name in ("member_layout", "member_offset", "member_size")
+            )
+            and len(self.member_crc32) in (0, n_members),
+            "keys or metadata do not match the samples": all(
+                len(end) == n_samples
+                and bool((np.diff(end, prepend=0) >= 0).all())
+                and (end[-1] if n_samples else 0) == len(text)
+                for end, text in ((self.key_end, self.keys), (self.metadata_end, self.metadata))
+            ),
+        }
+        for problem, fine in checks.items():
+            if not fine:
+                raise ShardIndexError(f"the index is damaged: {problem}")
+        if n_members and not (
+            0 <= self.member_suffix.min()
+            and self.member_suffix.max() < len(self.suffixes)
+            and -1 <= self.member_layout.min()
+            and self.member_layout.max() < len(self.layouts)
+            and self.member_offset.min() >= 0
+            and self.member_size.min() >= 0
+            and bool((self.member_offset <= self.tar_size - self.member_size).all())
+            and bool((needed[self.member_layout] <= self.member_size).all())
+        ):
+            raise ShardIndexError("the index points outside its shard")
+
+
+@dataclass
+class IndexBuilder:
+    """Collects what :class:`ShardIndex` holds, one sample after the other."""
+
+    suffixes: dict[str, int] = field(default_factory=dict)
+    layouts: dict[ArrayLayout, int] = field(default_factory=dict)
+    sample_start: list[int] = field(default_factory=lambda: [0])
+    members: list[tuple[int, int, int, int, int | None]] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    metadata: list[bytes] = field(default_factory=list)
+
+    def add(
+        self, key: str, members: Sequence[tuple[str, ArrayLayout | None, int, int, int | None]], metadata: bytes = b""
+    ) -> None:
+        """Add a sample.
+
+        Args:
+            key: its key.
+            members: suffix, layout (None for all but plain arrays), payload offset, size and CRC-32 of each member;
+                None for the last where it is not known, in all of them.
+            metadata: its metadata as JSON.
+        """
+        for suffix, layout, offset, size, crc32 in members:
+            layout_id = -1 if layout is None else self.layouts.setdefault(layout, len(self.layouts))
+            suffix_id = self.suffixes.setdefault(suffix, len(self.suffixes))
+            self.members.append((suffix_id, layout_id, offset, size, crc32))
+        self.sample_start.append(len(self.members))
+        self.keys.append(key.encode("utf-8", "surrogateescape"))  # tarfile's way with names in another encoding
+        self.metadata.append(metadata)
+
+    def build(self, shard_name: str, tar_size: int, file_size: int, sha256: str | None) -> ShardIndex:
+        """The finished index."""
+        suffix_id, layout_id, offset, size, crc32 = zip(*self.members, strict=True) if self.members else ((),) * 5
+        return ShardIndex(
+            shard_name=shard_name,
+            tar_size=tar_size,
+            file_size=file_size,
+            sha256=sha256,
+            suffixes=tuple(self.suffixes),
+            layouts=tuple(self.layouts),
+            sample_start=np.array(self.sample_start, np.int64),
+            member_suffix=np.array(suffix_id, np.int32),
+            member_layout=np.array(layout_id, np.int32),
+            member_offset=np.array(offset, np.int64),
+            member_size=np.array(size, np.int64),
+            member_crc32=np.array([] if None in crc32 else crc32, np.uint32),
+            key_end=np.cumsum([len(k) for k in self.keys], dtype=np.int64),
+            keys=np.frombuffer(b"".join(self.keys), np.uint8),
+            metadata_end=np.cumsum([len(m) for m in self.metadata], dtype=np.int64),
+            metadata=np.frombuffer(b"".join(self.metadata), np.uint8),
+        )
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with open(path, "rb") as stream:
+        digest = hashlib.sha256()
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def index_tar(path: str | Path, checksum: bool = False, unpacked: IO[bytes] | None = None) -> ShardIndex:
+    """Index a shard by reading its tar's headers, grouping members as webdataset does.
+
+    Args:
+        path: the shard.
+        checksum: also read the whole file, for its SHA-256 and each payload's CRC-32.
+        unpacked: the tar itself, where the shard is compressed.
+
+    Raises:
+        ShardError: not a tar, cut short, or with members that webdataset could not group.
+    """
+    path = Path(path)
+    builder = IndexBuilder()
+    with contextlib.ExitStack() as stack:
+        stream = unpacked or stack.enter_context(open(path, "rb"))
+        size = os.fstat(stream.fileno()).st_size
+        if size == 0:
+            raise ShardError("the file is empty", file=path, remedy=RESTORE)
+        view = stack.enter_context(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+        with _readable(path), tarfile.open(fileobj=stream, mode="r:") as tar:
+            for key, group in itertools.groupby(_grouped_members(tar, view, path), key=lambda member: member[0]):
+                _add_sample(builder, view, path, key, [(suffix, info) for _, suffix, info in group], checksum)
+    index = builder.build(path.name, size, path.stat().st_size, file_sha256(path) if checksum else None)
+    index.check()
+    return index
+
+
+def key_and_suffix(name: str) -> tuple[str, str] | tuple[None, str]:
+    """A member's sample and what follows its first dot; no key where webdataset takes it for no sample's."""
+    from webdataset.tariterators import base_plus_ext  # on use: it takes a second, and few need it
+
+    key, suffix = base_plus_ext(name)
+    return (None, "") if key is None or suffix is None or _META_NAME.match(name) else (key, suffix)
+
+
+def read_members(path: Path) -> Iterator[tarfile.TarInfo]:
+    """The regular files in a tar, in order.
+
+    Raises:
+        ShardError: not a tar, or cut short.
+    """
+    with open(path, "rb") as stream, _readable(path):
+        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as view:
+            with tarfile.open(fileobj=stream, mode="r:") as tar:
+                yield from _regular_members(tar, view, path)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """What goes wrong while a tar is parsed, as one kind of error."""
+    try:
+        yield
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError, MemoryError) as error:
+        if isinstance(error, ShardError):
+            raise
+        remedy = CONVERT if path.suffix in SOURCE_SUFFIXES else RESTORE
+        raise ShardError(f"not a readable tar: {error or type(error).__name__}", file=path, remedy=remedy) from error
+
+
+def _grouped_members(tar: tarfile.TarFile, view: mmap.mmap, path: Path) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+    for info in _regular_members(tar, view, path):
+        key, suffix = key_and_suffix(info.name)
+        if key is not None:
+            yield key, suffix.lower(), info
+
+
+def _add_sample(
+    builder: IndexBuilder,
+    view: mmap.mmap,
+    path: Path,
+    key: str,
+    group: list[tuple[str, tarfile.TarInfo]],
+    checksum: bool,
+) -> None:
+    members: list[tuple[str, ArrayLayout | None, int, int, int | None]] = []
+    metadata = b""
+    for suffix, info in group:
+        if any(suffix == known for known, *_ in members):
+            raise ShardError("the sample has this member twice", file=path, sample=key, member=suffix, remedy=RESTORE)
+        with memoryview(view)[info.offset_data : info.offset_data + info.size] as payload:
+            crc32 = crc32_of([payload]) if checksum else None
+            members.append((suffix, fields.layout_of(suffix, payload), info.offset_data, info.size, crc32))
+            if suffix == METADATA_SUFFIX:
+                metadata = _json_or_nothing(payload)
+    builder.add(key, members, metadata)
+
+
+def _regular_members(tar: tarfile.TarFile, view: mmap.mmap, path: Path) -> Iterator[tarfile.TarInfo]:
+    while (info := tar.next()) is not None:
+        tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header in memory
+        if info.size < 0:  # tarfile would go back, and round for ever
+            raise ShardError(f"{info.name!r} claims a negative size", file=path, remedy=RESTORE)
+        if not info.isreg():
+            continue
+        if info.issparse():
+            raise ShardError("a sparse member cannot be read", file=path, member=info.name, remedy="re-pack the tar")
+        if info.offset_data + info.size > len(view):
+            problem = f"the tar is cut short inside {info.name!r}"
+            raise ShardError(problem, file=path, remedy=RESTORE)
+        yield info
+    # tarfile stops silently at a damaged header; only a block of zeros is a true end.
+    if view[tar.offset : tar.offset + 512] != bytes(512):
+        problem = f"at byte {tar.offset} stands neither a tar member nor the end mark, so samples may be missing"
+        raise ShardError(problem, file=path, remedy=RESTORE)
+
+
+def _json_or_nothing(payload: memoryview) -> bytes:
+    try:
+        fields.decode_json(payload)
+    except ShardError:
+        return b""  # found again, and named, when the sample is read
+    return bytes(payload)
+
+
+def modalities_of(indexes: Iterable[ShardIndex]) -> dict[str, dict[str, Any]]:
+    """Each field's dtype and shape over all shards.
+
+    Returns:
+        field → ``{"dtype": …, "shape": […]}`` for arrays, with None where samples differ (a shape of None: they differ
+        in rank), and ``{"format": extension}`` for everything else. ``metadata`` is left out.
+    """
+    seen: dict[str, set[tuple[str, tuple[int, ...]] | str]] = {}
+    for index in indexes:
+        pairs = np.unique(np.stack([index.member_suffix, index.member_layout]), axis=1).T.tolist()
+        for suffix_id, layout_id in pairs:
+            suffix = index.suffixes[suffix_id]
+            if suffix == METADATA_SUFFIX:
+                continue
+            layout = index.layouts[layout_id] if layout_id >= 0 else None
+            kind = suffix.rpartition(".")[2] if layout is None else (np.dtype(layout.dtype).name, layout.shape)
+            seen.setdefault(fields.field_of(suffix), set()).add(kind)
+    return {name: _describe(kinds) for name, kinds in sorted(seen.items())}
+
+
+def _describe(kinds: set[tuple[str, tuple[int, ...]] | str]) -> dict[str, Any]:
+    arrays = [kind for kind in kinds if isinstance(kind, tuple)]
+    formats = sorted(kind for kind in kinds if isinstance(kind, str))
+    description: dict[str, Any] = {"format": formats[0] if len(formats) == 1 else formats} if formats else {}
+    if arrays:
+        dtypes = {dtype for dtype, _ in arrays}
+        ranks = {len(shape) for _, shape in arrays}
+        shapes = [shape for _, shape in arrays]
+        description["dtype"] = dtypes.pop() if len(dtypes) == 1 else None
+        description["shape"] = (
+            [sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*shapes, strict=True)]
+            if len(ranks) == 1
+            else None
+        )
+    return description

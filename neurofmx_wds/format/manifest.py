@@ -1,0 +1,166 @@
+"""``dataset_metadata.json``: what a dataset holds, in a file that does not grow with its samples.
+
+Knows nothing of tars or loading.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import ManifestError, OutputError
+from ..storage.atomic import write_atomic
+
+MANIFEST_NAME = "dataset_metadata.json"
+# shards, indexes (ours, DALI's, wids'), and what a killed run or a network file system leaves beside them
+_OWN = re.compile(r".*\.(tar|tar\.(gz|bz2|xz)|index|idx)|(dataset_metadata|shardindex)\.json|\..*\.part|\.nfs\w+")
+
+
+def refuse_to_replace(directory: str | os.PathLike[str]) -> None:
+    """Refuse to replace a directory that holds anything but a dataset, or the datasets of a split: it would be lost.
+
+    Raises:
+        OutputError: naming a file that belongs to no dataset.
+    """
+    top = _names_in(directory)
+    for part in [directory] if MANIFEST_NAME in top else [os.path.join(directory, name) for name in top]:
+        names = _names_in(part)
+        others = [name for name in names if not _OWN.fullmatch(name)] if MANIFEST_NAME in names else names or [""]
+        if others:
+            found = os.path.relpath(os.path.join(part, others[0]), directory)
+            problem = f"holds {found!r}, which is no part of a dataset: overwriting would delete it"
+            raise OutputError(problem, file=directory, remedy="move it away, or choose another directory")
+
+
+def _names_in(directory: str | os.PathLike[str]) -> list[str]:
+    try:
+        return sorted(os.listdir(directory))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """One shard of a dataset.
+
+    Attributes:
+        shard_name: file name, relative to the manifest.
+        n_samples: samples in it.
+        n_bytes: size of the file.
+        sha256: its checksum, or None where it is unknown.
+    """
+
+    shard_name: str
+    n_samples: int
+    n_bytes: int
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of ``dataset_metadata.json``.
+
+    Attributes:
+        shard_size: samples that a full shard holds.
+        compression: ``none``, ``gz``, ``bz2`` or ``xz``.
+        modalities: field → its dtype, shape (None where it differs between samples), unit, columns and the like.
+        shards: the shards, in order.
+        sources: what each recording held, what was taken and what was left out.
+        config: the settings that the dataset was made with.
+        created_by: program and version.
+    """
+
+    shard_size: int
+    compression: str
+    modalities: dict[str, dict[str, Any]]
+    shards: list[ShardRecord]
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    created_by: str = ""
+
+    @property
+    def total_samples(self) -> int:
+        """Samples in all shards."""
+        return sum(shard.n_samples for shard in self.shards)
+
+    def summary(self) -> dict[str, Any]:
+        """The manifest as a plain dictionary, as it stands in the file."""
+        return {
+            "total_samples": self.total_samples,
+            "total_shards": len(self.shards),
+            "shard_size": self.shard_size,
+            "compression": self.compression,
+            "modalities": self.modalities,
+            "shards": [asdict(shard) for shard in self.shards],
+            "sources": self.sources,
+            "config": self.config,
+            "config_hash": config_hash(self.config),
+            "created_by": self.created_by,
+        }
+
+    def save(self, directory: str | Path) -> None:
+        """Write ``dataset_metadata.json`` into `directory`, whole or not at all."""
+        text = json.dumps(self.summary(), indent=1, ensure_ascii=False) + "\n"
+        write_atomic(Path(directory) / MANIFEST_NAME, text.encode("utf-8"))
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Manifest:
+        """Read ``dataset_metadata.json`` from `directory`.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ManifestError: it is damaged or contradicts itself.
+        """
+        path = Path(directory) / MANIFEST_NAME
+        try:
+            return cls._parse(json.loads(path.read_bytes()))
+        except ManifestError as error:
+            raise ManifestError(error.problem, file=path, remedy="restore it, or convert again") from error
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            problem = f"the manifest is damaged: {type(error).__name__}: {error}"
+            raise ManifestError(problem, file=path, remedy="restore it, or convert again") from error
+
+    @classmethod
+    def _parse(cls, data: Mapping[str, Any]) -> Manifest:
+        shards = []
+        for entry in data["shards"]:
+            name, count, size = entry["shard_name"], entry["n_samples"], entry["n_bytes"]
+            if not isinstance(name, str) or not name or "/" in name or name.startswith(".") or "\0" in name:
+                raise ManifestError(f"the manifest names a shard outside its directory: {name!r}")
+            if not _is_count(count) or not _is_count(size):
+                raise ManifestError(f"the manifest gives {name!r} an impossible size")
+            if not isinstance(entry["sha256"], (str, type(None))):
+                raise ManifestError(f"the manifest gives {name!r} an impossible checksum")
+            shards.append(ShardRecord(name, count, size, entry["sha256"]))
+        if len({shard.shard_name for shard in shards}) != len(shards):
+            raise ManifestError("the manifest names a shard twice")
+        manifest = cls(
+            shard_size=data["shard_size"],
+            compression=data["compression"],
+            modalities={name: dict(about) for name, about in data["modalities"].items()},
+            shards=shards,
+            sources=list(data.get("sources", [])),
+            config=dict(data.get("config", {})),
+            created_by=str(data.get("created_by", "")),
+        )
+        if data["total_samples"] != manifest.total_samples or data["total_shards"] != len(shards):
+            raise ManifestError("the manifest's totals do not match its list of shards")
+        if data.get("config_hash") not in (None, config_hash(manifest.config)):  # a group's labels stand there, too
+            raise ManifestError("the manifest's settings are not those that the dataset was made with")
+        return manifest
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 48
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """SHA-256 of a configuration's canonical JSON, in hexadecimal."""
+    text = json.dumps(config, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()  # a path may be no UTF-8

@@ -1,0 +1,4 @@
+"""From shards to batches: the loaders, their pipeline stages, and what they do with samples.
+
+Knows nothing of recordings.
+"""

@@ -1,0 +1,493 @@
+"""The loaders that people use: samples, samples with a checkpoint file, and batches.
+
+Knows the resumable pipeline and the stages; knows nothing of recordings.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import queue
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.utils.data
+import webdataset as wds
+
+from ..errors import NeurofmxError, StateError
+from ..format.groups import Groups
+from ..format.shards import DEFAULT_SHARD_PATTERN, ShardDir
+from ..storage.atomic import write_atomic
+from ..storage.cache import DEFAULT_CACHE_SIZE
+from .collate import collate_webdataset
+from .memory import BUNDLE, BUNDLE_BYTES, BatchMemory, Slots, unpack
+from .memory_limit import Load, parse_size, within
+from .pipeline import ResumablePipeline, in_worker
+from .readers import Handler, IOMode
+from .selection import Select
+from .stages import Collate, Fetcher, Shuffle, Start, logger, open_dataset
+from .transforms import BatchTransform, TargetTransform, Transform, as_batch_transforms, as_target_transform
+
+TORCH_OPTIONS = ("in_order", "persistent_workers", "multiprocessing_context", "timeout", "worker_init_fn")
+_WORTH_A_THREAD = 50e-6  # seconds between two batches, over 1/16 of those of reading one, from which it pays
+_LONGEST_WAIT = 10.0  # seconds; the other may wait for a lock that this thread holds when garbage is collected
+
+
+class WebDatasetLoader(ResumablePipeline):
+    """Yields the samples of a dataset, in a reproducible order, resumable after any of them.
+
+    Each sample is a dict of writable numpy arrays, ``metadata`` (dict) and ``__key__`` (str). It is a webdataset
+    pipeline (``.map``, ``.compose``, …) and a torch ``IterableDataset``: several DataLoader workers or DDP ranks share
+    the samples among them. With several ranks all get the same number; the few that come again to fill the last step
+    have ``sample["__mask__"] == False``.
+
+    Args:
+        shard_dir: a dataset's directory, or what webdataset takes: a brace pattern or a list of tars.
+        shard_pattern: which files of the directory are shards.
+        shuffle: False (as stored), True (blocks over the whole dataset, then samples within `buffer_size`), or
+            ``"full"`` (uniform over the whole dataset).
+        buffer_size: positions among which samples are mixed when `shuffle` is True.
+        seed: fixes the order of every epoch, and the random numbers of `transform`.
+        modalities: the fields to read, or the name of one; by default all.
+        select: which samples: ``{"subject": "A"}``, ``{"session": ["a", "b"]}`` or ``f(metadata) -> bool``.
+        transform: ``f(sample)`` or ``f(sample, rng)`` with a generator that depends on seed, epoch and sample only;
+            what it returns is delivered.
+        target_transform: ``f(label)`` or ``{label: new}`` for ``sample["label"]``; where there is no such field, for
+            ``sample["metadata"]["label"]``. The result is ``sample["label"]``, before `transform`; the metadata stay.
+        handler: webdataset's ``reraise_exception``, ``warn_and_continue``, … for samples that cannot be read or
+            transformed; what it lets go is counted in ``skipped``. An error at which it says stop is raised.
+        rank, world_size: this process's share; by default as webdataset finds it (environment, ``torch.distributed``).
+        block_size: samples read in one go when `shuffle` is True; by default about 1 MiB, a shard where compressed.
+        io: ``"auto"``, ``"mmap"`` or ``"pread"``; see :class:`~neurofmx_wds.loading.readers.ShardReader`.
+        cache_dir, cache_size: where compressed shards are unpacked, and how many bytes they may take there (one that
+            is larger, and has no index, is refused).
+        group: only the samples whose labels belong to the group of this name; ``sample["label"]`` is then the label's
+            place in it, 0 … n−1. Their metadata stay as they are.
+        groups: what groups there are, see :meth:`~neurofmx_wds.format.groups.Group.of`; by default the dataset's own
+            file ``groups.yaml`` or ``groups.json`` says.
+        checksums: compare each payload with the checksum in its shard's index: plain arrays the first time that this
+            loader (or a worker forked for it) reads their sample, everything else whenever it is decoded. No byte that
+            has changed since it was written can then come as data. None: where the index has checksums (those of this
+            package's writers, and of the command ``index``); True: a shard without them is an error; False: never.
+
+    Raises:
+        FileNotFoundError, ShardError, ManifestError: the dataset cannot be opened.
+        GroupError: there is no such group, or the dataset does not have its labels.
+        ValueError: a bad argument, or no sample fits `select`.
+        NeurofmxError: `select` raised.
+    """
+
+    def __init__(
+        self,
+        shard_dir: ShardDir,
+        shard_pattern: str = DEFAULT_SHARD_PATTERN,
+        shuffle: Shuffle = True,
+        buffer_size: int = 1000,
+        seed: int = 42,
+        modalities: Sequence[str] | None = None,
+        select: Select | None = None,
+        transform: Transform | None = None,
+        handler: Handler = wds.reraise_exception,
+        rank: int | None = None,
+        world_size: int | None = None,
+        block_size: int | None = None,
+        io: IOMode = "auto",
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_size: int = DEFAULT_CACHE_SIZE,
+        target_transform: TargetTransform | None = None,
+        group: str | None = None,
+        groups: Groups | None = None,
+        checksums: bool | None = None,
+    ) -> None:
+        fetcher, fingerprint = open_dataset(
+            shard_dir, shard_pattern, shuffle, buffer_size, seed, modalities, select, group, groups, block_size, io,
+            cache_dir, cache_size, checksums,
+        )  # fmt: skip
+        fetcher = replace(
+            fetcher, transform=transform, target_transform=as_target_transform(target_transform), handler=handler
+        )
+        super().__init__(fetcher, fingerprint, 1, False, rank, world_size)
+
+    def _items(self, epoch: int, first: int, rank: int, world_size: int) -> Iterator[Any]:
+        fetcher = replace(self.fetcher, start=Start(epoch, first, rank, world_size))
+        return self._stages(fetcher.start, fetcher.samples, self.dealt_together).iterator1()
+
+
+class ResumableWebDatasetLoader(WebDatasetLoader):
+    """A :class:`WebDatasetLoader` that keeps its own checkpoint file and goes on from it by itself.
+
+    Args:
+        shard_dir: as :class:`WebDatasetLoader`.
+        checkpoint_path: the file; by default ``.loader_checkpoint.json`` in the working directory. It is replaced in
+            one step; of several ranks only rank 0 writes it.
+        checkpoint_interval: delivered samples (of this rank) between two checkpoints; one is also written at the
+            end of an epoch. A killed run repeats at most the samples since the last one.
+        **options: as :class:`WebDatasetLoader`.
+
+    Raises:
+        StateError: the checkpoint belongs to another dataset, seed or shuffle, or is damaged.
+    """
+
+    def __init__(
+        self,
+        shard_dir: ShardDir,
+        checkpoint_path: str | os.PathLike[str] | None = None,
+        checkpoint_interval: int = 1000,
+        **options: Any,
+    ) -> None:
+        super().__init__(shard_dir, **options)
+        self.checkpoint_path = Path(checkpoint_path or ".loader_checkpoint.json")
+        self.checkpoint_interval = _count("checkpoint_interval", checkpoint_interval, least=1)
+        if self.checkpoint_path.exists():
+            self.load_checkpoint()
+
+    def save_checkpoint(self) -> None:
+        """Write the state to the checkpoint file, whole or not at all (rank 0 only).
+
+        Raises:
+            OSError: the file cannot be written; the old one stays.
+        """
+        if self.rank == 0:
+            write_atomic(self.checkpoint_path, json.dumps(self.state_dict()).encode())
+
+    def load_checkpoint(self) -> dict[str, Any]:
+        """Read the checkpoint file and go on from there.
+
+        Returns:
+            The state.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StateError: it is damaged, or of another dataset, seed or shuffle.
+        """
+        remedy = "delete it to start afresh"
+        if self.checkpoint_path.stat().st_size > 1 << 16:
+            raise StateError("the checkpoint is far too large", file=self.checkpoint_path, remedy=remedy)
+        try:
+            state = json.loads(self.checkpoint_path.read_bytes())
+            self.load_state_dict(state)
+        except StateError as error:
+            raise StateError(error.problem, file=self.checkpoint_path, remedy=error.remedy or remedy) from error
+        except (ValueError, RecursionError) as error:
+            raise StateError(f"not a checkpoint: {error}", file=self.checkpoint_path, remedy=remedy) from error
+        here = self.state_dict()
+        logger.warning(
+            "resuming from %s: epoch %d, shard %d, sample %d (position %d of %d)",
+            self.checkpoint_path, here["epoch"], here["shard_idx"], here["sample_offset"],
+            here["position"], here["num_samples"],
+        )  # fmt: skip
+        return dict(state)
+
+    def iterator1(self) -> Iterator[Any]:
+        """As its base's, with a checkpoint at the epoch's end."""
+        yield from super().iterator1()
+        if not in_worker():
+            self.save_checkpoint()
+
+    def _deliver(self, run: object) -> Iterator[Any]:
+        writes = not in_worker()
+        for count, item in enumerate(super()._deliver(run), 1):
+            yield item
+            # The consumer is back for more: what it had so far is done with.
+            if writes and count % self.checkpoint_interval == 0:
+                self.save_checkpoint()
+
+
+class WebDatasetDataLoader(ResumablePipeline):
+    """Yields batches; made by :func:`create_webdataset_dataloader`.
+
+    Args:
+        fetcher: what reads batches.
+        fingerprint: of the dataset and selection.
+        batch_size, drop_last, rank, world_size: as there.
+        num_workers: processes that read; 0: a thread of this process does.
+        prefetch_factor: batches read ahead, by each worker or by the thread; 0 or None with no workers: no thread.
+        pin_memory: put batches into page-locked memory, where there is a CUDA device.
+        loader_options: further arguments of torch's DataLoader.
+        memory_limit: as there.
+
+    Raises:
+        ValueError, TypeError: a bad argument.
+    """
+
+    def __init__(
+        self,
+        fetcher: Fetcher,
+        fingerprint: str,
+        batch_size: int,
+        drop_last: bool,
+        rank: int | None,
+        world_size: int | None,
+        num_workers: int,
+        prefetch_factor: int | None,
+        pin_memory: bool,
+        loader_options: Mapping[str, Any],
+        memory_limit: int | float | str | None = None,
+    ) -> None:
+        options = dict(loader_options)
+        batch_size = _count("batch_size", batch_size, least=1)
+        num_workers = _count("num_workers", num_workers)
+        prefetch_factor = None if prefetch_factor is None else _count("prefetch_factor", prefetch_factor)
+        if not options.pop("in_order", True):
+            raise ValueError("in_order=False would make the order depend on the workers' speed; leave it out")
+        refused = set(options) - set(TORCH_OPTIONS)
+        if refused:
+            raise TypeError(f"a loader of batches takes no argument {', '.join(sorted(refused))}")
+        if memory_limit is not None:
+            ahead = (prefetch_factor or 2) if num_workers else (prefetch_factor or 0)
+            forks = _start_method(options.get("multiprocessing_context")) == "fork"
+            load = within(fetcher, Load(batch_size, num_workers, ahead), parse_size(memory_limit), forks)
+            batch_size, num_workers, prefetch_factor = load.batch_size, load.num_workers, load.prefetch_factor
+        super().__init__(fetcher, fingerprint, batch_size, drop_last, rank, world_size)
+        if self.spec.n_samples and not self.n_steps:
+            logger.warning(
+                "there is no batch to load: drop_last=True, and %d samples do not fill batch_size=%d on %d rank(s); "
+                "use a smaller batch_size or drop_last=False",
+                self.spec.n_samples, self.batch_size, self.world_size,
+            )  # fmt: skip
+        self.num_workers = num_workers
+        self.prefetch_factor = prefetch_factor
+        self.pin_memory = pin_memory and torch.cuda.is_available()
+        self.loader_options = options
+        self._memory = BatchMemory(self.pin_memory)  # kept from epoch to epoch: new memory is slow to touch
+        self._persistent: tuple[Start, torch.utils.data.DataLoader[Any]] | None = None
+
+    def _items(self, epoch: int, first: int, rank: int, world_size: int) -> Iterator[Any]:
+        start = Start(epoch, first, rank, world_size)
+        if self.num_workers == 0:
+            fetcher = replace(self.fetcher, start=start, memory=self._memory)
+            return prefetched(self._stages(start, fetcher.batches).iterator1(), self.prefetch_factor or 0)
+        return self._from_workers(start)
+
+    def _from_workers(self, begin: Start) -> Iterator[Any]:
+        # Persistent workers serve one iterator at a time: one begun meanwhile gets its own.
+        workers, self._persistent = self._persistent or self._workers(), None
+        start, loader = workers
+        start.set(*begin.get())
+        lost = False
+        bundles: Iterator[Any] = iter(())
+        try:
+            bundles = iter(loader)
+            yield from unpack(bundles, self._memory)
+        except Exception as error:
+            lost = isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+            if lost or not self.loader_options.get("persistent_workers"):
+                # The error holds them in a cycle: left to the garbage collector, torch waits 5 s for each.
+                getattr(bundles, "_shutdown_workers", int)()
+            if not lost:
+                raise
+            remedy = "perhaps memory ran out: use fewer workers; state_dict() says where to go on"
+            raise NeurofmxError(f"a worker process of the loader died: {error}", remedy=remedy) from error
+        finally:
+            if self.loader_options.get("persistent_workers") and not lost:
+                self._persistent = workers
+
+    def _workers(self) -> tuple[Start, torch.utils.data.DataLoader[Any]]:
+        depth = self.prefetch_factor or 2
+        bundle = self._bundle()
+        slots = Slots(depth, bundle)
+        fetcher = replace(self.fetcher, start=Start().share(), memory=slots)
+        stages = self._stages(fetcher.start, fetcher.batches, bundle)
+        stages.append(slots)
+        return fetcher.start, torch.utils.data.DataLoader(
+            stages,
+            batch_size=None,
+            num_workers=self.num_workers,
+            prefetch_factor=depth,
+            collate_fn=_as_is,
+            **self.loader_options,
+        )
+
+    def _bundle(self) -> int:
+        """Batches that a worker hands over at once: several where it only copies and they are small."""
+        sample_bytes = self.fetcher.reader.sample_bytes
+        if sample_bytes is None or not self.fetcher.only_copies:
+            return 1
+        batch_bytes = self.batch_size * sample_bytes
+        return max(1, min(BUNDLE, BUNDLE_BYTES // batch_bytes, self.n_steps // (4 * self.num_workers)))
+
+    def close(self) -> None:
+        """Stop persistent workers; the next iteration starts others."""
+        self._persistent = None
+
+    def __copy__(self) -> WebDatasetDataLoader:
+        twin = super().__copy__()
+        twin.__dict__["_persistent"] = None  # workers serve one iterator at a time
+        return cast(WebDatasetDataLoader, twin)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_persistent": None}
+
+
+def _count(name: str, value: int, least: int = 0) -> int:
+    """An argument that counts something, at least so much; numpy's integers as Python's."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{name} must be a {'positive' if least else 'non-negative'} integer, not {value!r}")
+    return int(value)
+
+
+def _start_method(context: Any) -> str:
+    """How worker processes come to be, by torch's ``multiprocessing_context``."""
+    if isinstance(context, str):
+        return context
+    return str((context or multiprocessing).get_start_method())
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def prefetched(source: Iterable[Any], depth: int) -> Iterator[Any]:
+    """Yield what `source` yields, reading `depth` items ahead in a thread once there is something to do meanwhile.
+
+    Handing an item from thread to thread takes longer than many a batch, so as long as the consumer comes straight
+    back there is no thread.
+    """
+    items = iter(source)
+    slow = 0
+    asked = time.perf_counter()
+    for item in items:
+        handed_over = time.perf_counter()
+        yield item
+        del item
+        reading, asked = handed_over - asked, time.perf_counter()
+        slow = slow + 1 if asked - handed_over > _WORTH_A_THREAD + reading / 16 else 0
+        if slow == 2 and depth > 0:
+            yield from _read_ahead(items, depth)
+            return
+
+
+def _read_ahead(items: Iterator[Any], depth: int) -> Iterator[Any]:
+    """Yield what `items` yields, read ahead by a thread."""
+    ready: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+    room: queue.SimpleQueue[bool] = queue.SimpleQueue()  # one True for each batch that may be read ahead
+    end = object()
+    for _ in range(depth):
+        room.put(True)
+
+    def read() -> None:
+        try:
+            while room.get():
+                ready.put((next(items, end), None))
+        except BaseException as error:  # the consumer raises it
+            ready.put((end, error))
+
+    thread = threading.Thread(target=read, name="neurofmx_wds prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            if item is end:
+                return
+            room.put(True)
+            yield item
+            del item
+    finally:
+        room.put(False)
+        if threading.current_thread() is not thread:  # it may be the one in which garbage is collected
+            thread.join(_LONGEST_WAIT)
+
+
+def create_webdataset_dataloader(
+    shard_dir: ShardDir,
+    batch_size: int = 32,
+    num_workers: int = 4,
+    shuffle: Shuffle = True,
+    buffer_size: int = 1000,
+    seed: int = 42,
+    drop_last: bool = False,
+    prefetch_factor: int | None = 2,
+    pin_memory: bool = False,
+    modalities: Sequence[str] | None = None,
+    select: Select | None = None,
+    transform: Transform | None = None,
+    collate_fn: Collate = collate_webdataset,
+    handler: Handler = wds.reraise_exception,
+    rank: int | None = None,
+    world_size: int | None = None,
+    shard_pattern: str = DEFAULT_SHARD_PATTERN,
+    block_size: int | None = None,
+    io: IOMode = "auto",
+    cache_dir: str | os.PathLike[str] | None = None,
+    cache_size: int = DEFAULT_CACHE_SIZE,
+    target_transform: TargetTransform | None = None,
+    batch_transform: BatchTransform | Sequence[BatchTransform] | None = None,
+    group: str | None = None,
+    groups: Groups | None = None,
+    memory_limit: int | float | str | None = None,
+    checksums: bool | None = None,
+    **loader_options: Any,
+) -> WebDatasetDataLoader:
+    """Batches of a dataset, in a reproducible order, resumable after any of them.
+
+    A batch is a dict: field → tensor of shape (B, …), ``metadata`` → B dicts, ``__key__`` → B strings. A field that
+    some samples lack is a list with None for these, also where a whole batch lacks it (known from the manifest or
+    `modalities`); `transform` gets samples without it, and what it leaves out of a whole batch is not there. The
+    sequence of samples depends on dataset, selection, seed, epoch, shuffle, `buffer_size` and `block_size` only. With
+    several ranks all get the same number of batches; at the end of an epoch what remains is dealt evenly. Only when
+    fewer samples than ranks remain, some ranks get one again, and that batch has ``__mask__``, False for it; likewise
+    with several ranks a batch of which `handler` has skipped every sample.
+
+    Args:
+        shard_dir, shard_pattern, shuffle, buffer_size, seed, modalities, select, transform, handler, rank, world_size,
+            block_size, io, cache_dir, cache_size, target_transform, group, groups, checksums: as
+            :class:`WebDatasetLoader`.
+        batch_size: samples per batch and rank.
+        num_workers: processes that read. 0 is fastest where there is no costly `transform`.
+        drop_last: drop the samples that do not fill a batch on every rank; a warning says where none would be left.
+        prefetch_factor: batches read ahead by each worker (small ones that are only copied: bundles of up to 16, or 8
+            MiB); with no workers, by one thread (0 or None: none).
+        pin_memory: put batches into page-locked memory, where there is a CUDA device.
+        collate_fn: makes a batch of a list of samples. What makes several of them fail, but none alone, is asked of
+            `handler` once, for all. Of a subclass of dict, workers and `pin_memory` deliver a plain dict.
+        batch_transform: ``f(batch)`` or ``f(batch, rngs)``, or a list of them, called one after the other with what
+            `collate_fn` made, in the process that read it; what the last returns is delivered. ``rngs[i]`` is the
+            generator of the batch's i-th sample, the one that `transform` gets: it depends on seed, epoch and sample
+            only, so no random number depends on how samples are put into batches. Tensors may be changed in place,
+            replaced or kept.
+        memory_limit: bytes that loading may take, as a number or like ``"2GB"``, beside the trainer's own memory and
+            what the system can take back. A few samples are read (and transformed) to see how large they are. Where
+            it would take more, batches ahead, then workers, then the batch size are reduced, and a warning says so.
+            Give every rank the same. What composed stages hold back does not count, nor batches that the trainer keeps.
+        **loader_options: of torch's DataLoader: ``persistent_workers``, ``multiprocessing_context``, ``timeout``,
+            ``worker_init_fn``.
+
+    Returns:
+        An iterable of batches with ``len()``, ``state_dict()``, ``load_state_dict()``, ``set_epoch()`` and
+        webdataset's ``.map(...)``, ``.compose(...)`` and so on.
+
+    Raises:
+        FileNotFoundError, ShardError, ManifestError: the dataset cannot be opened.
+        ValueError: a bad argument, or no sample fits `select`.
+        NeurofmxError: `select` raised.
+
+    Example:
+        >>> import tempfile
+        >>> from neurofmx_wds import create_shards_from_arrays
+        >>> out = tempfile.mkdtemp()
+        >>> _ = create_shards_from_arrays(out, {"spikes": np.zeros((50, 100, 96), "float32")})
+        >>> loader = create_webdataset_dataloader(out, batch_size=16, num_workers=0)
+        >>> len(loader), next(iter(loader))["spikes"].shape
+        (4, torch.Size([16, 100, 96]))
+    """
+    fetcher, fingerprint = open_dataset(
+        shard_dir, shard_pattern, shuffle, buffer_size, seed, modalities, select, group, groups, block_size, io,
+        cache_dir, cache_size, checksums,
+    )  # fmt: skip
+    fetcher = replace(
+        fetcher, transform=transform, target_transform=as_target_transform(target_transform), collate_fn=collate_fn,
+        batch_transforms=as_batch_transforms(batch_transform), handler=handler,
+    )  # fmt: skip
+    return WebDatasetDataLoader(
+        fetcher, fingerprint, batch_size, drop_last, rank, world_size, num_workers, prefetch_factor, pin_memory,
+        loader_options, memory_limit,
+    )  # fmt: skip

@@ -1,0 +1,110 @@
+"""Map-style datasets, read like shards: the same order, batches, workers, ranks and exact resuming.
+
+Knows datasets that can be indexed; knows nothing of shards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from ..errors import NeurofmxError
+from .collate import collate_webdataset
+from .memory import Memory
+from .stages import EpochSpec, Fetcher, Shuffle
+
+
+class MapStyle(Protocol):
+    """What has a length and items: torch's map-style datasets, lists, arrays of samples."""
+
+    def __len__(self) -> int:
+        """How many items."""
+
+    def __getitem__(self, index: int, /) -> Any:
+        """One of them."""
+
+
+class MapStyleReader:
+    """Reads the items of a map-style dataset as samples and batches.
+
+    Args:
+        dataset: its items are dicts, tuples (the values of `names`, in order) or single values (that of the first).
+            Images of Pillow become uint8 tensors (C, H, W).
+        names: of a tuple's values.
+    """
+
+    def __init__(self, dataset: MapStyle, names: Sequence[str]) -> None:
+        self.dataset = dataset
+        self.names = tuple(names)
+
+    @property
+    def where(self) -> str:
+        """The dataset's kind."""
+        return type(self.dataset).__name__
+
+    @property
+    def fields(self) -> Sequence[str]:
+        """None that every item must have."""
+        return ()
+
+    @property
+    def sample_bytes(self) -> None:
+        """Unknown: a dataset's items may be any work."""
+        return None
+
+    @property
+    def open_bytes(self) -> int:
+        """Nothing is opened."""
+        return 0
+
+    def read_samples(self, ids: np.ndarray) -> list[dict[str, Any]]:
+        """The samples with these ids, each a dict of its values, ``metadata`` and ``__key__``."""
+        return [self._sample(i) for i in ids.tolist()]
+
+    def read_batch(self, ids: np.ndarray, memory: Memory | None = None) -> dict[str, Any]:
+        """The same as a batch."""
+        return collate_webdataset(self.read_samples(ids)) if len(ids) else {}
+
+    def dataset_ids(self, ids: np.ndarray) -> np.ndarray:
+        """The samples' places in the whole dataset: there is no selection here."""
+        return ids
+
+    def name(self, sample_id: int) -> tuple[None, str]:
+        """File (there is none) and key of a sample."""
+        return None, str(sample_id)
+
+    def _sample(self, i: int) -> dict[str, Any]:
+        try:
+            item = self.dataset[i]
+        except Exception as error:
+            problem = f"item {i} of the dataset raised {type(error).__name__}: {error}"
+            raise NeurofmxError(problem, sample=str(i)) from error
+        if not isinstance(item, dict):
+            values = item if isinstance(item, (tuple, list)) else [item]
+            names = [*self.names, *(f"value_{n}" for n in range(len(self.names), len(values)))]
+            item = dict(zip(names, values, strict=False))
+        sample = {name: _plain(value) for name, value in item.items()}
+        return {"__key__": str(i), "metadata": {}, **sample}
+
+
+def _plain(value: Any) -> Any:
+    if not type(value).__module__.startswith("PIL."):
+        return value
+    pixels = torch.from_numpy(np.array(value))
+    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+
+
+def map_style_fetcher(
+    dataset: MapStyle, names: Sequence[str], shuffle: Shuffle, buffer_size: int, seed: int
+) -> tuple[Fetcher, str]:
+    """What reads a map-style dataset, and what its states are known by: its length, as nothing else is known of it.
+
+    Items are read one by one anyway, so ``shuffle=True`` mixes single items over the whole dataset.
+    """
+    spec = EpochSpec(np.array([len(dataset)]), seed, shuffle, buffer_size, block_size=1)
+    fingerprint = hashlib.sha256(f"map-style {len(dataset)}".encode()).hexdigest()[:32]
+    return Fetcher(spec, MapStyleReader(dataset, names)), fingerprint

@@ -1,0 +1,175 @@
+"""How much memory loading takes, and what to take less of when that is too much.
+
+Knows what reads batches, and how many of them lie where; knows nothing of files.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..format.info import human_size
+from ..order.cursor import BatchPlan
+from .collate import MetadataList
+from .memory import BUNDLE_BYTES, KEPT
+from .stages import Fetcher, Remnant
+
+_PROBED = 8  # samples that are read to see how large they are
+_FORKED, _STARTED = 64 << 20, 256 << 20  # what a worker process takes itself: measured 12 to 51, and 157 MB
+_READING = 2 << 20  # what a process that reads takes beside batches and indexes: measured 0.6 MB
+_UNITS = {"": 1, "b": 1} | {f"{p}b": 1000**i for i, p in enumerate("kmgt", 1)}
+_UNITS |= {f"{p}ib": 1024**i for i, p in enumerate("kmgt", 1)}
+
+
+def parse_size(size: int | float | str) -> int:
+    """A number of bytes, also as ``"2GB"`` or ``"512 MiB"``.
+
+    Raises:
+        ValueError: no such number, or not positive.
+
+    Example:
+        >>> parse_size("1.5 GB"), parse_size("2KiB"), parse_size(1e6)
+        (1500000000, 2048, 1000000)
+    """
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?)\s*([a-z]*)", str(size).strip().lower())
+    if isinstance(size, (int, float)) and not isinstance(size, bool) and 0 < size < 1 << 60:
+        return int(size)
+    if not isinstance(size, str) or found is None or found[2] not in _UNITS or not float(found[1]):
+        raise ValueError(f'memory_limit must be a number of bytes, or like "2GB" or "512MiB", not {size!r}')
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+@dataclass(frozen=True)
+class Load:
+    """How many samples are under way: the loader's arguments of these names (`prefetch_factor` a number)."""
+
+    batch_size: int
+    num_workers: int
+    prefetch_factor: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What loading takes, in bytes.
+
+    Attributes:
+        stored: of a sample as it is read.
+        delivered: of a sample as it is delivered.
+        reading: in each process that reads, whatever the number of samples under way: the shards' indexes for the most.
+        process: of a worker itself.
+        in_place: whether batches are read straight to where they are delivered from.
+    """
+
+    stored: int
+    delivered: int
+    reading: int
+    process: int
+    in_place: bool
+
+    def of(self, load: Load) -> int:
+        """Bytes that are in use at most, beside the trainer's own. Pages of mapped shards, which the system takes
+        back whenever it needs them, do not count.
+
+        A thread reads `prefetch_factor` batches ahead, while the trainer has one and asks for the next; memory of
+        other batches, such as the smaller last one of an epoch, is kept too. A worker has a slot more than that (of
+        small batches: a bundle) and the trainer copies out of them; the worker also has the batch it is reading, the
+        one before, and a slot that is being made. What is transformed and collated is there several times, and what was
+        freed is not given back at once.
+        """
+        more = 0 if self.in_place else 2 * self.stored + 4 * self.delivered
+        if load.num_workers == 0:
+            batches = math.ceil(KEPT * (load.prefetch_factor + 2))
+            return self.reading + load.batch_size * (batches * self.delivered + more)
+        worker = self.process + self.reading
+        worker += load.batch_size * ((load.prefetch_factor + 1 + 3) * self.delivered + more)
+        if self.in_place and 2 * load.batch_size * self.delivered <= BUNDLE_BYTES:
+            worker += (load.prefetch_factor + 1) * BUNDLE_BYTES
+        return 3 * load.batch_size * self.delivered + load.num_workers * worker
+
+
+def cost_of(fetcher: Fetcher, forks: bool) -> Cost:
+    """What a loader takes, judged by a few samples, which are read, transformed and collated for that.
+
+    Args:
+        fetcher: what reads.
+        forks: whether workers are forked from the trainer.
+    """
+    probe = replace(fetcher, reader=copy.copy(fetcher.reader))  # whose shards do not stay open
+    n = fetcher.spec.n_samples
+    places = np.unique(np.linspace(0, n - 1, min(n, _PROBED)).astype(np.int64)).tolist()
+    stored, delivered = [1], [1]
+    for plan, ids in probe.planned_ids(BatchPlan(place, 1) for place in places):
+        batch = next(probe.batches([plan]))
+        if not isinstance(batch, Remnant):
+            delivered.append(_size_of(batch))
+            stored.append(_size_of(probe.reader.read_batch(ids)))
+    return Cost(
+        max(stored),
+        max(delivered),
+        _READING + probe.reader.open_bytes,
+        _FORKED if forks else _STARTED,
+        fetcher.only_copies,
+    )
+
+
+def _size_of(value: Any) -> int:
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        return int(value.nbytes)
+    if isinstance(value, Mapping):
+        return sum(map(_size_of, value.values()))
+    if isinstance(value, (list, tuple, MetadataList)):
+        return sum(map(_size_of, value))
+    return sys.getsizeof(value)
+
+
+def reduced(cost: Cost, load: Load, limit: int) -> Load:
+    """What fits into `limit` bytes: fewer batches ahead, then fewer workers, and only then smaller batches.
+
+    Raises:
+        ValueError: not even one sample at a time fits.
+    """
+    for workers in range(load.num_workers, -1, -1):
+        for ahead in range(load.prefetch_factor, min(load.prefetch_factor, 1 if workers else 0) - 1, -1):
+            fewer = replace(load, num_workers=workers, prefetch_factor=ahead)
+            if cost.of(fewer) <= limit:
+                return fewer
+    least = cost.of(Load(0, 0, 0))
+    batch_size = (limit - least) // (cost.of(Load(1, 0, 0)) - least)
+    if batch_size < 1:
+        one = f"{human_size(cost.of(Load(1, 0, 0)))}, {human_size(least)} of it whatever the number of samples"
+        raise ValueError(f"memory_limit={human_size(limit)} is too little: a sample at a time takes {one}")
+    return Load(batch_size, 0, 0)
+
+
+def within(fetcher: Fetcher, load: Load, limit: int, forks: bool) -> Load:
+    """What fits into `limit` bytes; says so where it is less than asked for.
+
+    Raises:
+        ValueError: not even one sample at a time fits.
+    """
+    if not fetcher.spec.n_samples:
+        return load
+    cost = cost_of(fetcher, forks)
+    fitting = reduced(cost, load, limit)
+    if fitting != load:
+        changes = [
+            f"{name} {before} → {after}"
+            for name, before in vars(load).items()
+            if (after := getattr(fitting, name)) != before
+        ]
+        if fitting.batch_size != load.batch_size:
+            changes.append(f"so an epoch has {load.batch_size / fitting.batch_size:.1f} times as many steps")
+        logging.getLogger("neurofmx_wds").warning(
+            "memory_limit=%s: %s; loading then takes up to about %s, not %s",
+            human_size(limit), ", ".join(changes), human_size(cost.of(fitting)), human_size(cost.of(load)),
+        )  # fmt: skip
+    return fitting

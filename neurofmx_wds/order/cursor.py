@@ -1,0 +1,206 @@
+"""Where an epoch stands: batch plans from a position on, and the state that people save.
+
+Pure arithmetic: knows neither files nor torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import StateError
+from .epoch import LIMIT, EpochOrder
+
+STATE_VERSION = 1
+_STATE_KEYS = (
+    "version", "epoch", "position", "shard_idx", "sample_offset", "seed", "shuffle", "buffer_size", "block_size",
+    "num_samples", "fingerprint",
+)  # fmt: skip
+_REMEDY = "pass what state_dict() gave"
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """The next sample to be delivered.
+
+    Attributes:
+        epoch: 0, 1, …
+        position: its place in the epoch's global order; the number of samples at the epoch's end.
+    """
+
+    epoch: int
+    position: int
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """What one rank delivers in one step.
+
+    Attributes:
+        start: position of the first row.
+        n: number of rows, at consecutive positions.
+        fresh: None but in an epoch's last step when fewer samples than ranks remain: then True for a rank that gets
+            one of them, and False for one that gets a row again from the epoch's start.
+    """
+
+    start: int
+    n: int
+    fresh: bool | None = None
+
+
+def batch_plans(
+    position: int, n_samples: int, batch_size: int, world_size: int, drop_last: bool
+) -> Iterator[BatchPlan]:
+    """The plans of all ranks for the rest of an epoch, in global order: rank r takes plans r, r + world_size, ….
+
+    Args:
+        position: where to begin.
+        n_samples: samples in an epoch.
+        batch_size: rows per rank and step.
+        world_size: number of ranks.
+        drop_last: leave out the tail that does not fill a batch on every rank.
+
+    Yields:
+        A multiple of `world_size` plans. The tail is dealt evenly, larger shares first.
+    """
+    tail = (n_samples - position) % (batch_size * world_size)
+    yield from (BatchPlan(start, batch_size) for start in range(position, n_samples - tail, batch_size))
+    if tail == 0 or drop_last:
+        return
+    start = n_samples - tail
+    if tail < world_size:
+        for rank in range(world_size):
+            fresh = rank < tail
+            yield BatchPlan(start + rank if fresh else (rank - tail) % n_samples, 1, fresh)
+        return
+    share, larger = divmod(tail, world_size)
+    for rank in range(world_size):
+        n = share + (rank < larger)
+        yield BatchPlan(start, n)
+        start += n
+
+
+def n_steps(position: int, n_samples: int, batch_size: int, world_size: int, drop_last: bool) -> int:
+    """Plans of each rank in the rest of an epoch; arguments as :func:`batch_plans`."""
+    full, tail = divmod(n_samples - position, batch_size * world_size)
+    return full + (tail > 0 and not drop_last)
+
+
+def position_after(position: int, steps: int, n_samples: int, batch_size: int, world_size: int, drop_last: bool) -> int:
+    """Where the next sample stands when every rank has made `steps` steps from `position` on.
+
+    It is `n_samples` once the epoch is done, also when `drop_last` has left some out.
+    """
+    if steps >= n_steps(position, n_samples, batch_size, world_size, drop_last):
+        return n_samples
+    return position + steps * batch_size * world_size
+
+
+def to_state(cursor: Cursor, order: EpochOrder, fingerprint: str) -> dict[str, Any]:
+    """The state that people save: a dictionary for JSON, under 1 KiB.
+
+    The end of an epoch is said as the start of the next.
+
+    Args:
+        cursor: the next sample.
+        order: the order of any epoch.
+        fingerprint: tells the dataset and selection from others.
+    """
+    epoch, position = cursor.epoch, cursor.position
+    if position >= len(order) > 0:
+        epoch, position = epoch + 1, 0
+    if order.epoch != epoch:
+        order = order.of_epoch(epoch)
+    shard_idx, sample_offset = 0, 0
+    if len(order):
+        shard, offset = order.locate(order.sample_ids(position, position + 1))
+        shard_idx, sample_offset = int(shard[0]), int(offset[0])
+    return {
+        "version": STATE_VERSION,
+        "epoch": epoch,
+        "position": position,
+        "shard_idx": shard_idx,
+        "sample_offset": sample_offset,
+        "seed": order.seed,
+        "shuffle": order.shuffle,
+        "buffer_size": order.buffer_size,
+        "block_size": order.block_size,
+        "num_samples": len(order),
+        "fingerprint": fingerprint,
+    }
+
+
+def from_state(state: Any, order_of_epoch: Callable[[int], EpochOrder], fingerprint: str) -> Cursor:
+    """The cursor that a state stands for.
+
+    Args:
+        state: what :func:`to_state` gave; or only ``shard_idx`` and ``sample_offset`` (and ``epoch``), where
+            ``(i, count of shard i)`` means ``(i + 1, 0)``. With a selection, places count the selected samples.
+        order_of_epoch: the order of each epoch here.
+        fingerprint: of the dataset and selection here.
+
+    Raises:
+        StateError: it is not a state, or of another dataset, selection, seed, shuffle or version: the message names
+            the difference.
+    """
+    if not isinstance(state, Mapping):
+        raise StateError(f"a state is a dictionary, not {type(state).__name__}", remedy=_REMEDY)
+    if {"shard_idx", "sample_offset"} <= set(state) <= {"shard_idx", "sample_offset", "epoch"}:
+        return _from_place(state, order_of_epoch)
+    missing = [key for key in _STATE_KEYS if key not in state]
+    if missing:
+        raise StateError(f"the state lacks {', '.join(missing)}", remedy=_REMEDY)
+    if _whole(state, "version") != STATE_VERSION:
+        raise StateError(
+            f"the state has version {state['version']}, this program reads {STATE_VERSION}",
+            remedy="use the version of neurofmx_wds that saved it",
+        )
+    order = order_of_epoch(_whole(state, "epoch"))
+    _compare(state, order, fingerprint)
+    position = _whole(state, "position")
+    if position > len(order):
+        raise StateError(f"the state's position {position} is outside an epoch of {len(order)} samples", remedy=_REMEDY)
+    expected = to_state(Cursor(order.epoch, position), order, fingerprint)
+    for key in ("shard_idx", "sample_offset"):
+        if _whole(state, key) != expected[key]:
+            problem = f"the state contradicts itself: position {position} has {key} {expected[key]}, not {state[key]}"
+            raise StateError(problem, remedy=_REMEDY)
+    return Cursor(expected["epoch"], expected["position"])
+
+
+def _from_place(state: Mapping[str, Any], order_of_epoch: Callable[[int], EpochOrder]) -> Cursor:
+    epoch = _whole(state, "epoch") if "epoch" in state else 0
+    order = order_of_epoch(epoch)
+    try:
+        sample = order.sample_id(_whole(state, "shard_idx"), _whole(state, "sample_offset"))
+    except IndexError as error:
+        raise StateError(str(error), remedy="pass a state of this dataset") from error
+    if sample == len(order):  # the epoch's end, which is its start where there are no samples
+        return Cursor(epoch + (sample > 0), 0)
+    return Cursor(epoch, int(order.positions(np.array([sample]))[0]))
+
+
+def _whole(state: Mapping[str, Any], key: str) -> int:
+    value = state[key]
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < LIMIT:
+        raise StateError(f"the state's {key} must be a whole number from 0 to {LIMIT:g}, not {value!r}", remedy=_REMEDY)
+    return value
+
+
+def _compare(state: Mapping[str, Any], order: EpochOrder, fingerprint: str) -> None:
+    """Refuse a state whose order is another than here; what does not matter for the shuffle may differ."""
+    here: dict[str, Any] = {"num_samples": len(order), "fingerprint": fingerprint, "shuffle": order.shuffle}
+    if order.shuffle is not False:
+        here["seed"] = order.seed
+    if order.shuffle is True:
+        here |= {"buffer_size": order.buffer_size, "block_size": order.block_size}
+    what = {"num_samples": "dataset or selection", "fingerprint": "dataset or selection"}
+    for key, value in here.items():
+        if type(state[key]) is not type(value) or state[key] != value:
+            raise StateError(
+                f"the state is of another {what.get(key, key)}: {key} is {state[key]!r} there and {value!r} here",
+                remedy=f"load it with the same {what.get(key, key)}, or start afresh",
+            )
