@@ -32,7 +32,7 @@ def did_you_mean(name: object, known: Iterable[object]) -> str:
     return f"did you mean {close[0]}?" if close else ""
 
 
-def there_are(known: Iterable[object], wanted: object) -> str:
+def available_hint(known: Iterable[object], wanted: object) -> str:
     """What a message says of the things that there are, when one is wanted that is not: the most alike first."""
     known = list(known)
     return f"{did_you_mean(wanted, known)} there are {shown(known)}".lstrip()

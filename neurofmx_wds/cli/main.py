@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from ..convert.sources import SourceConfig
 from ..errors import NeurofmxError, missing_package, without_secrets
-from ..storage.processes import do_without
+from ..storage.processes import block_imports
 from ..version import __version__
 from .options import EXAMPLES, add_options, check_files, check_ways, files_meant, positive
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     reads_any = getattr(options, "validate", False) and options.format == "files"  # among them torch's own
     if arguments is None and not reads_any:
-        do_without(getattr(options, "without", ()))  # in a process of our own: it starts in half the time
+        block_imports(getattr(options, "without", ()))  # in a process of our own: it starts in half the time
     try:
         with _termination_as_an_exception():
             status: int = options.run(options)

@@ -21,7 +21,7 @@ from ..errors import OutputError, SourceError, refuse_unknown
 from ..format.fields import FieldFormat
 from ..format.shard_file import Compression
 from ..format.writer import DEFAULT_PATTERN
-from ..storage.atomic import say_unfinished
+from ..storage.atomic import warn_not_finalized
 from ..storage.location import Given, on_disk
 from .place import refuse_inside, staging
 from .plan import DEFAULT_KEY_PREFIX, ConversionPlan, PlannedSource, beside, report_of
@@ -97,7 +97,7 @@ class NWBToWebDatasetConverter:
         self._open = contextlib.ExitStack()
         self._staged = self._open.enter_context(staging(output_dir, overwrite))
         self._apply = self._open.enter_context(working(workers, executor))
-        self._open.callback(weakref.finalize(self, say_unfinished, self.output_dir).detach)
+        self._open.callback(weakref.finalize(self, warn_not_finalized, self.output_dir).detach)
 
     def convert_nwb_file(self, path: Given) -> dict[str, Any]:
         """Take a recording into the dataset.

@@ -20,7 +20,7 @@ from ..format.manifest import Manifest
 from ..format.shards import open_shards
 from ..loading.selection import group_samples
 from ..storage.atomic import refuse_url
-from .merge import made_whole, manifest_of
+from .merge import atomic_dataset, manifest_of
 from .place import refuse_inside
 
 
@@ -72,7 +72,7 @@ def link_group(
     here = np.flatnonzero(counts).tolist()
     about = {**asdict(wanted), "n_samples": len(ids), "of": os.path.realpath(directory)}
     made = replace(whole, shards=[shards.records[i] for i in here], config={**whole.config, "group": about})
-    with made_whole(output_dir, overwrite) as staged:
+    with atomic_dataset(output_dir, overwrite) as staged:
         for i in here:
             place = staged.path / shards.paths[i].name
             _link(shards.paths[i], place)

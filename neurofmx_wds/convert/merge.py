@@ -294,7 +294,7 @@ def merge(
             )
         _check_alike(parts[0], (where, part))
     refuse_inside(datasets, output_dir)
-    with made_whole(output_dir, overwrite) as staged:
+    with atomic_dataset(output_dir, overwrite) as staged:
         joined = _joined([part for _, part in parts])
         records = [*_shown(sets, joined.compression, staged.path, how)]
         if not repeat_keys:
@@ -305,7 +305,7 @@ def merge(
 
 
 @contextlib.contextmanager
-def made_whole(output_dir: str | os.PathLike[str], overwrite: bool) -> Iterator[StagedDirectory]:
+def atomic_dataset(output_dir: str | os.PathLike[str], overwrite: bool) -> Iterator[StagedDirectory]:
     """A staging directory to make a dataset in at one go: it is in its place afterwards, or nothing is left of it.
 
     Raises:

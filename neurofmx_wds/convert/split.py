@@ -361,11 +361,11 @@ def _look_at_block(
         start, stop = (ns / NS_PER_S for ns in block)
         problem = f"gives windows outside of the {start:g} s to {stop:g} s that are for {name}"
         return SourceError(problem, file=source.file.path, remedy="split by session")
-    about["windows"] = _told_of_the_others(entry.description.report["windows"], source.description.report["windows"])
+    about["windows"] = _discount_other_blocks(entry.description.report["windows"], source.description.report["windows"])
     return replace(entry, description=replace(entry.description, report={**entry.description.report, **about}))
 
 
-def _told_of_the_others(block: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
+def _discount_other_blocks(block: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
     """What became of a block's windows: those that the whole source has elsewhere are no loss."""
     dropped, not_given = dict(block["dropped"]), whole["dropped"].get(NOT_GIVEN, 0)
     elsewhere = dropped.pop(NOT_GIVEN, 0) - not_given  # the block is given to it as an interval, too

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import FieldError, OutputError
-from ..storage.atomic import StagedDirectory, say_unfinished
+from ..storage.atomic import StagedDirectory, warn_not_finalized
 from ..version import CREATED_BY
 from . import fields
 from .fields import FieldFormat
@@ -245,7 +245,7 @@ class WebDatasetWriter:
 
 def _forgotten(staged: StagedDirectory, closer: ThreadPoolExecutor, pid: int) -> None:
     if os.getpid() == pid and staged.path.is_dir() and any(staged.path.iterdir()):
-        say_unfinished(staged.target)
+        warn_not_finalized(staged.target)
     _discard(staged, closer, pid)
 
 

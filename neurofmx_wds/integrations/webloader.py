@@ -134,14 +134,14 @@ class WebLoader(wds.WebLoader):  # type: ignore[misc]
         samples.progress = Progress()  # its own: another loader over the same dataset may be elsewhere
         # A worker makes whole batches of what it gets: were it single samples in turn, a batch would not be of
         # neighbours in the order, and no position would say which samples have been delivered.
-        samples.dealt_together = samples.samples_in_item * (options.get("batch_size", 1) or 1)
+        samples.samples_per_worker_chunk = samples.samples_in_item * (options.get("batch_size", 1) or 1)
         super().__init__(samples, **options)
         self.samples = samples
         self.epoch = 0
         self.n_delivered = 0
         self._resume_after = 0
         if options.get("num_workers"):
-            self.append(_Counted(samples, samples.dealt_together))
+            self.append(_Counted(samples, samples.samples_per_worker_chunk))
 
     batched = ResumablePipeline.batched
 

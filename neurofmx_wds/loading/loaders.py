@@ -117,7 +117,7 @@ class WebDatasetLoader(ResumablePipeline):
 
     def _items(self, epoch: int, first: int, rank: int, world_size: int) -> Iterator[Any]:
         fetcher = replace(self.fetcher, start=Start(epoch, first, rank, world_size))
-        return self._stages(fetcher.start, fetcher.samples, self.dealt_together).iterator1()
+        return self._stages(fetcher.start, fetcher.samples, self.samples_per_worker_chunk).iterator1()
 
 
 class ResumableWebDatasetLoader(WebDatasetLoader):

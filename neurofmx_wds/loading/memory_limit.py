@@ -21,7 +21,7 @@ from ..format.info import human_size
 from ..order.cursor import BatchPlan
 from .collate import MetadataList
 from .memory import BUNDLE_BYTES, KEPT
-from .stages import Fetcher, Remnant
+from .stages import Fetcher, PartialBatch
 
 _PROBED = 8  # samples that are read to see how large they are
 _FORKED, _STARTED = 64 << 20, 256 << 20  # what a worker process takes itself: measured 12 to 51, and 157 MB
@@ -109,7 +109,7 @@ def cost_of(fetcher: Fetcher, forks: bool) -> Cost:
     stored, delivered = [1], [1]
     for plan, ids in probe.planned_ids(BatchPlan(place, 1) for place in places):
         batch = next(probe.batches([plan]))
-        if not isinstance(batch, Remnant):
+        if not isinstance(batch, PartialBatch):
             delivered.append(_size_of(batch))
             stored.append(_size_of(probe.reader.read_batch(ids)))
     return Cost(

@@ -21,7 +21,7 @@ from webdataset.utils import pytorch_worker_info
 
 from ..order import cursor as cursors
 from ..order.cursor import BatchPlan, Cursor
-from .stages import Collate, Fetcher, PlanSource, Remnant, SplitByNode, Start, logger
+from .stages import Collate, Fetcher, PartialBatch, PlanSource, SplitByNode, Start, logger
 
 
 class Progress:
@@ -35,7 +35,7 @@ class Progress:
         self.epoch = 0
         self.position = 0
         self.skipped = 0
-        self._told_of: set[str] = set()
+        self._warned_files: set[str] = set()
         self._resume_at = 0
         self._run: object = None
         self._taken: tuple[int, bool] | None = None
@@ -68,13 +68,13 @@ class Progress:
             if last and not in_worker():
                 self.set(Cursor(self.epoch + 1, 0))
 
-    def note(self, remnant: Remnant) -> None:
+    def note(self, remnant: PartialBatch) -> None:
         """Count what was skipped, and say of each shard once why."""
         self.skipped += remnant.n_skipped
         for file, cause in remnant.causes.items():
-            if file not in self._told_of:
+            if file not in self._warned_files:
                 logger.warning("skipping samples that cannot be read, the first: %s", cause)
-        self._told_of.update(remnant.causes)
+        self._warned_files.update(remnant.causes)
 
     def set(self, cursor: Cursor) -> None:
         """Let the next iteration start at `cursor`."""
@@ -118,7 +118,7 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
         self.batch_size = batch_size
         self.drop_last = drop_last
         self.progress = Progress()
-        self.dealt_together = 1  # neighbours in the order that one worker of somebody else's DataLoader gets
+        self.samples_per_worker_chunk = 1  # neighbours in the order that one worker of somebody else's DataLoader gets
         self._rank, self._world_size = _check_rank(rank, world_size)
 
     @property
@@ -249,7 +249,7 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
         for item in self._items(epoch, first, rank, world_size):
             done = min(done + workers, last)
             self.progress.take(run, cursors.position_after(first, done, *size), done == last)
-            if isinstance(item, Remnant):
+            if isinstance(item, PartialBatch):
                 self.progress.note(item)
                 yield from item.rest
             else:

@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ..errors import NeurofmxError, ShardError, shown, there_are
+from ..errors import NeurofmxError, ShardError, available_hint, shown
 from ..format import fields
 from ..format.fields import Buffer
 from ..format.index import AGAIN, Column, ShardIndex
@@ -282,7 +282,9 @@ class ShardReader:
         while missing := [name for name in self.modalities if name not in known and name != "metadata"]:
             i = next(unread, None)
             if i is None:
-                raise ValueError(f"no field {shown(missing)} in the dataset; {there_are(sorted(known), missing[0])}")
+                raise ValueError(
+                    f"no field {shown(missing)} in the dataset; {available_hint(sorted(known), missing[0])}"
+                )
             known.update(self.shards.index(i).columns)
 
     @property

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import GroupError, NeurofmxError, ShardError, ShardIndexError, shown, there_are
+from ..errors import GroupError, NeurofmxError, ShardError, ShardIndexError, available_hint, shown
 from ..format import fields
 from ..format.groups import Group, Groups, linked_group
 from ..format.index import REPAIR, RESTORE, Column, ShardIndex
@@ -148,11 +148,11 @@ def _why_none(shards: ShardSet, select: Mapping[str, Any]) -> str:
 def _unmet(shards: ShardSet, columns: Mapping[str, Iterable[str]], name: str, value: Any) -> str:
     if name in columns:
         wanted = shown(map(repr, value if isinstance(value, _SEVERAL) else [value]))
-        return f"{name} is never {wanted}; {there_are(columns[name], wanted)}"
+        return f"{name} is never {wanted}; {available_hint(columns[name], wanted)}"
     if name in (shards.manifest.modalities if shards.manifest else shards.index(0).columns):
         instead = ", labels by group= and groups=" if name == "label" else ""
         return f"{name} is a field, and samples are chosen by their metadata{instead}"
-    return f"no sample's metadata have {name!r}; {there_are(sorted(columns), name)}"
+    return f"no sample's metadata have {name!r}; {available_hint(sorted(columns), name)}"
 
 
 def _fits(wanted: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:

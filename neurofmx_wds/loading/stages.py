@@ -161,7 +161,7 @@ class Reader(Protocol):
 
 
 @dataclass(frozen=True)
-class Again:
+class RetryPlan:
     """How a plan is read again that could not be read at once: each of its samples, then those that can be together.
 
     Attributes:
@@ -213,21 +213,25 @@ class Fetcher:
     def samples(self, plans: Iterable[BatchPlan]) -> Iterator[Any]:
         """Stage: plans of one row → samples, transformed."""
         one: Read = lambda ids: self._samples(ids, self._rngs(ids))[0]  # noqa: E731
-        found = self._fetch(plans, one, Again(one, one, lambda _, made: made[0]))
-        yield from found if self.transform is None else _told_of_none(found)
+        found = self._fetch(plans, one, RetryPlan(one, one, lambda _, made: made[0]))
+        yield from found if self.transform is None else _warn_if_none_returned(found)
 
     def batches(self, plans: Iterable[BatchPlan]) -> Iterator[Any]:
         """Stage: plans → batches, transformed."""
         if self.only_copies:
             fast = functools.partial(self.reader.read_batch, memory=self.memory)
             read: Read = self.reader.read_batch  # what is left of a batch must not lie in a worker's slot
-            yield from self._fetch(plans, fast, Again(read, read, lambda ids, _: read(ids)))
+            yield from self._fetch(plans, fast, RetryPlan(read, read, lambda ids, _: read(ids)))
         else:
             # A worker's slot is written again, but a transform may keep what it was given.
             memory = self.memory if isinstance(self.memory, BatchMemory) else None
             read = functools.partial(self._batch, memory=memory)
             join = functools.partial(self._batch, memory=memory)
-            again = Again(read, read, lambda ids, _: read(ids)) if self._as_stored else Again(read, self._made, join)
+            again = (
+                RetryPlan(read, read, lambda ids, _: read(ids))
+                if self._as_stored
+                else RetryPlan(read, self._made, join)
+            )
             yield from self._fetch(plans, read, again)
 
     @property
@@ -235,7 +239,7 @@ class Fetcher:
         """Whether batches are read as such, not made of samples."""
         return self.transform is None and self.collate_fn is collate_webdataset
 
-    def _fetch(self, plans: Iterable[BatchPlan], read: Read, again: Again) -> Iterator[Any]:
+    def _fetch(self, plans: Iterable[BatchPlan], read: Read, again: RetryPlan) -> Iterator[Any]:
         """Read all plans; `again` says how, where that fails."""
         only_copies = self.only_copies
         for plan, ids in self.planned_ids(plans):
@@ -248,7 +252,7 @@ class Fetcher:
                 if plan.fresh is False:
                     item.n_skipped = 0  # counted where the row came first
             if plan.fresh is not None:
-                left, n_skipped = (item.rest, item.n_skipped) if isinstance(item, Remnant) else ([item], 0)
+                left, n_skipped = (item.rest, item.n_skipped) if isinstance(item, PartialBatch) else ([item], 0)
                 for each in left:  # of a plan of one row: that, or one that stands in for it
                     _mark(each, plan.fresh and n_skipped == 0)
             yield item
@@ -256,7 +260,7 @@ class Fetcher:
                 del item  # the next may then lie in its memory; so in all that hand batches on
             # Others go when the next is there: malloc would give their memory back, and take new memory page by page.
 
-    def _remnant(self, again: Again, ids: np.ndarray, error: Exception) -> Remnant:
+    def _remnant(self, again: RetryPlan, ids: np.ndarray, error: Exception) -> PartialBatch:
         """What is left of a plan when `handler` has been asked about each sample that cannot be read."""
         causes: dict[str, str] = {}
 
@@ -275,7 +279,7 @@ class Fetcher:
             left, rest = _fitting(again.read, left, may_skip)
         if not rest and self.start.get()[3] > 1:
             rest = [self._stand_in(again.read, ids, error)]
-        return Remnant(len(ids) - len(left), rest, causes)
+        return PartialBatch(len(ids) - len(left), rest, causes)
 
     def _stand_in(self, read: Read, ids: np.ndarray, error: Exception) -> Any:
         """A sample that can be read, marked as repeated: all ranks must step together."""
@@ -393,7 +397,7 @@ class Fetcher:
 
 
 @dataclass
-class Remnant:
+class PartialBatch:
     """What is left of a plan some of whose samples cannot be read.
 
     Attributes:
@@ -407,7 +411,7 @@ class Remnant:
     causes: Mapping[str, str]
 
 
-def _told_of_none(samples: Iterator[Any]) -> Iterator[Any]:
+def _warn_if_none_returned(samples: Iterator[Any]) -> Iterator[Any]:
     """Say once that a transform has returned nothing: a stage behind may drop it, so it is no error."""
     told = False
     for sample in samples:

@@ -247,7 +247,7 @@ def _exchange(a: Path, b: Path) -> None:
     os.rename(old, a)
 
 
-def say_unfinished(target: Path) -> None:
+def warn_not_finalized(target: Path) -> None:
     """Says of a writer that has gone that nobody finished it, when no error can be raised any more."""
     logger.warning("%s: not made, as finalize() was never called: nothing was kept (call it, or use `with`)", target)
 

@@ -349,7 +349,7 @@ def _patiently(url: str, ask: Callable[[], T]) -> T:
         except SourceError:
             raise
         except Exception as error:
-            if pause is None or not _passes(error):
+            if pause is None or not _is_transient(error):
                 _give_up(url, error)
             time.sleep(max(pause, _asked_to_wait(error)))
     raise AssertionError  # the last pause is None
@@ -373,7 +373,7 @@ def _asked_to_wait(error: Exception) -> float:
     return min(float(told), 30.0) if told.isdecimal() else 0.0
 
 
-def _passes(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool:
     """Says whether an error may pass by itself: a dropped connection, a busy server."""
     status = _status(error)
     if status is not None and status >= 400:
@@ -388,7 +388,7 @@ def _give_up(url: str, error: Exception) -> NoReturn:
     status = _status(error)
     if "range requests" in str(error) or isinstance(error, io.UnsupportedOperation):
         _refuse_whole(url)
-    if _passes(error):
+    if _is_transient(error):
         told = f"answers {status}" if status else f"failed ({type(error).__name__}: {str(error)[:200]})"
         remedy = "try again later: what is finished is kept; or download the file and convert the copy"
         raise SourceError(f"the server {told}, {len(PAUSES) + 1} times in a row", file=url, remedy=remedy) from None

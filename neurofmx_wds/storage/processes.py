@@ -61,7 +61,7 @@ def ordered_map(
         with ProcessPoolExecutor(workers - 1, spawn, initializer=_start_worker, initargs=(ready, without)) as pool:
             for _ in range(workers - 1):
                 _submit_uninterrupted(pool, int, 0)  # a process starts with its first job
-            yield _on(functools.partial(_here_or_there, pool, workers - 1), _MOST_WAITING)
+            yield _on(functools.partial(_submit_or_run_inline, pool, workers - 1), _MOST_WAITING)
 
 
 def _on(begin: Callable[..., Future[Any]], most: int) -> OrderedMap:
@@ -128,7 +128,7 @@ def dask_executor(address: str) -> Iterator[Executor]:
         yield client.get_executor(pure=False)
 
 
-def _here_or_there(
+def _submit_or_run_inline(
     pool: ProcessPoolExecutor, others: int, function: Callable[[Any], Any], item: object, under_way: int, left: int
 ) -> Future[Any]:
     """Let one of the `others` work on an item, or do it here and now.
@@ -174,7 +174,7 @@ def _start_worker(ready: Sequence[str] = (), without: Sequence[str] = ()) -> Non
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    do_without(without)
+    block_imports(without)
     for module in ready:
         importlib.import_module(module)
 
@@ -191,7 +191,7 @@ class _Absent(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(f"{name} is not used in this process", name=name)
 
 
-def do_without(packages: Sequence[str]) -> None:
+def block_imports(packages: Sequence[str]) -> None:
     """Let packages seem not to be installed, from now on, unless they have been imported already."""
     sys.meta_path.insert(0, _Absent(packages))
 

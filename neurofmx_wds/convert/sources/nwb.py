@@ -147,8 +147,8 @@ class RecordingSource:
         aligned = Aligned(rows, to_ns(seconds[rows]), self.grid.width, -config.bins_before, config.sequence_length)
         return aligned, len(seconds) - len(rows)
 
-    def _refuse(self, problem: str, there_are: Iterable[str]) -> NoReturn:
-        told = f"{problem}; it has {', '.join(there_are) or 'none'}"
+    def _refuse(self, problem: str, available: Iterable[str]) -> NoReturn:
+        told = f"{problem}; it has {', '.join(available) or 'none'}"
         remedy = "align to a table that it has, and a column of one time in seconds per row"
         raise SourceError(told, file=self.recording.path, remedy=remedy)
 
