@@ -60,7 +60,7 @@ _NUMPY_HAS = frozenset(  # others, such as bfloat16, are rare enough to be made 
 )
 
 
-class _Lease(weakref.ref):
+class _Lease(weakref.ref[Any]):
     """Notices when memory that was given out is free again."""
 
     __slots__ = ("base", "kind", "rows")
