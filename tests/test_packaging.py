@@ -152,13 +152,13 @@ def test_the_version_is_a_literal_and_the_package_is_quick_to_import() -> None:
 
 FAKE_PYTHON = """#!/bin/bash
 echo "$*" >>"$CALLS"
-case "$1 $2" in
+case "$*" in
+    "-m $FAILS"*) exit 3 ;;
     "-c "*) exit "${TOO_OLD:-0}" ;;
-    "--version "*) echo "Python 3.x" ;;
-    "-m venv") [[ -z ${NO_VENV:-} ]] && mkdir -p "$4/bin" && touch "$4/pyvenv.cfg" && cp "$0" "$4/bin/python" ;;
-    "-m pip") [[ -z ${NO_NETWORK:-} ]] ;;
-    "-m pytest") echo "1 passed" ;;
-    "-m $FAILS") exit 3 ;;
+    "--version") echo "Python 3.x" ;;
+    "-m venv "*) [[ -z ${NO_VENV:-} ]] && mkdir -p "$4/bin" && touch "$4/pyvenv.cfg" && cp "$0" "$4/bin/python" ;;
+    "-m pip "*) [[ -z ${NO_NETWORK:-} ]] ;;
+    "-m pytest "*) echo "1 passed" ;;
 esac
 """
 
@@ -205,7 +205,8 @@ def test_from_nothing_it_installs_torch_first_and_tests(checkout: Checkout) -> N
     status, said, calls = checkout.run("test.sh", "-k", "two words")
     assert status == 0 and said.splitlines()[-1] == "1 passed"
     assert pip_calls(calls) == ["torch", "-e .[test]"]
-    assert [call.split()[1] for call in calls[-3:]] == ["ruff", "mypy", "pytest"]
+    assert [call.split()[1:3] for call in calls[-4:-2]] == [["ruff", "check"], ["ruff", "format"]]
+    assert [call.split()[1] for call in calls[-2:]] == ["mypy", "pytest"]
     assert calls[-1] == "-m pytest -n 2 --dist loadfile --no-loadscope-reorder -k two words"
     assert (checkout.root / ".venv-test" / "pyvenv.cfg").exists()
 
@@ -213,7 +214,7 @@ def test_from_nothing_it_installs_torch_first_and_tests(checkout: Checkout) -> N
 def test_the_second_time_nothing_is_installed(checkout: Checkout) -> None:
     checkout.run("test.sh")
     _, said, calls = checkout.run("test.sh")
-    assert len(calls) == 3 and said == "1 passed\n"
+    assert len(calls) == 4 and said == "1 passed\n"
     (checkout.root / "pyproject.toml").write_text(pyproject + "\n# changed\n")
     _, _, calls = checkout.run("test.sh")
     assert pip_calls(calls) == ["torch", "-e .[test]"] and not any("venv" in call for call in calls)
@@ -242,7 +243,7 @@ def test_the_lowest_versions_are_those_that_the_package_asks_for(checkout: Check
         assert bound is not None and (version + ".0").startswith(bound[1] + ".")
 
 
-@pytest.mark.parametrize("check", ["ruff", "mypy"])
+@pytest.mark.parametrize("check", ["ruff check", "ruff format", "mypy --no-error-summary"])
 def test_a_failing_check_fails_the_whole(checkout: Checkout, check: str) -> None:
     status, _, _ = checkout.run("test.sh", FAILS=check)
     assert status == 3

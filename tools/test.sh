@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs ruff, mypy and pytest, two files at a time, in an environment that it makes when there is none. Arguments go to
-# pytest (-n 0: one at a time).
+# Run ruff (rules and formatting), mypy and pytest, two files at a time, in an environment that is made when it does not
+# exist. Arguments go to pytest (-n 0: one file at a time; -m slow: the long tests, with random examples).
 #   NEUROFMX_VENV  where the environment is (.venv-test)      PYTHON  what to make it with (python3)
 set -euo pipefail
 here=$PWD
@@ -11,5 +11,6 @@ venv=${NEUROFMX_VENV:-$PWD/.venv-test}
 [[ $venv == /* ]] || venv=$here/$venv
 make_environment "$venv" test
 "$venv/bin/python" -m ruff check --quiet .
+"$venv/bin/python" -m ruff format --check --quiet .
 "$venv/bin/python" -m mypy --no-error-summary
 exec "$venv/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
