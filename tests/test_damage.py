@@ -266,7 +266,7 @@ MEASURE = """
 import resource, sys
 from neurofmx_wds import WebDatasetLoader
 from neurofmx_wds.errors import NeurofmxError
-from neurofmx_wds.verify import verify
+from neurofmx_wds.format.verify import verify
 def read(directory):
     try:
         for sample in WebDatasetLoader(directory, shuffle=False, io="pread", handler=lambda error: True):

@@ -21,7 +21,8 @@ import webdataset as wds
 
 from neurofmx_wds import create_shards_from_arrays, create_webdataset_dataloader
 from neurofmx_wds.format.shards import open_shards
-from neurofmx_wds.loading import readers
+from neurofmx_wds.loading import open_shard, shard_pool
+from neurofmx_wds.loading.memory import BatchMemory
 from neurofmx_wds.loading.readers import ShardReader
 
 N, LIMIT = 300, 400  # shards, and files that a process may open
@@ -72,7 +73,7 @@ def test_loaders_of_one_process_share_its_files(directory: Path, io: str) -> Non
 @BOTH
 def test_a_batch_of_more_shards_than_may_be_open(directory: Path, io: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before, most = n_files(), 0
-    opened = readers._OpenShard
+    opened = open_shard.OpenShard
 
     def counted(*args: Any) -> Any:
         nonlocal most
@@ -80,7 +81,7 @@ def test_a_batch_of_more_shards_than_may_be_open(directory: Path, io: str, monke
         most = max(most, n_files() - before)
         return shard
 
-    monkeypatch.setattr(readers, "_OpenShard", counted)
+    monkeypatch.setattr(open_shard, "OpenShard", counted)
     batches = loader(directory, io=io, batch_size=290, shuffle="full")
     for _ in range(2):
         first, last = batches
@@ -144,7 +145,7 @@ def test_a_fork_leaves_no_lock_behind() -> None:
 
     def keep_books() -> None:
         while not done.is_set():
-            with readers._bookkeeping:
+            with shard_pool._bookkeeping:
                 time.sleep(1e-3)
 
     thread = threading.Thread(target=keep_books)
@@ -152,14 +153,14 @@ def test_a_fork_leaves_no_lock_behind() -> None:
     for _ in range(20):
         child = os.fork()
         if child == 0:
-            os._exit(0 if readers._bookkeeping.acquire(timeout=10) else 1)
+            os._exit(0 if shard_pool._bookkeeping.acquire(timeout=10) else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     done.set()
     thread.join()
 
 
 def test_page_locked_memory_is_asked_for_in_parts_too(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = readers.BatchMemory(pinned=True)
+    memory = BatchMemory(pinned=True)
     asked: list[torch.Tensor] = []
     monkeypatch.setattr(
         memory, "empty", lambda shape, dtype: asked.append(torch.empty(*shape, dtype=dtype)) or asked[-1]

@@ -32,7 +32,7 @@ from neurofmx_wds.format.index import ShardIndex
 from neurofmx_wds.format.shards import open_shards
 from neurofmx_wds.format.verify import verify, write_indexes
 from neurofmx_wds.integrations.webloader import open_members
-from neurofmx_wds.loading import readers
+from neurofmx_wds.loading import copying, open_shard
 from neurofmx_wds.loading.readers import ShardReader, skipping
 from neurofmx_wds.storage.checksums import crc32_of
 
@@ -394,7 +394,7 @@ def test_plain_arrays_are_compared_once_in_a_process(
         compared.append(1)
         return crc32_of(parts)
 
-    monkeypatch.setattr(readers, "crc32_of", counted)
+    monkeypatch.setattr(open_shard, "crc32_of", counted)
     ids = np.arange(8)
     reader = ShardReader(open_shards(dataset), ["x"], io=io, max_open=1)
     for _ in range(3):
@@ -414,7 +414,7 @@ def test_workers_compare_what_no_other_has_compared(dataset: Path, monkeypatch: 
             compared.value += 1
         return crc32_of(parts)
 
-    monkeypatch.setattr(readers, "crc32_of", counted)
+    monkeypatch.setattr(open_shard, "crc32_of", counted)
     loader = create_webdataset_dataloader(
         dataset, batch_size=2, num_workers=2, modalities=["x"], multiprocessing_context="fork"
     )
@@ -452,7 +452,7 @@ def test_a_read_may_give_less_than_was_asked_for(tmp_path: Path, monkeypatch: py
     pread, preadv = os.pread, os.preadv
     monkeypatch.setattr(os, "pread", lambda file, size, at: pread(file, min(size, some), at))
     monkeypatch.setattr(os, "preadv", lambda file, rows, at: preadv(file, [rows[0][:some]], at))
-    monkeypatch.setattr(readers, "_PIECE", 3000)
+    monkeypatch.setattr(copying, "_PIECE", 3000)
     batch = ShardReader(open_shards(tmp_path), io="pread").read_batch(np.array([0]))
     assert batch["x"].tolist() == [list(range(1000))]
 
@@ -465,7 +465,7 @@ def test_two_threads_may_compare_the_last_sample_of_a_shard(dataset: Path, monke
         both.wait(10)
         return found
 
-    monkeypatch.setattr(readers, "crc32_of", together)
+    monkeypatch.setattr(open_shard, "crc32_of", together)
     reader = ShardReader(open_shards(dataset), ["x"])
     with ThreadPoolExecutor(2) as threads:
         first, second = threads.map(reader.read_batch, [np.arange(3), np.arange(3)])

@@ -98,7 +98,7 @@ class _MemberReader(ShardReader):
     """Reads samples as webdataset gives them, suffix → value, but decoded so that nothing can run."""
 
     def __init__(self, reader: ShardReader, patterns: Sequence[str]) -> None:
-        super().__init__(reader.shards, None, reader._selected, reader.io, checksums=reader._checksums)
+        super().__init__(reader.shards, None, reader.selected, reader.io, checksums=reader.checksums)
         self.patterns = tuple(patterns)
 
     def read_samples(self, ids: np.ndarray) -> list[dict[str, Any]]:
@@ -106,12 +106,12 @@ class _MemberReader(ShardReader):
         return [self._members(*place) for place in zip(*self.locate(ids), strict=True)]
 
     def _members(self, shard_idx: int, row: int) -> dict[str, Any]:
-        shard = self._shard(shard_idx)
+        shard = self._pool[shard_idx]
         sample: dict[str, Any] = {"__key__": shard.index.sample_keys[row], "__url__": str(shard.path)}
         for name, column in shard.index.columns.items():
             suffix = shard.index.suffixes[column.suffix_id[row]]
             if column.offset[row] >= 0 and _fits(suffix, self.patterns):
-                sample[suffix] = shard.decode(name, row, self._copy)
+                sample[suffix] = shard.decode(name, row)
         return sample
 
 
