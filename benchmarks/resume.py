@@ -90,7 +90,7 @@ def our_row(directory: Path, n_samples: int, **options: Any) -> list[float]:
     for place in PLACES:
         loader = make()
         at = int(n_samples * place) // BATCH * BATCH
-        order = loader.spec.order(0)
+        order = loader.order
         shard, offset = order.locate(order.sample_ids(at, at + 1))
         states.append({**state, "position": at, "shard_idx": int(shard[0]), "sample_offset": int(offset[0])})
     return medians(make, states)

@@ -6,11 +6,16 @@ Knows nothing of the rest of the package.
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import ParamSpec, TypeVar
 
 _MOST_SHOWN = 20
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 def without_secrets(text: str) -> str:
@@ -109,6 +114,25 @@ def refuse_unknown(taker: str, given: Iterable[str], known: Iterable[str]) -> No
     for name in given:
         if name not in known:
             raise TypeError("; ".join(filter(None, [f"{taker} takes no argument {name}", did_you_mean(name, known)])))
+
+
+def suggest_keywords(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Decorate a function so that a keyword argument that it does not have is answered with the one most like it.
+
+    Example:
+        >>> suggest_keywords(lambda shuffle=True: shuffle)(shufle=False)
+        Traceback (most recent call last):
+        TypeError: <lambda> takes no argument shufle; did you mean shuffle?
+    """
+    parameters = inspect.signature(function).parameters
+    taker = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
+
+    @functools.wraps(function)
+    def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        refuse_unknown(taker, kwargs, parameters)
+        return function(*args, **kwargs)
+
+    return checked
 
 
 class FieldError(NeurofmxError, ValueError):

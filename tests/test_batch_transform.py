@@ -262,7 +262,7 @@ def test_what_they_return_is_pinned_too(directory: Path, monkeypatch: pytest.Mon
     for options in ({"batch_transform": turned}, {"transform": dict}, {"batch_transform": in_place}, {}):
         loader = make(directory, **options)
         monkeypatch.setattr(loader, "_memory", BatchMemory(pinned=True))
-        monkeypatch.setattr(loader.fetcher.reader, "_memory", BatchMemory(pinned=True))
+        monkeypatch.setattr(loader.opened.reader, "_memory", BatchMemory(pinned=True))
         found = [value for batch in loader for value in batch.values() if isinstance(value, torch.Tensor)]
         assert found and all(value.is_pinned() for value in found), options
 

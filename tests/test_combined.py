@@ -78,7 +78,7 @@ def test_iterators_in_several_threads_share_one_loader(tmp_path: Path) -> None:
     """Few shards stay open, threads read ahead, and consumers keep views of some batches and change others."""
     directory = write_dataset(tmp_path / "shards", (5,) * 60)
     loader = create_webdataset_dataloader(directory, batch_size=4, num_workers=0)
-    loader.fetcher.reader.max_open = 2
+    loader.opened.reader.max_open = 2
     problems: list[Any] = []
 
     def consume() -> None:

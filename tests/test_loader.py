@@ -494,6 +494,24 @@ def test_fields_of_unequal_shape(tmp_path: Path, num_workers: int) -> None:
     assert batch["x_lengths"].tolist() == [[1], [2], [3], [4]]
 
 
+def identity(item: Any) -> Any:
+    return item
+
+
+@pytest.mark.parametrize("cores", [1, 3, 64])
+def test_workers_by_default_only_where_there_is_work(
+    dataset: Datasets, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neurofmx_wds.loading.loaders._n_cores", lambda: cores)
+    for none in ({}, {"select": SELECTED}, {"modalities": ["x"]}, {"drop_last": True}):
+        assert create_webdataset_dataloader(dataset(), **none).num_workers == 0
+    for name in ("transform", "batch_transform", "collate_fn"):
+        loader = create_webdataset_dataloader(dataset(), **{name: identity})
+        assert loader.num_workers == min(4, cores)
+        for given in (0, 1, 7):
+            assert create_webdataset_dataloader(dataset(), **{name: identity}, num_workers=given).num_workers == given
+
+
 # --- refusals
 
 

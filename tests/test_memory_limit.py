@@ -21,7 +21,9 @@ from loading import global_rows, ranks, rows, steps, write_dataset
 
 from neurofmx_wds import WebDatasetWriter, create_shards_from_arrays, create_webdataset_dataloader
 from neurofmx_wds.errors import ShardError
-from neurofmx_wds.loading.memory_limit import Cost, Load, cost_of, parse_size, reduced
+from neurofmx_wds.loading.memory_limit import Cost, Load, cost_of, reduced
+from neurofmx_wds.loading.options import parse_size
+from neurofmx_wds.loading.stages import Fetcher
 from neurofmx_wds.stimulus import StandardDataLoader
 
 SMALL: dict[str, Any] = {"buffer_size": 7, "block_size": 3}
@@ -92,10 +94,15 @@ def measured(directory: Path, with_transform: bool = False, **options: Any) -> d
     return {**json.loads(done.stdout), "said": done.stderr}
 
 
+def fetcher_of(directory: Path, **options: Any) -> Fetcher:
+    loader = create_webdataset_dataloader(directory, **options)
+    return Fetcher(loader.opened, loader.processing)
+
+
 def estimated(directory: Path, with_transform: bool = False, **options: Any) -> int:
     more: dict[str, Any] = {"transform": dict, "batch_transform": dict} if with_transform else {}
     load = Load(options["batch_size"], options["num_workers"], options["prefetch_factor"])
-    return cost_of(create_webdataset_dataloader(directory, **options, **more).fetcher, True).of(load)
+    return cost_of(fetcher_of(directory, **options, **more), True).of(load)
 
 
 CELLS = [  # workers, batches ahead, transforms
@@ -173,7 +180,7 @@ def test_no_more_is_given_up_than_must_be(cost: Cost, load: Load, limit: int) ->
 
 def test_less_of_everything_gives_the_same_samples(small: Path, caplog: pytest.LogCaptureFixture) -> None:
     reference = global_rows(steps(ranks(small, 1, batch_size=10, num_workers=0, **SMALL)))
-    cost = cost_of(create_webdataset_dataloader(small, num_workers=0).fetcher, True)
+    cost = cost_of(fetcher_of(small, num_workers=0), True)
     options: dict[str, Any] = {"batch_size": 10, "num_workers": 4, "memory_limit": cost.reading + 2000, **SMALL}
     loaders = ranks(small, 2, **options)
     assert len({loader.batch_size for loader in loaders}) == 1
@@ -212,7 +219,7 @@ def test_transforms_count(small: Path) -> None:
     options: dict[str, Any] = {"num_workers": 0, "memory_limit": 7_000_000}
     assert create_webdataset_dataloader(small, batch_size=100, **options).batch_size == 100
     assert create_webdataset_dataloader(small, batch_size=100, batch_transform=wide, **options).batch_size < 100
-    assert cost_of(create_webdataset_dataloader(small, batch_transform=wide).fetcher, True).delivered == 24_000
+    assert cost_of(fetcher_of(small, batch_transform=wide), True).delivered == 24_000
 
 
 def test_stimulus_loaders_take_it_too() -> None:

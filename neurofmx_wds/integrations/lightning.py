@@ -33,7 +33,7 @@ from typing import Any, cast
 
 from ..errors import NeurofmxError, refuse_unknown
 from ..format.shards import ShardDir
-from ..loading.loaders import TORCH_OPTIONS, WebDatasetDataLoader, create_webdataset_dataloader
+from ..loading.loaders import WebDatasetDataLoader, create_webdataset_dataloader
 from ..loading.pipeline import ResumablePipeline
 from ..loading.stages import logger
 from ..order import cursor as cursors
@@ -184,7 +184,7 @@ class TrainLoader:
         progress = epoch_loop.batch_progress.current
         done = progress.ready if isinstance(loader, WebLoader) else len(loader)
         if isinstance(loader, WebDatasetDataLoader) and loader.epoch <= self.trainer.current_epoch:
-            size = (loader.spec.n_samples, loader.batch_size, loader.world_size, loader.drop_last)
+            size = (len(loader.order), loader.batch_size, loader.world_size, loader.drop_last)
             done -= cursors.n_steps(loader.state_dict()["position"], *size)
         unfinished = progress.ready - progress.completed  # 1 where it was saved in on_train_batch_end
         progress.ready = progress.started = progress.processed = done
@@ -259,7 +259,7 @@ class NeuroDataModule(_SplitModule):
         self.batch_size = batch_size
         self.per_split = _by_name(per_split, self._SPLITS, "per_split")
         self.options = {"num_workers": num_workers, **options}
-        known = {*inspect.signature(create_webdataset_dataloader).parameters, *TORCH_OPTIONS, *self._SPLITS}
+        known = {*inspect.signature(create_webdataset_dataloader).parameters, *self._SPLITS}
         for each in (options, *self.per_split.values()):  # now, not when training starts
             refuse_unknown(type(self).__name__, each, known)
         self.train_options = {"shuffle": shuffle, "drop_last": drop_last}

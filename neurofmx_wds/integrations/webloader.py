@@ -63,8 +63,8 @@ def open_members(
     """
     samples = WebDatasetLoader(directory, shard_pattern=pattern, **_loader_options(kwargs))
     patterns = [f"*.{suffix}" for suffix in suffixes]
-    reader = _MemberReader(cast(ShardReader, samples.fetcher.reader), patterns)
-    samples.fetcher = replace(samples.fetcher, reader=reader)
+    reader = _MemberReader(cast(ShardReader, samples.opened.reader), patterns)
+    samples.opened = replace(samples.opened, reader=reader)
     return samples.compose(wds.extract_keys(*patterns))
 
 
@@ -176,7 +176,7 @@ class WebLoader(wds.WebLoader):  # type: ignore[misc]
         Raises:
             ValueError: `epoch` is not a whole number, or negative.
         """
-        epoch = self.samples.spec.order(epoch).epoch  # refuses what is none; numpy's integers are not for JSON
+        epoch = self.samples.order.of_epoch(epoch).epoch  # refuses what is none; numpy's integers are not for JSON
         if epoch != self.epoch:
             self.epoch, self.n_delivered, self._resume_after = epoch, 0, 0
             self.samples.progress.set(Cursor(epoch, 0))
@@ -206,9 +206,9 @@ class _Counted:
         self.n_each = n_each
 
     def __call__(self, items: Iterable[Any]) -> Iterator[Any]:
-        progress, spec = self.samples.progress, self.samples.spec
+        progress, n_samples = self.samples.progress, len(self.samples.order)
         run = progress.begin()
-        first, size = progress.position, (spec.n_samples, 1, self.samples.world_size, False)
+        first, size = progress.position, (n_samples, 1, self.samples.world_size, False)
         last = cursors.n_steps(first, *size)
         for count, item in enumerate(items, 1):
             done = min(count * self.n_each, last)
@@ -216,5 +216,5 @@ class _Counted:
             progress.deliver(run)
             yield item
         # Only now that all workers are done: one that has nothing to do may be late, and would begin what it is told.
-        progress.take(run, spec.n_samples, True)
+        progress.take(run, n_samples, True)
         progress.deliver(run)

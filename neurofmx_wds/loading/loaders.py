@@ -11,32 +11,48 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import torch
 import torch.utils.data
 import webdataset as wds
 
-from ..errors import NeurofmxError, StateError
+from ..errors import NeurofmxError, StateError, suggest_keywords
 from ..format.groups import Groups
 from ..format.shards import DEFAULT_SHARD_PATTERN, ShardDir
 from ..storage.atomic import write_atomic
 from ..storage.cache import DEFAULT_CACHE_SIZE
 from .collate import collate_webdataset
+from .dataset import OpenDataset, open_dataset
 from .memory import BUNDLE, BUNDLE_BYTES, BatchMemory, Slots, unpack
-from .memory_limit import Load, parse_size, within
+from .memory_limit import Load, within
+from .options import (
+    BatchOptions,
+    Collate,
+    MemorySize,
+    OrderOptions,
+    ProcessingOptions,
+    ReadOptions,
+    SampleLoaderOptions,
+    Shuffle,
+    WorkerOptions,
+    count_of,
+)  # fmt: skip
 from .pipeline import ResumablePipeline, in_worker
 from .readers import Handler, IOMode
 from .selection import Select
-from .stages import Collate, Fetcher, Shuffle, Start, logger, open_dataset
-from .transforms import BatchTransform, TargetTransform, Transform, as_batch_transforms, as_target_transform
+from .stages import Fetcher, Start, logger
+from .transforms import BatchTransform, TargetTransform, Transform
 
-TORCH_OPTIONS = ("in_order", "persistent_workers", "multiprocessing_context", "timeout", "worker_init_fn")
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 _WORTH_A_THREAD = 50e-6  # seconds between two batches, over 1/16 of those of reading one, from which it pays
+_MOST_WORKERS = 4  # where the number is not given
 _LONGEST_WAIT = 10.0  # seconds; the other may wait for a lock that this thread holds when garbage is collected
 
 
@@ -84,6 +100,7 @@ class WebDatasetLoader(ResumablePipeline):
         NeurofmxError: `select` raised.
     """
 
+    @suggest_keywords
     def __init__(
         self,
         shard_dir: ShardDir,
@@ -106,17 +123,17 @@ class WebDatasetLoader(ResumablePipeline):
         groups: Groups | None = None,
         checksums: bool | None = None,
     ) -> None:
-        fetcher, fingerprint = open_dataset(
-            shard_dir, shard_pattern, shuffle, buffer_size, seed, modalities, select, group, groups, block_size, io,
-            cache_dir, cache_size, checksums,
+        read = ReadOptions(
+            shard_dir=shard_dir, shard_pattern=shard_pattern, modalities=modalities, select=select, group=group,
+            groups=groups, io=io, cache_dir=cache_dir, cache_size=cache_size, checksums=checksums,
         )  # fmt: skip
-        fetcher = replace(
-            fetcher, transform=transform, target_transform=as_target_transform(target_transform), handler=handler
-        )
-        super().__init__(fetcher, fingerprint, 1, False, rank, world_size)
+        order = OrderOptions(seed=seed, shuffle=shuffle, buffer_size=buffer_size, block_size=block_size)
+        processing = ProcessingOptions(transform=transform, target_transform=target_transform, handler=handler)
+        batches = BatchOptions(batch_size=1, rank=rank, world_size=world_size)
+        super().__init__(open_dataset(read, order), processing, batches)
 
     def _items(self, epoch: int, first: int, rank: int, world_size: int) -> Iterator[Any]:
-        fetcher = replace(self.fetcher, start=Start(epoch, first, rank, world_size))
+        fetcher = self._fetcher(Start(epoch, first, rank, world_size))
         return self._stages(fetcher.start, fetcher.samples, self.samples_per_worker_chunk).iterator1()
 
 
@@ -140,11 +157,11 @@ class ResumableWebDatasetLoader(WebDatasetLoader):
         shard_dir: ShardDir,
         checkpoint_path: str | os.PathLike[str] | None = None,
         checkpoint_interval: int = 1000,
-        **options: Any,
+        **options: Unpack[SampleLoaderOptions],
     ) -> None:
         super().__init__(shard_dir, **options)
         self.checkpoint_path = Path(checkpoint_path or ".loader_checkpoint.json")
-        self.checkpoint_interval = _count("checkpoint_interval", checkpoint_interval, least=1)
+        self.checkpoint_interval = count_of("checkpoint_interval", checkpoint_interval, least=1)
         if self.checkpoint_path.exists():
             self.load_checkpoint()
 
@@ -204,65 +221,46 @@ class WebDatasetDataLoader(ResumablePipeline):
     """Yields batches; made by :func:`create_webdataset_dataloader`.
 
     Args:
-        fetcher: what reads batches.
-        fingerprint: of the dataset and selection.
-        batch_size, drop_last, rank, world_size: as there.
-        num_workers: processes that read; 0: a thread of this process does.
-        prefetch_factor: batches read ahead, by each worker or by the thread; 0 or None with no workers: no thread.
-        pin_memory: put batches into page-locked memory, where there is a CUDA device.
-        loader_options: further arguments of torch's DataLoader.
-        memory_limit: as there.
+        opened: the dataset.
+        processing: what is done to its samples.
+        batches: how they are dealt.
+        workers: how they are read ahead.
 
     Raises:
-        ValueError, TypeError: a bad argument.
+        ValueError: a `memory_limit` that is too small.
     """
 
     def __init__(
-        self,
-        fetcher: Fetcher,
-        fingerprint: str,
-        batch_size: int,
-        drop_last: bool,
-        rank: int | None,
-        world_size: int | None,
-        num_workers: int,
-        prefetch_factor: int | None,
-        pin_memory: bool,
-        loader_options: Mapping[str, Any],
-        memory_limit: int | float | str | None = None,
+        self, opened: OpenDataset, processing: ProcessingOptions, batches: BatchOptions, workers: WorkerOptions
     ) -> None:
-        options = dict(loader_options)
-        batch_size = _count("batch_size", batch_size, least=1)
-        num_workers = _count("num_workers", num_workers)
-        prefetch_factor = None if prefetch_factor is None else _count("prefetch_factor", prefetch_factor)
-        if not options.pop("in_order", True):
-            raise ValueError("in_order=False would make the order depend on the workers' speed; leave it out")
-        refused = set(options) - set(TORCH_OPTIONS)
-        if refused:
-            raise TypeError(f"a loader of batches takes no argument {', '.join(sorted(refused))}")
-        if memory_limit is not None:
+        fetcher = Fetcher(opened, processing)
+        num_workers, prefetch_factor = workers.num_workers, workers.prefetch_factor
+        if num_workers is None:
+            num_workers = min(_MOST_WORKERS, _n_cores()) if fetcher.does_work else 0
+        if workers.memory_limit is not None:
             ahead = (prefetch_factor or 2) if num_workers else (prefetch_factor or 0)
-            forks = _start_method(options.get("multiprocessing_context")) == "fork"
-            load = within(fetcher, Load(batch_size, num_workers, ahead), parse_size(memory_limit), forks)
-            batch_size, num_workers, prefetch_factor = load.batch_size, load.num_workers, load.prefetch_factor
-        super().__init__(fetcher, fingerprint, batch_size, drop_last, rank, world_size)
-        if self.spec.n_samples and not self.n_steps:
+            forks = _start_method(workers.multiprocessing_context) == "fork"
+            load = within(fetcher, Load(batches.batch_size, num_workers, ahead), int(workers.memory_limit), forks)
+            batches = replace(batches, batch_size=load.batch_size)
+            num_workers, prefetch_factor = load.num_workers, load.prefetch_factor
+        super().__init__(opened, processing, batches)
+        if len(self.order) and not self.n_steps:
             logger.warning(
                 "there is no batch to load: drop_last=True, and %d samples do not fill batch_size=%d on %d rank(s); "
                 "use a smaller batch_size or drop_last=False",
-                self.spec.n_samples, self.batch_size, self.world_size,
+                len(self.order), self.batch_size, self.world_size,
             )  # fmt: skip
         self.num_workers = num_workers
         self.prefetch_factor = prefetch_factor
-        self.pin_memory = pin_memory and torch.cuda.is_available()
-        self.loader_options = options
+        self.pin_memory = workers.pin_memory and torch.cuda.is_available()
+        self.workers = workers
         self._memory = BatchMemory(self.pin_memory)  # kept from epoch to epoch: new memory is slow to touch
         self._persistent: tuple[Start, torch.utils.data.DataLoader[Any]] | None = None
 
     def _items(self, epoch: int, first: int, rank: int, world_size: int) -> Iterator[Any]:
         start = Start(epoch, first, rank, world_size)
         if self.num_workers == 0:
-            fetcher = replace(self.fetcher, start=start, memory=self._memory)
+            fetcher = self._fetcher(start, self._memory)
             return prefetched(self._stages(start, fetcher.batches).iterator1(), self.prefetch_factor or 0)
         return self._from_workers(start)
 
@@ -278,7 +276,7 @@ class WebDatasetDataLoader(ResumablePipeline):
             yield from unpack(bundles, self._memory)
         except Exception as error:
             lost = isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
-            if lost or not self.loader_options.get("persistent_workers"):
+            if lost or not self.workers.persistent_workers:
                 # The error holds them in a cycle: left to the garbage collector, torch waits 5 s for each.
                 getattr(bundles, "_shutdown_workers", int)()
             if not lost:
@@ -286,14 +284,14 @@ class WebDatasetDataLoader(ResumablePipeline):
             remedy = "perhaps memory ran out: use fewer workers; state_dict() says where to go on"
             raise NeurofmxError(f"a worker process of the loader died: {error}", remedy=remedy) from error
         finally:
-            if self.loader_options.get("persistent_workers") and not lost:
+            if self.workers.persistent_workers and not lost:
                 self._persistent = workers
 
     def _workers(self) -> tuple[Start, torch.utils.data.DataLoader[Any]]:
         depth = self.prefetch_factor or 2
         bundle = self._bundle()
         slots = Slots(depth, bundle)
-        fetcher = replace(self.fetcher, start=Start().share(), memory=slots)
+        fetcher = self._fetcher(Start().share(), slots)
         stages = self._stages(fetcher.start, fetcher.batches, bundle)
         stages.append(slots)
         return fetcher.start, torch.utils.data.DataLoader(
@@ -302,13 +300,13 @@ class WebDatasetDataLoader(ResumablePipeline):
             num_workers=self.num_workers,
             prefetch_factor=depth,
             collate_fn=_as_is,
-            **self.loader_options,
+            **self.workers.of_torch,
         )
 
     def _bundle(self) -> int:
         """Batches that a worker hands over at once: several where it only copies and they are small."""
-        sample_bytes = self.fetcher.reader.sample_bytes
-        if sample_bytes is None or not self.fetcher.only_copies:
+        sample_bytes = self.opened.reader.sample_bytes
+        if sample_bytes is None or not self._fetcher(Start()).only_copies:
             return 1
         batch_bytes = self.batch_size * sample_bytes
         return max(1, min(BUNDLE, BUNDLE_BYTES // batch_bytes, self.n_steps // (4 * self.num_workers)))
@@ -326,11 +324,9 @@ class WebDatasetDataLoader(ResumablePipeline):
         return {**super().__getstate__(), "_persistent": None}
 
 
-def _count(name: str, value: int, least: int = 0) -> int:
-    """An argument that counts something, at least so much; numpy's integers as Python's."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"{name} must be a {'positive' if least else 'non-negative'} integer, not {value!r}")
-    return int(value)
+def _n_cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start_method(context: Any) -> str:
@@ -397,10 +393,11 @@ def _read_ahead(items: Iterator[Any], depth: int) -> Iterator[Any]:
             thread.join(_LONGEST_WAIT)
 
 
+@suggest_keywords
 def create_webdataset_dataloader(
     shard_dir: ShardDir,
     batch_size: int = 32,
-    num_workers: int = 4,
+    num_workers: int | None = None,
     shuffle: Shuffle = True,
     buffer_size: int = 1000,
     seed: int = 42,
@@ -423,9 +420,13 @@ def create_webdataset_dataloader(
     batch_transform: BatchTransform | Sequence[BatchTransform] | None = None,
     group: str | None = None,
     groups: Groups | None = None,
-    memory_limit: int | float | str | None = None,
+    memory_limit: MemorySize | None = None,
     checksums: bool | None = None,
-    **loader_options: Any,
+    persistent_workers: bool = False,
+    multiprocessing_context: str | BaseContext | None = None,
+    timeout: float = 0,
+    worker_init_fn: Callable[[int], None] | None = None,
+    in_order: bool = True,
 ) -> WebDatasetDataLoader:
     """Batches of a dataset, in a reproducible order, resumable after any of them.
 
@@ -442,7 +443,8 @@ def create_webdataset_dataloader(
             block_size, io, cache_dir, cache_size, target_transform, group, groups, checksums: as
             :class:`WebDatasetLoader`.
         batch_size: samples per batch and rank.
-        num_workers: processes that read. 0 is fastest where there is no costly `transform`.
+        num_workers: processes that read; 0: this one does, which is fastest where loading is only copying. None: 0
+            where nothing is transformed, else 4, or the number of processor cores if that is smaller.
         drop_last: drop the samples that do not fill a batch on every rank; a warning says where none would be left.
         prefetch_factor: batches read ahead by each worker (small ones that are only copied: bundles of up to 16, or 8
             MiB); with no workers, by one thread (0 or None: none).
@@ -458,8 +460,8 @@ def create_webdataset_dataloader(
             what the system can take back. A few samples are read (and transformed) to see how large they are. Where
             it would take more, batches ahead, then workers, then the batch size are reduced, and a warning says so.
             Give every rank the same. What composed stages hold back does not count, nor batches that the trainer keeps.
-        **loader_options: of torch's DataLoader: ``persistent_workers``, ``multiprocessing_context``, ``timeout``,
-            ``worker_init_fn``.
+        persistent_workers, multiprocessing_context, timeout, worker_init_fn: as in torch's DataLoader.
+        in_order: must be True: otherwise the order would depend on the workers' speed.
 
     Returns:
         An iterable of batches with ``len()``, ``state_dict()``, ``load_state_dict()``, ``set_epoch()`` and
@@ -479,15 +481,19 @@ def create_webdataset_dataloader(
         >>> len(loader), next(iter(loader))["spikes"].shape
         (4, torch.Size([16, 100, 96]))
     """
-    fetcher, fingerprint = open_dataset(
-        shard_dir, shard_pattern, shuffle, buffer_size, seed, modalities, select, group, groups, block_size, io,
-        cache_dir, cache_size, checksums,
+    read = ReadOptions(
+        shard_dir=shard_dir, shard_pattern=shard_pattern, modalities=modalities, select=select, group=group,
+        groups=groups, io=io, cache_dir=cache_dir, cache_size=cache_size, checksums=checksums,
     )  # fmt: skip
-    fetcher = replace(
-        fetcher, transform=transform, target_transform=as_target_transform(target_transform), collate_fn=collate_fn,
-        batch_transforms=as_batch_transforms(batch_transform), handler=handler,
+    order = OrderOptions(seed=seed, shuffle=shuffle, buffer_size=buffer_size, block_size=block_size)
+    processing = ProcessingOptions(
+        transform=transform, target_transform=target_transform, collate_fn=collate_fn, batch_transform=batch_transform,
+        handler=handler,
     )  # fmt: skip
-    return WebDatasetDataLoader(
-        fetcher, fingerprint, batch_size, drop_last, rank, world_size, num_workers, prefetch_factor, pin_memory,
-        loader_options, memory_limit,
+    batches = BatchOptions(batch_size=batch_size, drop_last=drop_last, rank=rank, world_size=world_size)
+    workers = WorkerOptions(
+        num_workers=num_workers, prefetch_factor=prefetch_factor, pin_memory=pin_memory, memory_limit=memory_limit,
+        persistent_workers=persistent_workers, multiprocessing_context=multiprocessing_context, timeout=timeout,
+        worker_init_fn=worker_init_fn, in_order=in_order,
     )  # fmt: skip
+    return WebDatasetDataLoader(open_dataset(read, order), processing, batches, workers)

@@ -14,8 +14,9 @@ import torch
 
 from ..errors import NeurofmxError
 from .collate import collate_webdataset
+from .dataset import OpenDataset
 from .memory import Memory
-from .stages import EpochSpec, Fetcher, Shuffle
+from .options import OrderOptions
 
 
 class MapStyle(Protocol):
@@ -98,13 +99,15 @@ def _plain(value: Any) -> Any:
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
 
 
-def map_style_fetcher(
-    dataset: MapStyle, names: Sequence[str], shuffle: Shuffle, buffer_size: int, seed: int
-) -> tuple[Fetcher, str]:
-    """What reads a map-style dataset, and what its states are known by: its length, as nothing else is known of it.
+def open_map_style(dataset: MapStyle, names: Sequence[str], order: OrderOptions) -> OpenDataset:
+    """Open a map-style dataset. Its states are known by its length, as nothing else is known of it.
 
     Items are read one by one anyway, so ``shuffle=True`` mixes single items over the whole dataset.
+
+    Args:
+        dataset: anything with a length and items.
+        names: of a tuple's values.
+        order: in which order they come.
     """
-    spec = EpochSpec(np.array([len(dataset)]), seed, shuffle, buffer_size, block_size=1)
     fingerprint = hashlib.sha256(f"map-style {len(dataset)}".encode()).hexdigest()[:32]
-    return Fetcher(spec, MapStyleReader(dataset, names)), fingerprint
+    return OpenDataset(MapStyleReader(dataset, names), order.order([len(dataset)], 1), fingerprint)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -26,26 +25,6 @@ from .stages import Fetcher, PartialBatch
 _PROBED = 8  # samples that are read to see how large they are
 _FORKED, _STARTED = 64 << 20, 256 << 20  # what a worker process takes itself: measured 12 to 51, and 157 MB
 _READING = 2 << 20  # what a process that reads takes beside batches and indexes: measured 0.6 MB
-_UNITS = {"": 1, "b": 1} | {f"{p}b": 1000**i for i, p in enumerate("kmgt", 1)}
-_UNITS |= {f"{p}ib": 1024**i for i, p in enumerate("kmgt", 1)}
-
-
-def parse_size(size: int | float | str) -> int:
-    """A number of bytes, also as ``"2GB"`` or ``"512 MiB"``.
-
-    Raises:
-        ValueError: no such number, or not positive.
-
-    Example:
-        >>> parse_size("1.5 GB"), parse_size("2KiB"), parse_size(1e6)
-        (1500000000, 2048, 1000000)
-    """
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?)\s*([a-z]*)", str(size).strip().lower())
-    if isinstance(size, (int, float)) and not isinstance(size, bool) and 0 < size < 1 << 60:
-        return int(size)
-    if not isinstance(size, str) or found is None or found[2] not in _UNITS or not float(found[1]):
-        raise ValueError(f'memory_limit must be a number of bytes, or like "2GB" or "512MiB", not {size!r}')
-    return int(float(found[1]) * _UNITS[found[2]])
 
 
 @dataclass(frozen=True)
@@ -103,19 +82,20 @@ def cost_of(fetcher: Fetcher, forks: bool) -> Cost:
         fetcher: what reads.
         forks: whether workers are forked from the trainer.
     """
-    probe = replace(fetcher, reader=copy.copy(fetcher.reader))  # whose shards do not stay open
-    n = fetcher.spec.n_samples
+    opened = replace(fetcher.opened, reader=copy.copy(fetcher.opened.reader))  # whose shards do not stay open
+    probe = replace(fetcher, opened=opened)
+    n = len(opened.order)
     places = np.unique(np.linspace(0, n - 1, min(n, _PROBED)).astype(np.int64)).tolist()
     stored, delivered = [1], [1]
     for plan, ids in probe.planned_ids(BatchPlan(place, 1) for place in places):
         batch = next(probe.batches([plan]))
         if not isinstance(batch, PartialBatch):
             delivered.append(_size_of(batch))
-            stored.append(_size_of(probe.reader.read_batch(ids)))
+            stored.append(_size_of(opened.reader.read_batch(ids)))
     return Cost(
         max(stored),
         max(delivered),
-        _READING + probe.reader.open_bytes,
+        _READING + opened.reader.open_bytes,
         _FORKED if forks else _STARTED,
         fetcher.only_copies,
     )
@@ -156,7 +136,7 @@ def within(fetcher: Fetcher, load: Load, limit: int, forks: bool) -> Load:
     Raises:
         ValueError: not even one sample at a time fits.
     """
-    if not fetcher.spec.n_samples:
+    if not len(fetcher.opened.order):
         return load
     cost = cost_of(fetcher, forks)
     fitting = reduced(cost, load, limit)

@@ -21,7 +21,10 @@ from webdataset.utils import pytorch_worker_info
 
 from ..order import cursor as cursors
 from ..order.cursor import BatchPlan, Cursor
-from .stages import Collate, Fetcher, PartialBatch, PlanSource, SplitByNode, Start, logger
+from .dataset import OpenDataset
+from .memory import Memory
+from .options import BatchOptions, Collate, ProcessingOptions
+from .stages import Fetcher, PartialBatch, PlanSource, SplitByNode, Start, logger
 
 
 class Progress:
@@ -102,24 +105,19 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
     these too. Where a stage fails, the state is that of the last item that came out of all of them.
     """
 
-    def __init__(
-        self,
-        fetcher: Fetcher,
-        fingerprint: str,
-        batch_size: int,
-        drop_last: bool,
-        rank: int | None,
-        world_size: int | None,
-    ) -> None:
+    def __init__(self, opened: OpenDataset, processing: ProcessingOptions, batches: BatchOptions) -> None:
         super().__init__()
-        self.spec = fetcher.spec
-        self.fetcher = fetcher
-        self.fingerprint = fingerprint
-        self.batch_size = batch_size
-        self.drop_last = drop_last
+        self.opened = opened
+        self.order = opened.order
+        self.processing = processing
+        self.batch_size = batches.batch_size
+        self.drop_last = batches.drop_last
         self.progress = Progress()
         self.samples_per_worker_chunk = 1  # neighbours in the order that one worker of somebody else's DataLoader gets
-        self._rank, self._world_size = _check_rank(rank, world_size)
+        self._rank, self._world_size = batches.rank, batches.world_size
+
+    def _fetcher(self, start: Start, memory: Memory | None = None) -> Fetcher:
+        return Fetcher(self.opened, self.processing, start, memory)
 
     @property
     def samples_in_item(self) -> int:
@@ -147,14 +145,14 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
         return self.progress.skipped
 
     def __repr__(self) -> str:
-        size = f"samples={self.spec.n_samples}, batch_size={self.batch_size}, steps={self.n_steps}"
+        size = f"samples={len(self.order)}, batch_size={self.batch_size}, steps={self.n_steps}"
         place = f"epoch={self.progress.epoch}, position={self.progress.position}"
-        return f"{type(self).__name__}({self.fetcher.reader.where!r}, {size}, {place})"
+        return f"{type(self).__name__}({self.opened.reader.where!r}, {size}, {place})"
 
     @property
     def n_steps(self) -> int:
         """Batches (or samples) of this rank in a whole epoch, before any composed stage."""
-        return cursors.n_steps(0, self.spec.n_samples, self.batch_size, self.world_size, self.drop_last)
+        return cursors.n_steps(0, len(self.order), self.batch_size, self.world_size, self.drop_last)
 
     def __len__(self) -> int:
         """Items that this rank gets in a whole epoch, those included that `handler` will skip.
@@ -178,7 +176,7 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
         Raises:
             ValueError: `epoch` is not a whole number, or negative.
         """
-        epoch = self.spec.order(epoch).epoch  # refuses what is none; numpy's integers are not for JSON
+        epoch = self.order.of_epoch(epoch).epoch  # refuses what is none; numpy's integers are not for JSON
         if epoch != self.epoch:
             self.progress.set(Cursor(epoch, 0))
 
@@ -189,8 +187,8 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
         next sample, whatever its number of ranks, workers or its batch size.
         """
         cursor = Cursor(self.progress.epoch, self.progress.position)
-        state = cursors.to_state(cursor, self.spec.order(cursor.epoch), self.fingerprint)
-        if in_worker() and cursor.position == self.spec.n_samples:  # this worker is done; others may not be
+        state = cursors.to_state(cursor, self.order.of_epoch(cursor.epoch), self.opened.fingerprint)
+        if in_worker() and cursor.position == len(self.order):  # this worker is done; others may not be
             state |= {"epoch": cursor.epoch, "position": cursor.position}
         return state
 
@@ -203,8 +201,8 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
         Raises:
             StateError: it is of another dataset, selection, seed, shuffle or version, or damaged.
         """
-        cursor = cursors.from_state(state, self.spec.order, self.fingerprint)
-        if in_worker() and state.get("position") == self.spec.n_samples:
+        cursor = cursors.from_state(state, self.order.of_epoch, self.opened.fingerprint)
+        if in_worker() and state.get("position") == len(self.order):
             cursor = Cursor(state["epoch"], state["position"])
         self.progress.set(cursor)
 
@@ -239,12 +237,12 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
         """What this rank gets, noted as it is taken."""
         epoch, first = self.progress.epoch, self.progress.position
         rank, world_size = self.rank, self.world_size
-        size = (self.spec.n_samples, self.batch_size, world_size, self.drop_last)
+        size = (len(self.order), self.batch_size, world_size, self.drop_last)
         # Inside somebody's DataLoader worker, a step here stands for one in each of the workers.
         workers = pytorch_worker_info()[3]
         last = cursors.n_steps(first, *size)
         if last == 0:
-            self.progress.take(run, self.spec.n_samples, True)
+            self.progress.take(run, len(self.order), True)
         done = 0
         for item in self._items(epoch, first, rank, world_size):
             done = min(done + workers, last)
@@ -263,7 +261,7 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
         self, start: Start, fetch: Callable[[Iterable[BatchPlan]], Iterator[Any]], bundle: int = 1
     ) -> wds.DataPipeline:
         """What a process runs to get its share: plans, split over ranks, split over workers in bundles, fetched."""
-        source = PlanSource(start, self.spec.n_samples, self.batch_size, self.drop_last)
+        source = PlanSource(start, len(self.order), self.batch_size, self.drop_last)
         bundles = functools.partial(_bundled, size=bundle)
         return wds.DataPipeline(source, SplitByNode(start), bundles, wds.split_by_worker, _unbundled, fetch)
 
@@ -331,11 +329,3 @@ def _length_after(stage: Any, length: int) -> int:
         return length
     remedy = "count them, and say it by with_length(n)"
     raise TypeError(f"the length is not known after {stage!r}, which may drop items or make several of one: {remedy}")
-
-
-def _check_rank(rank: int | None, world_size: int | None) -> tuple[int | None, int | None]:
-    if (rank is None) != (world_size is None):
-        raise ValueError(f"give rank and world_size together, not rank={rank} and world_size={world_size}")
-    if rank is not None and world_size is not None and not 0 <= rank < world_size:
-        raise ValueError(f"rank must be in [0, world_size), not {rank} of {world_size}")
-    return rank, world_size

@@ -6,14 +6,11 @@ Knows order, cursor and readers; knows nothing of how far the trainer is.
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import logging
-import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,57 +19,20 @@ import webdataset as wds
 from webdataset.utils import pytorch_worker_info
 
 from ..errors import NeurofmxError
-from ..format.groups import Groups
-from ..format.shards import ShardDir, ShardSet, open_shards
 from ..order import cursor as cursors
 from ..order.cursor import BatchPlan
-from ..order.epoch import ORDER_VERSION, EpochOrder
 from .collate import collate_webdataset
+from .dataset import OpenDataset
 from .memory import BatchMemory, Memory
-from .readers import Handler, IOMode, ShardReader, skipping
-from .selection import Select, choose_samples
-from .transforms import BatchTransform, SampleRngs, Transform, label_column, labels_of, takes_rng
+from .options import ProcessingOptions
+from .readers import Handler, skipping
+from .transforms import SampleRngs, as_batch_transforms, as_target_transform, label_column, labels_of, takes_rng
 
 logger = logging.getLogger("neurofmx_wds")
 
-Shuffle = bool | Literal["full"]
-Collate = Callable[[Sequence[Any]], Any]
 Read = Callable[[np.ndarray], Any]
 
 _ORDER_CHUNK = 1 << 14  # positions whose ids are worked out at once
-_BLOCK_BYTES = 1 << 20  # samples that are read in one go with shuffle=True
-
-
-@dataclass(frozen=True, eq=False)
-class EpochSpec:
-    """What fixes the order of every epoch of a dataset."""
-
-    shard_counts: np.ndarray
-    seed: int
-    shuffle: Shuffle
-    buffer_size: int
-    block_size: int
-
-    def __post_init__(self) -> None:
-        checked = self.order(0)  # refuses bad values now, not in a worker; of numpy's integers it makes Python's
-        for name in ("seed", "buffer_size", "block_size"):
-            object.__setattr__(self, name, getattr(checked, name))
-
-    def order(self, epoch: int) -> EpochOrder:
-        """The order of one epoch."""
-        return EpochOrder(
-            shard_counts=self.shard_counts,
-            seed=self.seed,
-            epoch=epoch,
-            shuffle=self.shuffle,
-            buffer_size=self.buffer_size,
-            block_size=self.block_size,
-        )
-
-    @functools.cached_property
-    def n_samples(self) -> int:
-        """Samples in an epoch."""
-        return int(self.shard_counts.sum())
 
 
 class Start:
@@ -128,38 +88,6 @@ class SplitByNode:
             yield from itertools.islice(plans, rank, None, world_size)
 
 
-class Reader(Protocol):
-    """What a fetcher reads from: samples and batches by sample id."""
-
-    @property
-    def where(self) -> str:
-        """Where the samples are, for people."""
-
-    @property
-    def fields(self) -> Sequence[str]:
-        """Fields that every batch has, if only as a list of None."""
-
-    @property
-    def sample_bytes(self) -> int | None:
-        """About how many bytes are copied for a sample; None where reading one is more than copying."""
-
-    @property
-    def open_bytes(self) -> int:
-        """Memory that what is open for reading takes, roughly."""
-
-    def read_batch(self, ids: np.ndarray, memory: Memory | None = None) -> dict[str, Any]:
-        """As :meth:`ShardReader.read_batch`."""
-
-    def read_samples(self, ids: np.ndarray) -> list[dict[str, Any]]:
-        """As :meth:`ShardReader.read_samples`."""
-
-    def dataset_ids(self, ids: np.ndarray) -> np.ndarray:
-        """As :meth:`ShardReader.dataset_ids`."""
-
-    def name(self, sample_id: int) -> tuple[Path | None, str]:
-        """As :meth:`ShardReader.name`."""
-
-
 @dataclass(frozen=True)
 class RetryPlan:
     """How a plan is read again that could not be read at once: each of its samples, then those that can be together.
@@ -180,28 +108,32 @@ class Fetcher:
     """Reads what the plans ask for.
 
     Attributes:
-        labels: what stands for each sample's label, int64, where the samples are a group's.
+        opened: what is read.
+        processing: what is done to it.
+        start: where the epoch begins.
+        memory: where batches are made; None: in memory of their own.
     """
 
-    spec: EpochSpec
-    reader: Reader
-    handler: Handler = wds.reraise_exception
-    transform: Transform | None = None
-    target_transform: Callable[[Any], Any] | None = None
-    collate_fn: Collate | None = None
-    batch_transforms: Sequence[BatchTransform] = ()
-    labels: np.ndarray | None = None
+    opened: OpenDataset
+    processing: ProcessingOptions
     start: Start = field(default_factory=Start)
     memory: Memory | None = None
 
     @property
     def only_copies(self) -> bool:
         """Whether nothing but copying is done to samples."""
-        return self._as_stored and not self._relabels and not self.batch_transforms
+        return self._as_stored and not self._relabels and not self.processing.batch_transform
+
+    @property
+    def does_work(self) -> bool:
+        """Whether making a batch is more than copying it (and replacing labels by those of a group)."""
+        processing = self.processing
+        changed = processing.batch_transform or processing.target_transform is not None or not self._as_stored
+        return bool(changed) or self.opened.reader.sample_bytes is None
 
     def planned_ids(self, plans: Iterable[BatchPlan]) -> Iterator[tuple[BatchPlan, np.ndarray]]:
         """Each plan with the ids of its samples; the order is worked out for many positions at once."""
-        order = self.spec.order(self.start.get()[0])
+        order = self.opened.order.of_epoch(self.start.get()[0])
         first, ids = 0, np.empty(0, np.int64)
         for plan in plans:
             stop = plan.start + plan.n
@@ -214,13 +146,13 @@ class Fetcher:
         """Stage: plans of one row → samples, transformed."""
         one: Read = lambda ids: self._samples(ids, self._rngs(ids))[0]  # noqa: E731
         found = self._fetch(plans, one, RetryPlan(one, one, lambda _, made: made[0]))
-        yield from found if self.transform is None else _warn_if_none_returned(found)
+        yield from found if self.processing.transform is None else _warn_if_none_returned(found)
 
     def batches(self, plans: Iterable[BatchPlan]) -> Iterator[Any]:
         """Stage: plans → batches, transformed."""
         if self.only_copies:
-            fast = functools.partial(self.reader.read_batch, memory=self.memory)
-            read: Read = self.reader.read_batch  # what is left of a batch must not lie in a worker's slot
+            fast = functools.partial(self.opened.reader.read_batch, memory=self.memory)
+            read: Read = self.opened.reader.read_batch  # what is left of a batch must not lie in a worker's slot
             yield from self._fetch(plans, fast, RetryPlan(read, read, lambda ids, _: read(ids)))
         else:
             # A worker's slot is written again, but a transform may keep what it was given.
@@ -237,7 +169,7 @@ class Fetcher:
     @property
     def _as_stored(self) -> bool:
         """Whether batches are read as such, not made of samples."""
-        return self.transform is None and self.collate_fn is collate_webdataset
+        return self.processing.transform is None and self.processing.collate_fn is collate_webdataset
 
     def _fetch(self, plans: Iterable[BatchPlan], read: Read, again: RetryPlan) -> Iterator[Any]:
         """Read all plans; `again` says how, where that fails."""
@@ -246,7 +178,7 @@ class Fetcher:
             try:
                 item: Any = read(ids)
             except Exception as error:
-                if self.handler is wds.reraise_exception:
+                if self.processing.handler is wds.reraise_exception:
                     raise
                 item = self._remnant(again, ids, error)
                 if plan.fresh is False:
@@ -265,7 +197,9 @@ class Fetcher:
         causes: dict[str, str] = {}
 
         def may_skip(error: Exception) -> bool:
-            if not self.handler(error):  # stopping one rank or worker would lose samples silently, or hang the others
+            if not self.processing.handler(
+                error
+            ):  # stopping one rank or worker would lose samples silently, or hang the others
                 raise error
             causes.setdefault(getattr(error, "file", None) or "", str(error))
             return True
@@ -283,7 +217,7 @@ class Fetcher:
 
     def _stand_in(self, read: Read, ids: np.ndarray, error: Exception) -> Any:
         """A sample that can be read, marked as repeated: all ranks must step together."""
-        n = self.spec.n_samples
+        n = len(self.opened.order)
         leaps = (1 << k for k in range(n.bit_length()))  # soon out of a shard that cannot be read
         for i in (int(ids[-1]) + step for step in itertools.chain(leaps, range(1, n))):
             try:
@@ -296,7 +230,7 @@ class Fetcher:
         raise error
 
     def _rngs(self, ids: np.ndarray) -> SampleRngs:
-        return SampleRngs(self.spec.seed, self.start.get()[0], self.reader.dataset_ids(ids))
+        return SampleRngs(self.opened.order.seed, self.start.get()[0], self.opened.reader.dataset_ids(ids))
 
     def _made(self, ids: np.ndarray) -> tuple[Any, SampleRngs]:
         """A single sample, transformed, and what goes on giving its random numbers."""
@@ -313,13 +247,13 @@ class Fetcher:
         """A batch of the samples with these ids; of those that are `made` already, where they are given."""
         rngs = self._rngs(ids) if made is None else SampleRngs.joined([rngs for _, rngs in made])
         if self._as_stored:
-            batch: Any = self.reader.read_batch(ids, memory)
+            batch: Any = self.opened.reader.read_batch(ids, memory)
             if self._relabels:
                 batch["label"] = label_column(self._labels(ids, batch.get("label"), batch["metadata"]))
         else:
             samples = self._samples(ids, rngs) if made is None else [sample for sample, _ in made]
             batch = self._collated(ids, samples)
-        for transform in self.batch_transforms:
+        for transform in as_batch_transforms(self.processing.batch_transform):
             try:
                 batch = transform(batch, rngs) if takes_rng(transform) else transform(batch)
             except Exception as error:
@@ -329,49 +263,52 @@ class Fetcher:
         return memory.pin(batch) if memory is not None else batch
 
     def _collated(self, ids: np.ndarray, samples: list[Any]) -> Any:
-        if self.collate_fn is None:
+        if self.processing.collate_fn is None:
             return samples
         try:
-            batch = self.collate_fn(samples)
+            batch = self.processing.collate_fn(samples)
         except Exception as error:
             # Only now: a user's own collate_fn may take what is no dict.
             for sample_id, sample in zip(ids, samples, strict=True):
                 if not isinstance(sample, Mapping):
                     raise self._wrong_return("transform", "sample", sample, sample_id) from error
             raise
-        if self.transform is None and getattr(self.collate_fn, "func", None) is collate_webdataset:  # as in read_batch
-            batch = {**{name: [None] * len(samples) for name in self.reader.fields}, **batch}
+        if (
+            self.processing.transform is None
+            and getattr(self.processing.collate_fn, "func", None) is collate_webdataset
+        ):  # as in read_batch
+            batch = {**{name: [None] * len(samples) for name in self.opened.reader.fields}, **batch}
         return batch
 
     def _samples(self, ids: np.ndarray, rngs: SampleRngs) -> list[Any]:
-        samples = self.reader.read_samples(ids)
+        samples = self.opened.reader.read_samples(ids)
         if self._relabels:
             fields = [sample.get("label") for sample in samples]
             labels = self._labels(ids, fields, [sample["metadata"] for sample in samples])
             for sample, label in zip(samples, labels, strict=True):
                 sample["label"] = np.asarray(label) if isinstance(label, (int, float)) else label
-        if self.transform is None:
+        if self.processing.transform is None:
             return samples
-        transform = self.transform
+        transform = self.processing.transform
         if self._takes_rng:
             return self._each("transform", ids, (transform(each, rngs[i]) for i, each in enumerate(samples)))
         return self._each("transform", ids, (transform(each) for each in samples))
 
     @property
     def _relabels(self) -> bool:
-        return self.labels is not None or self.target_transform is not None
+        return self.opened.labels is not None or self.processing.target_transform is not None
 
     def _labels(self, ids: np.ndarray, column: Any, metadata: Sequence[Mapping[str, Any]]) -> list[Any]:
         """The samples' labels as they are delivered, by their group and `target_transform`."""
-        given = labels_of(column, metadata) if self.labels is None else self.labels[ids].tolist()
-        if self.target_transform is None:
+        given = labels_of(column, metadata) if self.opened.labels is None else self.opened.labels[ids].tolist()
+        target_transform = as_target_transform(self.processing.target_transform)
+        if target_transform is None:
             return given
-        target_transform = self.target_transform
         return self._each("target_transform", ids, (target_transform(label) for label in given))
 
     @functools.cached_property
     def _takes_rng(self) -> bool:
-        return self.transform is not None and takes_rng(self.transform)
+        return self.processing.transform is not None and takes_rng(self.processing.transform)
 
     def _each(self, what: str, ids: np.ndarray, results: Generator[Any, None, None]) -> list[Any]:
         """What a user's function makes of each sample. A generator: in it StopIteration is an error, not the end."""
@@ -385,12 +322,12 @@ class Fetcher:
 
     def _blamed(self, what: str, error: Exception, place: np.int64) -> NeurofmxError:
         """An error in a user's function, with the sample at which it came up."""
-        file, key = self.reader.name(int(place))
+        file, key = self.opened.reader.name(int(place))
         return NeurofmxError(f"the {what} raised {type(error).__name__}: {error}", file=file, sample=key)
 
     def _wrong_return(self, what: str, wanted: str, returned: Any, place: np.int64) -> NeurofmxError:
         """An error for a user's function that returns something else than it was given, mostly nothing."""
-        file, key = self.reader.name(int(place))
+        file, key = self.opened.reader.name(int(place))
         problem = f"the {what} returned {'None' if returned is None else type(returned).__name__}, not a {wanted}"
         remedy = f"let it return the {wanted}, even if changed in place"
         return NeurofmxError(problem, file=file, sample=key, remedy=remedy)
@@ -439,44 +376,3 @@ def _mark(item: Any, fresh: bool) -> None:
     if isinstance(item, dict):
         single = isinstance(item.get("__key__"), str)
         item["__mask__"] = fresh if single else torch.tensor([fresh])
-
-
-def open_dataset(
-    shard_dir: ShardDir,
-    shard_pattern: str,
-    shuffle: Shuffle,
-    buffer_size: int,
-    seed: int,
-    modalities: Sequence[str] | None,
-    select: Select | None,
-    group: str | None,
-    groups: Groups | None,
-    block_size: int | None,
-    io: IOMode,
-    cache_dir: str | os.PathLike[str] | None,
-    cache_size: int,
-    checksums: bool | None,
-) -> tuple[Fetcher, str]:
-    """Open a dataset for loading; arguments and errors as :class:`WebDatasetLoader`.
-
-    Returns:
-        What reads it, and the fingerprint of dataset and selection.
-    """
-    shards = open_shards(shard_dir, shard_pattern, cache_dir, cache_size)
-    fingerprint = hashlib.sha256(f"{ORDER_VERSION} {shards.fingerprint()}".encode()).hexdigest()[:32]
-    selected, labels = choose_samples(shards, select, group, groups, checksums is not False)
-    for chosen in (selected, labels):
-        if chosen is not None:
-            fingerprint = hashlib.sha256(fingerprint.encode() + chosen.tobytes()).hexdigest()[:32]
-    reader = ShardReader(shards, modalities, selected, io, checksums=checksums)
-    if block_size is None:
-        block_size = _default_block_size(shards, buffer_size)
-    spec = EpochSpec(reader.counts, seed, shuffle, buffer_size, block_size)
-    return Fetcher(spec, reader, labels=labels), fingerprint
-
-
-def _default_block_size(shards: ShardSet, buffer_size: int) -> int:
-    """About 1 MiB of samples, but few enough for a window to mix 32 blocks; a shard where shards are unpacked first."""
-    if shards.compressed:
-        return max(1, int(shards.counts.max(initial=1)))
-    return max(1, min(_BLOCK_BYTES // shards.sample_bytes, buffer_size // 32))

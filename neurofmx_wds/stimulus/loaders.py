@@ -52,17 +52,18 @@ import numpy as np
 import torch
 import torch.utils.data
 
-from ..errors import NeurofmxError
+from ..errors import NeurofmxError, refuse_unknown
 from ..loading.collate import collate_webdataset
+from ..loading.dataset import OpenDataset
 from ..loading.loaders import (
     ResumableWebDatasetLoader,
     WebDatasetDataLoader,
     WebDatasetLoader,
     create_webdataset_dataloader,
 )
-from ..loading.map_style import map_style_fetcher
+from ..loading.map_style import open_map_style
 from ..loading.memory import BatchMemory
-from ..loading.stages import Fetcher
+from ..loading.options import BatchOptions, OrderOptions, ProcessingOptions, WorkerOptions, take_options
 from ..loading.transforms import as_batch_transforms, as_target_transform, label_column, labels_of
 from .images import Compose, Normalize, Rngs, formatted
 from .presentations import (  # fmt: skip
@@ -429,12 +430,9 @@ def _batches_of(
     if isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(dataset, "__getitem__"):
         kind = type(dataset).__name__
         raise TypeError(f"dataset must be a shard directory, a WebDatasetLoader or a map-style dataset, not {kind}")
-    fetcher, fingerprint = map_style_fetcher(
-        dataset, names, options.pop("shuffle"), options.pop("buffer_size", 1000), options.pop("seed", 42)
-    )
-    given = {name: options.pop(name) for name in ("transform", "handler", "collate_fn") if name in options}
-    fetcher = replace(fetcher, **{"collate_fn": collate_webdataset, **given}, batch_transforms=batch_transforms)
-    return _loader(fetcher, fingerprint, options)
+    opened = open_map_style(dataset, names, take_options(OrderOptions, options))
+    given = take_options(ProcessingOptions, options, collate_fn=collate_webdataset, batch_transform=batch_transforms)
+    return _loader(opened, given, options)
 
 
 def _batches_of_loader(
@@ -452,23 +450,25 @@ def _batches_of_loader(
             "the loader has further stages, which act on its samples or batches; give their functions as transform= or "
             "batch_transform= instead, or put the presentation behind them: loader.map(StimulusDuration(…))"
         )
-    fetcher = replace(loader.fetcher, batch_transforms=(*loader.fetcher.batch_transforms, *batch_transforms))
+    before = as_batch_transforms(loader.processing.batch_transform)
+    processing = replace(loader.processing, batch_transform=(*before, *batch_transforms))
     if isinstance(loader, WebDatasetDataLoader):
         if options:
             raise TypeError(f"{', '.join(options)}: these are settings of the loader that was given")
         twin = copy.copy(loader)
-        twin.fetcher = fetcher
+        twin.processing = processing
         return twin
-    ranks = {"rank": loader._rank, "world_size": loader._world_size}
-    batches = _loader(replace(fetcher, collate_fn=collate_webdataset), loader.fingerprint, {**ranks, **options})
+    options = {"rank": loader._rank, "world_size": loader._world_size, **options}
+    batches = _loader(loader.opened, replace(processing, collate_fn=collate_webdataset), options)
     batches.progress = loader.progress
     return batches
 
 
-def _loader(fetcher: Fetcher, fingerprint: str, options: dict[str, Any]) -> WebDatasetDataLoader:
-    settings = {
-        "batch_size": 32, "drop_last": False, "rank": None, "world_size": None, "num_workers": 0, "prefetch_factor": 2,
-        "pin_memory": False, "memory_limit": None,
-    }  # fmt: skip
-    own = {name: options.pop(name, value) for name, value in settings.items()}
-    return WebDatasetDataLoader(fetcher, fingerprint, **own, loader_options=options)
+def _loader(opened: OpenDataset, processing: ProcessingOptions, options: dict[str, Any]) -> WebDatasetDataLoader:
+    """Make a loader of the batches of an open dataset, by the other `options` of a loader."""
+    batches, workers = take_options(BatchOptions, options), take_options(WorkerOptions, options, num_workers=0)
+    known = {
+        each.name for kind in (OrderOptions, ProcessingOptions, BatchOptions, WorkerOptions) for each in fields_of(kind)
+    }
+    refuse_unknown("a loader of batches", options, known)
+    return WebDatasetDataLoader(opened, processing, batches, workers)

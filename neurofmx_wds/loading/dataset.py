@@ -1,0 +1,71 @@
+"""Opening a dataset for loading: what reads it, in which order, and what its states are known by.
+
+Knows shards and selections; knows nothing of batches, ranks or transforms.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..format.shards import ShardSet, open_shards
+from ..order.epoch import ORDER_VERSION, EpochOrder
+from .interfaces import Reader
+from .options import OrderOptions, ReadOptions
+from .readers import ShardReader
+from .selection import choose_samples
+
+_BLOCK_BYTES = 1 << 20  # samples that are read in one go with shuffle=True
+
+
+@dataclass(frozen=True, eq=False)
+class OpenDataset:
+    """A dataset that is ready to be loaded.
+
+    Attributes:
+        reader: reads its samples.
+        order: of epoch 0.
+        fingerprint: 32 hexadecimal digits that tell this dataset and selection from others.
+        labels: the label of each sample, shape (n_samples,), int64, where the samples are those of a group; else None.
+    """
+
+    reader: Reader
+    order: EpochOrder
+    fingerprint: str
+    labels: np.ndarray | None = None
+
+
+def open_dataset(read: ReadOptions, order: OrderOptions) -> OpenDataset:
+    """Open a dataset of shards.
+
+    Raises:
+        FileNotFoundError, ShardError, ManifestError: it cannot be opened.
+        GroupError: there is no such group, or the dataset does not have its labels.
+        ValueError: no sample fits the selection.
+        NeurofmxError: the selection raised.
+    """
+    shards = open_shards(read.shard_dir, read.shard_pattern, read.cache_dir, read.cache_size)
+    selected, labels = choose_samples(shards, read.select, read.group, read.groups, read.checksums is not False)
+    reader = ShardReader(shards, read.modalities, selected, read.io, checksums=read.checksums)
+    fingerprint = _digest(f"{ORDER_VERSION} {shards.fingerprint()}".encode())
+    for chosen in (selected, labels):
+        if chosen is not None:
+            fingerprint = _digest(fingerprint.encode() + chosen.tobytes())
+    block_size = _default_block_size(shards, order.buffer_size)
+    return OpenDataset(reader, order.order(reader.counts, block_size), fingerprint, labels)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def _default_block_size(shards: ShardSet, buffer_size: int) -> int:
+    """Return how many neighbours stay together where shuffle=True.
+
+    That is about 1 MiB of samples, but few enough for a window to mix 32 blocks; and a shard where these are unpacked.
+    """
+    if shards.compressed:
+        return max(1, int(shards.counts.max(initial=1)))
+    return max(1, min(_BLOCK_BYTES // shards.sample_bytes, buffer_size // 32))

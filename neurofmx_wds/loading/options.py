@@ -1,0 +1,292 @@
+"""The settings of a loader, as frozen values that refuse bad ones when they are made.
+
+Knows the arguments of the public functions; knows nothing of files, processes or training.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from multiprocessing.context import BaseContext
+from typing import Any, Literal, TypedDict, TypeVar
+
+import numpy as np
+import webdataset as wds
+
+from ..format.groups import Groups
+from ..format.shards import DEFAULT_SHARD_PATTERN, ShardDir
+from ..order.epoch import EpochOrder
+from ..storage.cache import DEFAULT_CACHE_SIZE
+from .readers import Handler, IOMode
+from .selection import Select
+from .transforms import BatchTransform, TargetTransform, Transform, as_batch_transforms, as_target_transform
+
+Shuffle = bool | Literal["full"]
+Collate = Callable[[Sequence[Any]], Any]
+MemorySize = int | float | str
+
+_UNITS = {"": 1, "b": 1} | {f"{p}b": 1000**i for i, p in enumerate("kmgt", 1)}
+_UNITS |= {f"{p}ib": 1024**i for i, p in enumerate("kmgt", 1)}
+_Options = TypeVar("_Options")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """Which samples and fields of which dataset are read, and how. The attributes are those of the public loaders.
+
+    Attributes:
+        shard_dir: a directory, a pattern, or a list of tars.
+        shard_pattern: which files of a directory are shards.
+        modalities: names of the fields to read; None: all.
+        select: which samples, by their metadata; None: all.
+        group, groups: only the samples with the labels of this group, and where groups are defined.
+        io: how shards are read.
+        cache_dir, cache_size: where compressed shards are unpacked, and bytes that they may take there.
+        checksums: whether payloads are compared with their checksums; None: where these are known.
+
+    Raises:
+        ValueError: a value that is not allowed.
+
+    Example:
+        >>> ReadOptions(shard_dir="shards", io="magic")
+        Traceback (most recent call last):
+        ValueError: io must be "auto", "mmap" or "pread", not 'magic'
+    """
+
+    shard_dir: ShardDir
+    shard_pattern: str = DEFAULT_SHARD_PATTERN
+    modalities: Sequence[str] | str | None = None
+    select: Select | None = None
+    group: str | None = None
+    groups: Groups | None = None
+    io: IOMode = "auto"
+    cache_dir: str | os.PathLike[str] | None = None
+    cache_size: int = DEFAULT_CACHE_SIZE
+    checksums: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.io not in ("auto", "mmap", "pread"):
+            raise ValueError(f'io must be "auto", "mmap" or "pread", not {self.io!r}')
+        if not (self.select is None or callable(self.select) or isinstance(self.select, Mapping)):
+            raise ValueError(f"select must be a mapping or a function of metadata, not {self.select!r}")
+        if self.group is None and self.groups is not None:
+            raise ValueError("groups= goes together with group=, the name of the one that is wanted")
+        if self.checksums not in (None, True, False):
+            raise ValueError(f"checksums must be True, False or None, not {self.checksums!r}")
+        if not (isinstance(self.cache_size, (int, float, np.integer)) and self.cache_size >= 0):
+            raise ValueError(f"cache_size must be a number of bytes, not {self.cache_size!r}")
+        if self.modalities is not None:
+            names = (self.modalities,) if isinstance(self.modalities, str) else tuple(self.modalities)
+            if not all(isinstance(name, str) for name in names):
+                raise ValueError(f"modalities must be names of fields, not {self.modalities!r}")
+            object.__setattr__(self, "modalities", names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrderOptions:
+    """In which order the samples of an epoch come.
+
+    Attributes:
+        seed: fixes the order of every epoch.
+        shuffle: False, True (blocks, then samples within `buffer_size`) or ``"full"`` (uniform).
+        buffer_size: positions among which samples are mixed when `shuffle` is True.
+        block_size: neighbouring samples that stay together then; None: about 1 MiB of them.
+
+    Raises:
+        ValueError: a value that is not allowed.
+    """
+
+    seed: int = 42
+    shuffle: Shuffle = True
+    buffer_size: int = 1000
+    block_size: int | None = None
+
+    def __post_init__(self) -> None:
+        checked = self.order([], default_block_size=1)  # of numpy's integers it makes Python's
+        for name in ("seed", "buffer_size", "block_size"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, getattr(checked, name))
+
+    def order(self, shard_counts: Sequence[int] | np.ndarray, default_block_size: int) -> EpochOrder:
+        """Return the order of epoch 0 of a dataset.
+
+        Args:
+            shard_counts: samples in each shard, shape (n_shards,).
+            default_block_size: where `block_size` is None.
+        """
+        block_size = default_block_size if self.block_size is None else self.block_size
+        return EpochOrder(shard_counts, self.seed, 0, self.shuffle, self.buffer_size, block_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessingOptions:
+    """What is done to samples that have been read.
+
+    Attributes:
+        transform: of a sample.
+        target_transform: of a label.
+        collate_fn: makes a batch of a list of samples; None: the list is the batch.
+        batch_transform: of a batch; a tuple once the value is made.
+        handler: asked about samples that cannot be read or transformed.
+
+    Raises:
+        TypeError: something that cannot be called.
+    """
+
+    transform: Transform | None = None
+    target_transform: TargetTransform | None = None
+    collate_fn: Collate | None = None
+    batch_transform: BatchTransform | Sequence[BatchTransform] | None = None
+    handler: Handler = wds.reraise_exception
+
+    def __post_init__(self) -> None:
+        as_target_transform(self.target_transform)
+        object.__setattr__(self, "batch_transform", as_batch_transforms(self.batch_transform))
+        for name in ("transform", "collate_fn"):
+            if not (getattr(self, name) is None or callable(getattr(self, name))):
+                raise TypeError(f"{name} must be a function, not {getattr(self, name)!r}")
+        if not callable(self.handler):
+            raise TypeError(f"handler must be a function of an error, not {self.handler!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions:
+    """How an epoch is cut into batches, and which share of them this process gets.
+
+    Attributes:
+        batch_size: samples per batch and rank.
+        drop_last: whether samples that do not fill a batch on every rank are left out.
+        rank, world_size: this process's share; None: as webdataset finds it.
+
+    Raises:
+        ValueError: a value that is not allowed.
+    """
+
+    batch_size: int = 32
+    drop_last: bool = False
+    rank: int | None = None
+    world_size: int | None = None
+
+    def __post_init__(self) -> None:
+        _set_count(self, "batch_size", least=1)
+        rank, world_size = self.rank, self.world_size
+        if (rank is None) != (world_size is None):
+            raise ValueError(f"give rank and world_size together, not rank={rank} and world_size={world_size}")
+        if rank is not None and world_size is not None and not 0 <= rank < world_size:
+            raise ValueError(f"rank must be in [0, world_size), not {rank} of {world_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions:
+    """Which processes read, and how far ahead.
+
+    Attributes:
+        num_workers: worker processes; 0: none; None: none where loading is only copying, else a few.
+        prefetch_factor: batches read ahead by each worker, or by the thread that reads without workers; None: 2 for
+            workers, 0 for the thread.
+        pin_memory: whether batches are put into page-locked memory.
+        memory_limit: bytes that loading may take; None: any number.
+        persistent_workers, multiprocessing_context, timeout, worker_init_fn: as in torch's DataLoader.
+        in_order: must be True.
+
+    Raises:
+        ValueError: a value that is not allowed.
+    """
+
+    num_workers: int | None = None
+    prefetch_factor: int | None = 2
+    pin_memory: bool = False
+    memory_limit: MemorySize | None = None
+    persistent_workers: bool = False
+    multiprocessing_context: str | BaseContext | None = None
+    timeout: float = 0
+    worker_init_fn: Callable[[int], None] | None = None
+    in_order: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("num_workers", "prefetch_factor"):
+            if getattr(self, name) is not None:
+                _set_count(self, name)
+        if self.memory_limit is not None:
+            object.__setattr__(self, "memory_limit", parse_size(self.memory_limit))
+        if not self.in_order:
+            raise ValueError("in_order=False would make the order depend on the workers' speed; leave it out")
+
+    @property
+    def of_torch(self) -> dict[str, Any]:
+        """Those that torch's DataLoader is given as they are."""
+        names = ("persistent_workers", "multiprocessing_context", "timeout", "worker_init_fn")
+        return {name: getattr(self, name) for name in names}
+
+
+class SampleLoaderOptions(TypedDict, total=False):
+    """Keyword arguments of :class:`~neurofmx_wds.WebDatasetLoader`, for functions that hand them on."""
+
+    shard_pattern: str
+    shuffle: Shuffle
+    buffer_size: int
+    seed: int
+    modalities: Sequence[str] | None
+    select: Select | None
+    transform: Transform | None
+    handler: Handler
+    rank: int | None
+    world_size: int | None
+    block_size: int | None
+    io: IOMode
+    cache_dir: str | os.PathLike[str] | None
+    cache_size: int
+    target_transform: TargetTransform | None
+    group: str | None
+    groups: Groups | None
+    checksums: bool | None
+
+
+def take_options(kind: type[_Options], options: dict[str, Any], **defaults: Any) -> _Options:
+    """Make a value of one of the kinds above of those `options` that it has, and remove these from the dictionary.
+
+    Example:
+        >>> options = {"seed": 1, "batch_size": 8}
+        >>> take_options(OrderOptions, options, shuffle=False)
+        OrderOptions(seed=1, shuffle=False, buffer_size=1000, block_size=None)
+        >>> options
+        {'batch_size': 8}
+    """
+    names = {field.name for field in fields(kind)} & set(options)  # type: ignore[arg-type]
+    return kind(**{**defaults, **{name: options.pop(name) for name in names}})
+
+
+def parse_size(size: MemorySize) -> int:
+    """Return a number of bytes, also given as ``"2GB"`` or ``"512 MiB"``.
+
+    Raises:
+        ValueError: no such number, or not positive.
+
+    Example:
+        >>> parse_size("1.5 GB"), parse_size("2KiB"), parse_size(1e6)
+        (1500000000, 2048, 1000000)
+    """
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?)\s*([a-z]*)", str(size).strip().lower())
+    if isinstance(size, (int, float)) and not isinstance(size, bool) and 0 < size < 1 << 60:
+        return int(size)
+    if not isinstance(size, str) or found is None or found[2] not in _UNITS or not float(found[1]):
+        raise ValueError(f'memory_limit must be a number of bytes, or like "2GB" or "512MiB", not {size!r}')
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+def count_of(name: str, value: int, least: int = 0) -> int:
+    """Return an argument that counts something, numpy's integers as Python's.
+
+    Raises:
+        ValueError: it is no whole number, or less than `least`.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{name} must be a {'positive' if least else 'non-negative'} integer, not {value!r}")
+    return int(value)
+
+
+def _set_count(options: object, name: str, least: int = 0) -> None:
+    """Check an attribute of a frozen value that counts something."""
+    object.__setattr__(options, name, count_of(name, getattr(options, name), least))
