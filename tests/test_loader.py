@@ -508,8 +508,8 @@ def test_workers_by_default_only_where_there_is_work(
     for name in ("transform", "batch_transform", "collate_fn"):
         loader = create_webdataset_dataloader(dataset(), **{name: identity})
         assert loader.num_workers == min(4, cores)
-        for given in (0, 1, 7):
-            assert create_webdataset_dataloader(dataset(), **{name: identity}, num_workers=given).num_workers == given
+        for number in (0, 1, 7):
+            assert create_webdataset_dataloader(dataset(), **{name: identity}, num_workers=number).num_workers == number
 
 
 # --- refusals

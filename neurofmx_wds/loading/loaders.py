@@ -474,6 +474,7 @@ def create_webdataset_dataloader(
 
     Example:
         >>> import tempfile
+        >>> import numpy as np
         >>> from neurofmx_wds import create_shards_from_arrays
         >>> out = tempfile.mkdtemp()
         >>> _ = create_shards_from_arrays(out, {"spikes": np.zeros((50, 100, 96), "float32")})
