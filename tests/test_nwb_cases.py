@@ -59,7 +59,7 @@ def test_spike_times_in_samples_or_milliseconds_are_noticed_and_time_scale_mends
     ):
         make_recording(tmp_path / f"{name}.nwb", spike_times=times, trials=5)
         source = open_source(tmp_path / f"{name}.nwb", SourceConfig(bin_size_ms=1000, sequence_length=10))
-        assert "in ms or samples? time_scale" in " ".join(source.describe().report["warnings"])
+        assert "in ms or samples? set time_scale" in " ".join(source.describe().report["warnings"])
         source.close()
         mended, samples = read_all(tmp_path / f"{name}.nwb", time_scale=scale)
         assert "time_scale" not in " ".join(mended.report["warnings"] + good.report["warnings"])
@@ -232,11 +232,12 @@ def test_a_link_is_followed_and_one_that_leads_nowhere_is_named(tmp_path: Path, 
 
     _, expected = read_all(tmp_path / "whole.nwb")
     _, linked = read_all(edited(tmp_path / "linked.nwb", link(True), behavior_rate=100))
+    assert expected
     for (ours, _), (theirs, _) in zip(linked, expected, strict=True):
         np.testing.assert_array_equal(ours["behavior"][:, :2], theirs["behavior"])
     description, _ = read_all(edited(tmp_path / "broken.nwb", link(False), behavior_rate=100))
     where = "gone.h5:/d" if kind == "external" else "/nowhere"
-    assert f"{XY} left out: its data are a link to {where}, which is not there" in description.report["warnings"]
+    assert f"{XY} left out: its data are a link to {where}, which does not exist" in description.report["warnings"]
 
 
 def test_series_that_share_data_and_timestamps_are_both_read(tmp_path: Path) -> None:
@@ -247,6 +248,7 @@ def test_series_that_share_data_and_timestamps_are_both_read(tmp_path: Path) -> 
 
     make_recording(tmp_path / "a.nwb", extra=add)
     _, samples = read_all(tmp_path / "a.nwb")
+    assert samples
     for fields, _ in samples:
         np.testing.assert_array_equal(fields["behavior"][:, 0], fields["behavior"][:, 1])
 

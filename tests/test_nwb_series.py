@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from neurofmx_wds.errors import SourceError
 from neurofmx_wds.nwb import series as module
 from neurofmx_wds.nwb.clock import Grid
-from neurofmx_wds.nwb.series import Series, timeline_at_rate, timeline_of_timestamps
+from neurofmx_wds.nwb.series import Series
+from neurofmx_wds.nwb.timeline import timeline_at_rate, timeline_of_timestamps
 
 GAP = 0.25e9
 MS = 10**6

@@ -14,9 +14,9 @@ from pynwb.core import ElementIdentifiers, VectorData, VectorIndex
 from recordings import make_recording
 
 from neurofmx_wds.errors import SourceError
-from neurofmx_wds.nwb.clock import MAX_NS, Grid
+from neurofmx_wds.nwb.clock import MAX_NS, Grid, main_span
 from neurofmx_wds.nwb.recording import Recording
-from neurofmx_wds.nwb.units import bulk, read_units, support_of
+from neurofmx_wds.nwb.units import read_units, support_of
 
 
 class Table:
@@ -95,16 +95,27 @@ def test_support_is_the_union_of_obs_intervals_else_first_to_last_spike(tmp_path
 
 def test_a_stray_time_does_not_stretch_the_support_but_a_long_recording_stays_whole() -> None:
     minute = np.arange(600, dtype=np.int64) * 10**8
-    assert bulk(np.r_[minute, 10**18]) == slice(0, 600)
-    assert bulk(np.r_[-(10**18), minute]) == slice(1, 601)
-    assert bulk(np.r_[minute, minute + 20 * 3600 * 10**9]) == slice(0, 1200)
-    assert bulk(np.empty(0, dtype=np.int64)) == slice(0, 0)
+    assert main_span(np.r_[minute, 10**18]) == slice(0, 600)
+    assert main_span(np.r_[-(10**18), minute]) == slice(1, 601)
+    assert main_span(np.r_[minute, minute + 20 * 3600 * 10**9]) == slice(0, 1200)
+    assert main_span(np.empty(0, dtype=np.int64)) == slice(0, 0)
+
+
+@pytest.mark.parametrize("days", [2, 30])
+def test_of_a_long_recording_a_time_is_stray_more_than_20_spans_of_its_middle_away(days: int) -> None:
+    times = np.linspace(0, days * 86_400e9, 1001).astype(np.int64)
+    low, high = int(times[100]), int(times[-101])  # the middle 80 %
+    edge = 20 * (high - low)
+    for near in (high + edge, low - edge):
+        assert main_span(np.sort(np.r_[times, near])) == slice(0, 1002)
+    assert main_span(np.r_[times, high + edge + days * 86_400 * 10**9]) == slice(0, 1001)
+    assert main_span(np.r_[low - edge - days * 86_400 * 10**9, times]) == slice(1, 1002)
 
 
 @given(st.lists(st.integers(0, 364 * 86_400 * 10**9), max_size=9), st.integers(-(10**18), 10**18))
 def test_of_few_times_only_one_over_a_year_away_is_stray(times: list[int], start: int) -> None:
     few = start + np.unique(np.array(times, dtype=np.int64))
-    assert bulk(few) == slice(0, len(few))
+    assert main_span(few) == slice(0, len(few))
 
 
 @pytest.mark.parametrize("n", range(2, 20))
@@ -112,11 +123,11 @@ def test_of_few_times_only_one_over_a_year_away_is_stray(times: list[int], start
 def test_one_stray_time_is_told_from_however_few_but_one_other(n: int, stray: int) -> None:
     few = np.sort(np.random.default_rng(n).integers(0, 3600 * 10**9, n))
     with_stray = np.sort(np.r_[few, stray])
-    assert with_stray[bulk(with_stray)].tolist() == few.tolist()
+    assert with_stray[main_span(with_stray)].tolist() == few.tolist()
     two = np.array([0, 10**18])
-    assert bulk(two) == slice(0, 2) and bulk(np.repeat(two, 5)) == slice(0, 10)
+    assert main_span(two) == slice(0, 2) and main_span(np.repeat(two, 5)) == slice(0, 10)
     halves = np.r_[few, few + 10**18]
-    assert bulk(halves) == slice(0, 2 * n)
+    assert main_span(halves) == slice(0, 2 * n)
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

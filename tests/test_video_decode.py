@@ -121,7 +121,7 @@ def test_a_recording_behind_a_url_names_nothing_that_is_opened(tmp_path: Path) -
         config = SourceConfig(modalities=("spikes", "video"), decode_video=True)
         [source] = convert([f"{server.url}/a.nwb"], tmp_path / "out", config).summary["sources"]
         assert {path for _, path, *_ in server.requests} == {"a.nwb"}
-    assert any("what it names is not looked for" in line for line in source["warnings"])
+    assert any("files that it refers to are not looked for" in line for line in source["warnings"])
 
 
 def test_files_too_short_or_cut_end_in_one_error(tmp_path: Path) -> None:

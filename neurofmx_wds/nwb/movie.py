@@ -1,6 +1,6 @@
-"""Frames of video files that lie beside a recording, decoded on request, each found by its number.
+"""Frames of video files that lie beside a recording, decoded on request, by number.
 
-Opens plain files below the recording's directory, as containers of video and nothing else; never a URL.
+Opens plain files below the recording's directory, only as video containers; never a URL.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .clock import Int64
 
 #: A frame of more pixels than this is refused.
 MOST_PIXELS = 2**26
-#: What may be in a file: containers of video. Playlists and scripts, which name other files or URLs, are none.
+#: The container formats that are opened. Playlists and scripts, which refer to other files or URLs, are not.
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,asf,ogg,m4v,mjpeg,gif"
 _OPTIONS = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "none"}
 
@@ -29,12 +29,12 @@ class Movie:
 
     Args:
         recording: path of the file that names them.
-        names: as they stand there; relative to the recording's directory, and below it.
+        names: the files, as the recording names them: relative to its directory, and below it.
         first_frames: number of each file's first frame.
-        n: how many frames there are in all.
+        n: total number of frames.
 
     Raises:
-        ValueError: a file is a URL, lies elsewhere, is not there, or holds no video, or their pictures differ in size.
+        ValueError: a file is a URL, lies elsewhere, does not exist or is not a video, or the sizes of frames differ.
         SourceError: the decoder is not installed.
     """
 
@@ -52,10 +52,10 @@ class Movie:
         return self.shape[0]
 
     def __getitem__(self, numbers: Int64) -> npt.NDArray[np.uint8]:
-        """Decodes frames by ascending number.
+        """Decode frames by ascending number: uint8 (len(numbers), height, width, 3).
 
         Raises:
-            OSError: a file is damaged or has no such frame.
+            OSError: a file is damaged, or has no such frame.
         """
         out = np.empty((len(numbers), *self.shape[1:]), np.uint8)
         for row, number in enumerate(numbers.tolist()):
@@ -64,13 +64,13 @@ class Movie:
         return out
 
     def close(self) -> None:
-        """Closes the files."""
+        """Close the files."""
         for file in self._files:
             file.close()
 
 
 def _beside(recording: str, name: str) -> str:
-    """Gives where a named file lies; links there are the user's own doing, and followed."""
+    """Return the path of a named file. Links there were made by the user, and are followed."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", name):
         raise ValueError(f"{name} is a URL, and never fetched")
     directory = os.path.dirname(os.path.abspath(recording))
@@ -83,7 +83,7 @@ def _beside(recording: str, name: str) -> str:
 
 
 class _MovieFile:
-    """One video file; frames are found by their times, which are read from all packets when the first is asked for."""
+    """One video file; frames are found by their times, which are read from all packets on first use."""
 
     def __init__(self, path: str, name: str, recording: str) -> None:
         try:
@@ -126,7 +126,7 @@ class _MovieFile:
         time = self._times[number]
         if self._at != time:
             self._go_to(time)
-        # One thread: what has threads of its own can never be let go of in a process that is forked later.
+        # One thread: threads of the decoder would keep it from being freed in a process that is forked later.
         rgb: npt.NDArray[np.uint8] = self._picture.reformat(format="rgb24", threads=1).to_ndarray()
         if rgb.shape[:2] != self.size:
             raise ValueError("its size changes on the way")
@@ -155,7 +155,7 @@ class _MovieFile:
         self._frames, self._at = self._container.decode(self._stream), None
 
     def _forward(self, time: int) -> bool:
-        """Decodes on to a time; says whether there was a frame of just that time."""
+        """Decode up to a time; return whether a frame has exactly that time."""
         for picture in self._frames:
             if picture.pts is not None and picture.pts >= time:
                 self._picture, self._at = picture, picture.pts

@@ -1,6 +1,6 @@
-"""An NWB file opened with pynwb, or what is wrong with it, in words.
+"""Open an NWB file with pynwb, or explain what is wrong with it.
 
-Knows files and pynwb's complaints; nothing of what a recording holds.
+Knows files and pynwb's errors; knows nothing of what a recording holds.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ _UNLOCK = "wait until it is done; where nothing writes it, set HDF5_USE_FILE_LOC
 def open_nwb(
     path: str, stream: BinaryIO | None, closing: contextlib.ExitStack, make_io: Callable[[], Any] | None = None
 ) -> tuple[Any, Any, dict[str, SourceError]]:
-    """Opens an NWB file.
+    """Open an NWB file.
 
     Args:
-        path: the file, or where `stream` is from.
+        path: the file, or the address of `stream`.
         stream: the file, already open.
-        closing: what closes it all, in the right order.
-        make_io: makes pynwb's IO of what is no HDF5 file.
+        closing: closes everything, in the right order.
+        make_io: returns pynwb's IO of a recording that is not an HDF5 file.
 
     Returns:
-        pynwb's IO and NWBFile, and path → what is wrong with each object that is left out, since pynwb cannot make it.
+        pynwb's IO and NWBFile, and path → error of each object that is left out because pynwb cannot read it.
 
     Raises:
-        SourceError: it is none, or pynwb cannot read it.
+        SourceError: it is not an NWB 2 file, or pynwb cannot read it.
     """
     if stream is not None:
         closing.enter_context(stream)
@@ -47,7 +47,7 @@ def open_nwb(
             io = make_io()
         elif stream is None:
             io = NWBHDF5IO(path, "r", load_namespaces=True)
-        else:  # HDF5 must let go of a stream before Python does, also after an error
+        else:  # HDF5 must release a stream before Python closes it, also after an error
             file = closing.enter_context(h5py.File(stream, "r"))
             _check_is_alone(file, path)
             io = NWBHDF5IO(file=file, mode="r", load_namespaces=True)
@@ -55,26 +55,26 @@ def open_nwb(
         try:
             return io, io.read(), {}
         except Exception:
-            if make_io is not None:  # what is refused there is refused for its danger, not for its oddity
+            if make_io is not None:  # objects in a Zarr store are refused as dangerous, not as odd
                 raise
             nwb, left_out = read_partly(io)
             return io, nwb, {path: _why_left_out(path, *why) for path, why in left_out.items()}
     except SourceError:
         raise
-    except Exception as error:  # pynwb and hdmf raise whatever the file's oddity leads to
+    except Exception as error:  # pynwb and hdmf raise errors of any type for odd files
         problem, remedy = _why_unreadable(error)
         raise SourceError(problem, file=path, remedy=remedy) from error
 
 
 def _check_is_nwb2(path: str, stream: BinaryIO | None) -> None:
-    """Raises a SourceError that says what the file is instead of NWB 2, where it is not."""
+    """Raise a SourceError that says what the file is, unless it is NWB 2."""
     problem, remedy = _other_than_nwb2(path, stream)
     if problem:
         raise SourceError(problem, file=path, remedy=remedy)
 
 
 def _check_is_alone(file: h5py.File, path: str) -> None:
-    """Raises a SourceError where parts of an HDF5 file are said to lie in others."""
+    """Raise a SourceError if parts of an HDF5 file lie in other files."""
     others: set[str] = set()
 
     def look(name: str, link: Any) -> None:
@@ -86,7 +86,7 @@ def _check_is_alone(file: h5py.File, path: str) -> None:
                 others.update(each.file_name for each in found.virtual_sources())
 
     file.visititems_links(look)
-    others.discard(".")  # what is virtual may lie in the file itself
+    others.discard(".")  # a virtual dataset may refer to its own file
     if others:
         problem = f"parts of it are in other files, which are not looked for: {', '.join(sorted(others)[:5])}"
         remedy = "download it with these and convert the copy, or export it into one file with pynwb"
@@ -120,7 +120,7 @@ def _other_than_nwb2(path: str, stream: BinaryIO | None) -> tuple[str | None, st
 
 
 def _has_signature(stream: BinaryIO) -> bool:
-    """Says whether HDF5's signature is where it may be: at 0, 512, 1024, 2048 … bytes."""
+    """Return whether HDF5's signature is at 0, 512, 1024, 2048 … bytes, where it may be."""
     size = stream.seek(0, os.SEEK_END)
     for place in (0, *(512 << k for k in range(max(0, size.bit_length() - 9)))):
         stream.seek(place)
@@ -132,13 +132,13 @@ def _has_signature(stream: BinaryIO) -> bool:
 def _other_version_than_2(version: Any, is_nwb: bool) -> tuple[str | None, str]:
     if version is None and not is_nwb:
         return "is an HDF5 file but not NWB: it has no nwb_version", "convert it to NWB 2 with pynwb or NeuroConv first"
-    told = version.decode(errors="replace") if isinstance(version, bytes) else version
-    major = re.match(r"(?:NWB-)?(\d+)\.", told) if isinstance(told, str) else None
+    text = version.decode(errors="replace") if isinstance(version, bytes) else version
+    major = re.match(r"(?:NWB-)?(\d+)\.", text) if isinstance(text, str) else None
     if major is None:
         problem = "has no nwb_version attribute" if version is None else f"has a malformed nwb_version: {version!r}"
         return problem, "give its root the attribute nwb_version, a string such as '2.7.0', with h5py"
     if int(major[1]) < 2:
-        return f"is NWB {told}, which is not NWB 2", "convert it to NWB 2 first"
+        return f"is NWB {text}, which is not NWB 2", "convert it to NWB 2 first"
     return None, ""
 
 
@@ -150,11 +150,11 @@ def _why_left_out(path: str, needed: str, error: Exception) -> SourceError:
 
 
 def _why_unreadable(error: Exception) -> tuple[str, str]:
-    """Gives what pynwb complains of, without its dump of the file's inside, and what to do about it."""
+    """Return pynwb's error in words, without its dump of the file's content, and what to do about it."""
     extension = re.search(r"'([\w-]+)' not a namespace", str(error))
     if extension:
         name = extension[1]
         return f"it uses the extension {name}, whose definition is not in it", f"install it: pip install {name}"
-    told = str(error.args[-1] if error.args else error)  # hdmf's other argument is all that is stored
-    problem = f"pynwb cannot read it: {type(error).__name__}: {told[-300:]}"
+    message = str(error.args[-1] if error.args else error)  # hdmf's other argument is all that is stored
+    problem = f"pynwb cannot read it: {type(error).__name__}: {message[-300:]}"
     return problem, "run `pynwb-validate` on it, or open it with the tool that wrote it and export it again"

@@ -1,6 +1,6 @@
-"""What pynwb can make of an NWB file of which it cannot make all: the rest is left out, object by object.
+"""Read an NWB file without the objects that pynwb cannot read, which are left out one by one.
 
-Knows hdmf's builders (what is stored) and containers (what is made of it); nothing of what a recording holds.
+Knows hdmf's builders (what is stored) and containers (the objects made from it); knows nothing of recordings.
 """
 
 from __future__ import annotations
@@ -11,24 +11,25 @@ from typing import Any
 from hdmf.build import BuildManager, DatasetBuilder, GroupBuilder
 from hdmf.container import Container
 
-#: A file with more objects than this that cannot be made is damaged as a whole.
+#: A file with more objects than this that cannot be read is damaged as a whole.
 MOST_LEFT_OUT = 100
-#: Without this table nobody knows which data are bad, so that nothing is read without it.
+#: Without this table nobody knows which data are bad: if it cannot be read, nothing is.
 _NEEDED = "intervals/invalid_times"
 _TYPED = ("neurodata_type", "namespace", "object_id")
 
 
 def read_partly(io: Any) -> tuple[Any, dict[str, tuple[str, Exception]]]:
-    """Reads what can be read of a file that pynwb has failed to read.
+    """Read the readable objects of a file that pynwb fails to read.
 
     Args:
-        io: pynwb's IO; what it stores of the file is changed, the file is not.
+        io: pynwb's IO; its builders are changed, the file is not.
 
     Returns:
-        pynwb's NWBFile, and path → of each object left out, what it needs that is left out too, or "", and the error.
+        pynwb's NWBFile, and for the path of each object left out: the path of the left-out object that it needs, or "",
+        and the error.
 
     Raises:
-        Exception: pynwb's own, where the file as a whole is at fault.
+        Exception: pynwb's own, if the file as a whole is at fault.
     """
     root, attempt = io.read_builder(), _Attempt(io.manager.type_map)
     without: list[Any] = []
@@ -41,7 +42,7 @@ def read_partly(io: Any) -> tuple[Any, dict[str, tuple[str, Exception]]]:
         try:
             attempt.construct(root)
             break
-        except Exception as error:  # pynwb and hdmf raise whatever the file's oddity leads to
+        except Exception as error:  # pynwb and hdmf raise errors of any type for odd files
             at_fault = next((each for each in attempt.failed if _outer(each, without) is None), root)
             needed = next((_path(found) for b in attempt.failed if (found := _outer(b, without))), "")
             if _loosen(at_fault, without, unlinked):
@@ -49,14 +50,14 @@ def read_partly(io: Any) -> tuple[Any, dict[str, tuple[str, Exception]]]:
             needed = needed or unlinked.get(id(at_fault), "")
             _leave_out(at_fault, error, needed, without, left_out)
     io.manager.clear_cache()
-    for builder in without:  # object references in tables may still lead to them
+    for builder in without:  # tables may still refer to them
         for each in (builder, *_below(builder)):
             io.manager.prebuilt(Container(name=each.name), each)
     return io.read(), left_out
 
 
 class _Attempt(BuildManager):  # type: ignore[misc]
-    """Makes containers and notes the builders of which none could be made, innermost first."""
+    """Constructs containers and keeps the builders for which that failed, innermost first."""
 
     def __init__(self, type_map: Any) -> None:
         super().__init__(type_map)
@@ -73,9 +74,9 @@ class _Attempt(BuildManager):  # type: ignore[misc]
 def _leave_out(
     builder: Any, error: Exception, needed: str, without: list[Any], left_out: dict[str, tuple[str, Exception]]
 ) -> None:
-    """Takes a builder out of its group, or raises the error where the file is of no use without it."""
+    """Remove a builder from its group, or raise the error if the file is of no use without it."""
     if isinstance(builder, DatasetBuilder) and "neurodata_type" in builder.parent.attributes:
-        builder = builder.parent  # a table without a column, or a series without its electrodes, would be another
+        builder = builder.parent  # a table without a column, or a series without its electrodes, is incomplete
     path = _path(builder)
     if _outer(builder, without) is not None:
         return
@@ -93,9 +94,9 @@ def _remove(group: Any, name: str) -> None:
 
 
 def _loosen(builder: Any, without: list[Any], unlinked: dict[int, str]) -> bool:
-    """Frees a builder of links that keep it from being made, and says whether there were any; notes where they led.
+    """Remove links that keep a builder from being constructed, note their targets, and return whether there were any.
 
-    A series' data and timestamps may be another object's that cannot be made, or are no series': they become its own.
+    Data and timestamps that are links to an object that cannot be read, or to a plain dataset, become the series' own.
     """
     freed = False
     for group in _untyped_in(builder):
@@ -115,7 +116,7 @@ def _loosen(builder: Any, without: list[Any], unlinked: dict[int, str]) -> bool:
 
 
 def _untyped_in(builder: Any) -> Iterator[Any]:
-    """Gives a group and the groups in it that are no objects by themselves."""
+    """Yield a group and the groups in it that have no type of their own."""
     if isinstance(builder, GroupBuilder):
         yield builder
         for each in builder.groups.values():
@@ -124,7 +125,7 @@ def _untyped_in(builder: Any) -> Iterator[Any]:
 
 
 def _of_unknown_type(root: Any, manager: Any) -> Iterator[tuple[Any, Exception]]:
-    """Finds the outermost objects whose type no definition tells of, and what hdmf says of each."""
+    """Yield the outermost objects whose type has no definition, and hdmf's error for each."""
     for each in (*root.groups.values(), *root.datasets.values()):
         try:
             kind, space = manager.get_builder_dt(each), manager.get_builder_ns(each)
@@ -145,7 +146,7 @@ def _below(builder: Any) -> Iterator[Any]:
 
 
 def _outer(builder: Any, without: list[Any]) -> Any:
-    """Gives what of `without` a builder is or is in; None where it is in none."""
+    """Return the builder of `without` that a builder is or is in; None if there is none."""
     while builder is not None and not any(builder is each for each in without):
         builder = builder.parent
     return builder

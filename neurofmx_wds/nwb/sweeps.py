@@ -1,6 +1,6 @@
-"""Intracellular recordings: sweeps, each a response and what was given to the cell meanwhile, on a clock of its own.
+"""Intracellular recordings: sweeps, each a response and its stimulus, on a clock of its own.
 
-Knows how NWB pairs the two; knows nothing of windows or of the recording's other series.
+Knows how NWB pairs the two; knows nothing of windows or of other series.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ class Sweep:
     """One sweep.
 
     Attributes:
-        response: what was recorded; stimulus: what was given, None where the file does not say.
-        span: start and stop (ns) of the part of the response that is this sweep's; None: all of it.
-        metadata: plain JSON values: number, clamp, electrode, protocol, and where the two series are.
+        response: the recorded series.
+        stimulus: the stimulus series; None if the file has none for this sweep.
+        span: start and stop (ns) of this sweep in the response; None: all of it.
+        metadata: plain JSON values: number, clamp, electrode, protocol, and the paths of the two series.
     """
 
     response: Series
@@ -31,14 +32,14 @@ class Sweep:
     metadata: dict[str, Any]
 
 
-#: Makes a series of a pynwb one and its path; None where its data are of no use.
+#: (path, pynwb series) → our series; None if its data cannot be used.
 Maker = Callable[[str, TimeSeries], Series | None]
 
 
 def read_sweeps(nwb: NWBFile, make: Maker) -> tuple[Sweep, ...]:
-    """Gives the sweeps: rows of the table of intracellular recordings, and responses that are in none of its rows.
+    """Return the sweeps: the rows of the table of intracellular recordings, and the responses that are in no row.
 
-    Such a response belongs to the stimulus of its sweep number and electrode.
+    The latter are paired with the stimulus of the same sweep number and electrode.
     """
     places = {
         "acquisition": nwb.acquisition,
@@ -47,7 +48,7 @@ def read_sweeps(nwb: NWBFile, make: Maker) -> tuple[Sweep, ...]:
     }
     paths = {id(each): f"{place}/{name}" for place, found in places.items() for name, each in (found or {}).items()}
     pairs = list(_in_table(nwb))
-    told = {id(response.timeseries) for response, _ in pairs}
+    in_table = {id(response.timeseries) for response, _ in pairs}
     made: dict[int, Series | None] = {}
 
     def series_of(each: TimeSeries | None) -> Series | None:
@@ -65,14 +66,14 @@ def read_sweeps(nwb: NWBFile, make: Maker) -> tuple[Sweep, ...]:
         _number_and_electrode(each): each for each in nwb.stimulus.values() if isinstance(each, PatchClampSeries)
     }
     for each in nwb.acquisition.values():
-        if isinstance(each, PatchClampSeries) and id(each) not in told:
+        if isinstance(each, PatchClampSeries) and id(each) not in in_table:
             number = _number_and_electrode(each)
             sweeps.append(_sweep(each, stimuli.get(number) if number else None, series_of, None))
     return tuple(sweep for sweep in sweeps if sweep is not None)
 
 
 def _in_table(nwb: NWBFile) -> Iterator[tuple[Any, TimeSeries | None]]:
-    """Gives each row's reference to its response, and its stimulus."""
+    """Yield each row's reference to its response, and its stimulus."""
     table = nwb.intracellular_recordings
     if table is None:
         return

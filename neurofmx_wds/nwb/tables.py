@@ -1,6 +1,6 @@
 """Tables of an NWB file: intervals, such as trials, on the clock, and cells as plain JSON.
 
-Knows pynwb's columns and the clock; nothing of series or of what becomes of the intervals.
+Knows pynwb's columns and the clock; knows nothing of series or of what intervals are used for.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pynwb.base import TimeSeriesReferenceVectorData
 
 from .clock import Int64, to_ns
 
-#: What the column of a table is called that says when its rows are.
+#: Names of columns that hold the times of a table's rows.
 TIME_COLUMNS = ("timestamps", "timestamp", "time")
-#: Lists in cells up to this length become metadata of samples.
+#: Lists in cells become metadata of samples up to this length.
 MOST_IN_CELL = 64
 
 
@@ -39,27 +39,27 @@ class Intervals:
     cells: dict[str, list[Any]]
 
     def at(self, time: int) -> int | None:
-        """Gives the row of the interval with start ≤ time < stop (ns), the last to start of several; or None."""
+        """Return the row of the interval with start ≤ time < stop (ns), of several the last to start; else None."""
         started = int(np.searchsorted(self.starts, time, side="right"))
         running = np.flatnonzero(self.stops[:started] > time)
         return int(self.rows[running[-1]]) if len(running) else None
 
     @property
     def word(self) -> str:
-        """The table's name in the singular: ``trial``, ``epoch``, or as it is."""
+        """The table's name in the singular: ``trial``, ``epoch``; other names are kept."""
         return {"trials": "trial", "epochs": "epoch"}.get(self.name, self.name)
 
     def names(self, word: str) -> tuple[str, ...]:
-        """Gives the names of the metadata: `word` of a row's number, ``<word>_<column>`` of its cells."""
+        """Return the names of the metadata: `word` for a row's number, ``<word>_<column>`` for its cells."""
         return word, *(f"{word}_{column}" for column in self.cells)
 
     def metadata(self, row: int | None, word: str) -> dict[str, Any]:
-        """Gives a row's number and cells, by their `names`; all of them None without a row."""
+        """Return a row's number and cells by their `names`; all None without a row."""
         cells = (None if row is None else cells[row] for cells in self.cells.values())
         return dict(zip(self.names(word), (row, *cells), strict=True))
 
     def times(self, column: str) -> npt.NDArray[np.float64] | None:
-        """Gives a column of times (s), NaN where a row has none; None where the column is none of numbers."""
+        """Return a column of times (s), NaN where a row has none; None if it is not a column of numbers."""
         try:
             times = np.array(self.cells[column], dtype=np.float64)
         except (KeyError, TypeError, ValueError):
@@ -69,10 +69,12 @@ class Intervals:
 
 @dataclass(frozen=True)
 class TimedColumn:
-    """A column of a table whose rows are in time, seen as a pynwb TimeSeries of its own.
+    """A column of a table whose rows have times, with the attributes of a pynwb TimeSeries.
 
     Attributes:
-        name: the column's; data, timestamps: sliceable, one for each row.
+        name: the column's name.
+        data: sliceable, one value for each row.
+        timestamps: sliceable times (s), one for each row.
     """
 
     name: str
@@ -87,7 +89,7 @@ class TimedColumn:
 
 
 def timed_columns(table: DynamicTable) -> Iterator[TimedColumn]:
-    """Gives the columns of a table that has one of timestamps (s); nothing where it has none, or for ragged ones."""
+    """Yield the columns of a table that has timestamps (s), without the ragged ones."""
     time = next((name for name in TIME_COLUMNS if name in table.colnames), None)
     flat = [name for name in table.colnames if not isinstance(table[name], (VectorIndex, DynamicTableRegion))]
     if time in flat and np.asarray(table[time].data[:0]).dtype.kind in "iuf":
@@ -95,10 +97,10 @@ def timed_columns(table: DynamicTable) -> Iterator[TimedColumn]:
 
 
 def read_intervals(table: Any) -> tuple[Intervals, list[str]]:
-    """Reads a pynwb TimeIntervals table.
+    """Read a pynwb TimeIntervals table.
 
     Returns:
-        The intervals, and what was left out of them, one line each.
+        The intervals, and notes on what was left out of them, one line each.
     """
     starts, stops = (np.asarray(table[name].data[:], dtype=np.float64) for name in ("start_time", "stop_time"))
     rows = np.flatnonzero(starts < stops)
@@ -115,7 +117,7 @@ def read_intervals(table: Any) -> tuple[Intervals, list[str]]:
 
 
 def _plain_cells(column: Any) -> list[Any] | None:
-    """Gives a column's cells as plain JSON, NaN as None; None where they are references or long lists."""
+    """Return a column's cells as plain JSON, NaN as None; None if they are references or long lists."""
     values = getattr(column, "target", column)
     if isinstance(values, (VectorIndex, DynamicTableRegion, TimeSeriesReferenceVectorData)):
         return None
@@ -135,7 +137,7 @@ def _without_nan(cell: Any) -> Any:
 
 
 def cells_of(column: Any) -> Iterator[Any]:
-    """Gives a table column's cells as stored: a ragged region's as the row numbers it points to."""
+    """Yield a table column's cells as stored; those of a region are the row numbers that it points to."""
     if not hasattr(column, "target"):
         yield from column.data[:]
         return
@@ -146,7 +148,7 @@ def cells_of(column: Any) -> Iterator[Any]:
 
 
 def plain(value: Any) -> Any:
-    """Makes a cell plain JSON."""
+    """Return a cell as plain JSON."""
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     if hasattr(value, "isoformat"):

@@ -1,6 +1,6 @@
 """The Units table: spike trains on the integer clock, and their counts in bins.
 
-Knows the table's layout and the clock; nothing of windows' purpose or of other series.
+Knows the table's layout and the clock; knows nothing of windows or of other series.
 """
 
 from __future__ import annotations
@@ -14,14 +14,29 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import SourceError
-from .clock import MAX_NS, NS_PER_S, Grid, Int64, intersection, intervals_of, no_intervals, to_ns, union, usable
-
-DAY_NS = 86_400 * NS_PER_S
+from .clock import MAX_NS, Grid, Int64, intersection, intervals_of, main_span, no_intervals, to_ns, union, usable
 
 
 @dataclass(frozen=True)
 class SpikeTrains:
     """All spikes of a recording in time order.
+
+    Example:
+        >>> from fractions import Fraction
+        >>> from .clock import no_intervals
+        >>> trains = SpikeTrains(
+        ...     times=np.array([1, 12, 13, 29]) * 1_000_000,
+        ...     units=np.array([0, 1, 1, 0], "int32"),
+        ...     ids=(7, 9),
+        ...     invalid={},
+        ...     unsorted_units=(),
+        ...     obs_intervals=None,
+        ...     bad_obs_intervals=0,
+        ... )
+        >>> trains.counts(Grid(Fraction(10_000_000)), 0, 3).tolist()  # three bins of 10 ms, two units
+        [[1, 0], [0, 2], [1, 0]]
+        >>> trains.ragged(10_000_000, 20_000_000)
+        (array([2000000, 3000000]), array([1, 1], dtype=int32))
 
     Attributes:
         times: int64 (n_spikes,), ns, ascending.
@@ -32,7 +47,7 @@ class SpikeTrains:
         obs_intervals: int64 (n, 2), ns, the union of all units' observation intervals; None where the table has none.
         bad_obs_intervals: how many observation intervals were left out: NaN, or stop before start.
         unit_intervals: each unit's own observation intervals (as obs_intervals), where they differ; else None.
-        duplicates: how many spikes are at the very ns of another of their unit; they are counted like any other.
+        duplicates: spikes at the same ns as another spike of their unit; they are counted like any other.
     """
 
     times: Int64
@@ -49,12 +64,12 @@ class SpikeTrains:
         return len(self.times)
 
     def within(self, start: int, stop: int) -> slice:
-        """Gives the slice of the spikes with start ≤ time < stop (ns)."""
+        """Return the slice of the spikes with start ≤ time < stop (ns)."""
         low, high = np.searchsorted(self.times, [start, stop])
         return slice(int(low), int(high))
 
     def counts(self, grid: Grid, first: int, stop: int) -> Int64:
-        """Counts spikes in bins [first, stop) of the grid.
+        """Count spikes in bins [first, stop) of the grid.
 
         Returns:
             int64 (stop − first, n_units).
@@ -65,12 +80,12 @@ class SpikeTrains:
         return np.bincount(cells, minlength=(stop - first) * n_units).reshape(stop - first, n_units)
 
     def ragged(self, start: int, stop: int) -> tuple[Int64, npt.NDArray[np.int32]]:
-        """Gives the spikes with start ≤ time < stop (ns): times since `start` (int64 ns) and unit rows (int32)."""
+        """Return times since `start` (int64, ns) and units (int32) of the spikes with start ≤ time < stop (ns)."""
         spikes = self.within(start, stop)
         return self.times[spikes] - start, self.units[spikes].copy()
 
     def observed(self, grid: Grid, first: int, stop: int) -> npt.NDArray[np.bool_]:
-        """Says which of the bins [first, stop) lie wholly in a unit's own observation intervals.
+        """Return which of the bins [first, stop) lie wholly in each unit's own observation intervals.
 
         Returns:
             bool (stop − first, n_units); all True where units do not differ.
@@ -87,15 +102,15 @@ class SpikeTrains:
 
     @cached_property
     def per_unit(self) -> list[int]:
-        """Number of valid spikes of each unit."""
+        """The number of valid spikes of each unit."""
         return [int(n) for n in np.bincount(self.units, minlength=len(self.ids))]
 
 
 def read_units(table: Any, file: str, time_scale: Fraction = Fraction(1)) -> SpikeTrains:
-    """Reads the spike times of a pynwb Units table.
+    """Read the spike times of a pynwb Units table.
 
-    Times (s) become integer ns. NaN, negative and unrepresentable ones are dropped and counted; unsorted units are
-    sorted (a copy) and named.
+    Times (s) become integer ns. NaN, negative and unrepresentable times are dropped and counted; units whose times
+    are out of order are sorted (in a copy) and named.
 
     Args:
         table: ``NWBFile.units``, with a ``spike_times`` column.
@@ -141,7 +156,7 @@ def read_units(table: Any, file: str, time_scale: Fraction = Fraction(1)) -> Spi
 
 
 def _observation(table: Any, n_units: int, file: str, time_scale: Fraction) -> tuple[tuple[Int64, ...], int]:
-    """Reads each unit's observation intervals, none where there is no such column, and counts the unusable ones."""
+    """Return each unit's observation intervals (none without such a column) and the number of unusable ones."""
     if "obs_intervals" not in table.colnames:
         return (), 0
     values, ends = _ragged(table, "obs_intervals", n_units, file)
@@ -151,7 +166,7 @@ def _observation(table: Any, n_units: int, file: str, time_scale: Fraction) -> t
 
 
 def _ragged(table: Any, column: str, n_rows: int, file: str) -> tuple[npt.NDArray[np.float64], Int64]:
-    """Reads a ragged column whole: its values (float64) and each row's end in them."""
+    """Read a ragged column whole: its values (float64) and each row's end in them."""
     index = table[column]
     ends = np.asarray(index.data[:], dtype=np.int64)
     values = np.asarray(index.target.data[:], dtype=np.float64)
@@ -165,14 +180,14 @@ def _ragged(table: Any, column: str, n_rows: int, file: str) -> tuple[npt.NDArra
 
 
 def support_of(trains: SpikeTrains) -> tuple[Int64, str, int]:
-    """Gives where spikes can be: the union of the units' observation intervals, else first to last spike of all units.
+    """Return where spikes can be: the union of the observation intervals, else from first to last spike of all units.
 
-    A stray time (see `bulk`) does not stretch the support; an endless observation interval ends at the last spike.
+    A stray time (see `main_span`) does not stretch the support; an endless observation interval ends at the last spike.
 
     Returns:
         int64 (n, 2) intervals in ns, the rule in words, and the number of stray spikes.
     """
-    times = trains.times[bulk(trains.times)]
+    times = trains.times[main_span(trains.times)]
     spiking = np.array([[times[0], times[-1] + 1]], dtype=np.int64) if len(times) else no_intervals()
     observed = trains.obs_intervals
     if observed is None:
@@ -180,21 +195,3 @@ def support_of(trains: SpikeTrains) -> tuple[Int64, str, int]:
     if np.abs(observed).max() >= MAX_NS:
         observed = intersection([observed, spiking])
     return observed, "units/obs_intervals, union over units", 0
-
-
-def bulk(times: Int64) -> slice:
-    """Gives the slice of sorted times (ns) that belong together; what it leaves out is stray.
-
-    A time is stray only when it is more than 20 spans of the middle 80 % of the times away from that middle, and also
-    more than a day: a wrong unit or a corrupt value, not a long recording. Without this, one such time sizes the grid.
-    Of fewer than ten different times the middle, all but the first and the last, tells little, and it must be a year:
-    no session lasts that long. Of two nobody knows which is wrong.
-    """
-    distinct = times[np.diff(times, prepend=times[:1] - 1) > 0]  # else a third of sentinels would be no strays
-    if len(distinct) < 3:
-        return slice(0, len(times))
-    outer = max(1, len(distinct) // 10)
-    low, high = int(distinct[outer]), int(distinct[-1 - outer])
-    margin = max(DAY_NS if len(distinct) >= 10 else 365 * DAY_NS, 20 * (high - low))
-    first, stop = np.searchsorted(times, [low - margin, high + margin + 1])
-    return slice(int(first), int(stop))

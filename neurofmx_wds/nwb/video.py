@@ -1,11 +1,12 @@
 """Video: which frame is shown in which bin, and the frames themselves where the NWB file holds them.
 
-Frames are read few at a time. A file that a video names is opened on request only (see `.movie`), else its frames are
-numbered.
+Frames are read few at a time. A file that a video names is opened on request only (see `.movie`); else its frames are
+only numbered.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,14 @@ import numpy.typing as npt
 
 from ..errors import SourceError
 from .clock import Grid, Int64
-from .series import Timeline
+from .finding import Found
+from .timeline import Timeline
+
+#: The number of frames that a video of unknown length is taken to have.
+MOST_FRAMES = 2**31
+
+#: Opens a video's files: (path in the recording, file names, first frames, number of frames) → dataset of frames.
+MovieOpener = Callable[[str, tuple[str, ...], Int64, int], Any]
 
 
 @dataclass(frozen=True)
@@ -22,7 +30,8 @@ class Video:
     """One image series.
 
     Attributes:
-        path: where it is in the file; file: the file, for errors.
+        path: where it is in the file.
+        file: the file, for errors.
         unit: unit of the pixels.
         timeline: when the frames are.
         endless: the file does not say how many frames there are.
@@ -41,11 +50,12 @@ class Video:
     first_frames: Int64
 
     def shown(self, grid: Grid, first: int, stop: int, max_gap: float) -> Int64:
-        """Gives the frame shown at the centre of bins [first, stop): the last one at or before it.
+        """Return the frame shown at the centre of bins [first, stop): the last one at or before it.
 
         Args:
             grid: the bins.
-            first, stop: which.
+            first: the first bin.
+            stop: the bin after the last.
             max_gap: ns; nothing is shown after a longer time without a frame, nor a period after the last one.
 
         Returns:
@@ -65,13 +75,13 @@ class Video:
         return np.where(over, -1, rows[left])
 
     def in_files(self, frames: Int64) -> Int64:
-        """Gives, for numbers of frames, the number of the file that holds each and its number there, −1 where none."""
+        """Return, for each frame number, the number of its file and its number there: int64 (n, 2), −1 for none."""
         which = np.searchsorted(self.first_frames, frames, side="right") - 1
         there = np.stack([which, frames - self.first_frames[np.maximum(which, 0)]], axis=1)
         return np.where(frames[:, None] < 0, -1, there)
 
     def frames(self, numbers: Int64) -> npt.NDArray[Any]:
-        """Reads frames by number, in the dtype stored: (len(numbers), …); zeros for −1.
+        """Read frames by number, in the dtype stored: (len(numbers), …); zeros for −1.
 
         Raises:
             SourceError: the file is damaged.
@@ -91,3 +101,40 @@ class Video:
                     remedy="the file is damaged or cut short; copy it again, or leave this video out",
                 ) from error
         return out
+
+
+def video_length(source: Any) -> int:
+    """Return the number of frames of a pynwb ImageSeries; `MOST_FRAMES` if the file does not say."""
+    if source.external_file is None:
+        return len(source.data)
+    numbered = MOST_FRAMES if source.timestamps is None else len(source.timestamps)
+    return int(getattr(source, "num_samples", None) or numbered)
+
+
+def read_video(
+    found: Found, file: str, timeline: Timeline, warn: Callable[..., None], open_movie: MovieOpener | None
+) -> Video | None:
+    """Return the video of a pynwb ImageSeries; None, with a warning, if it has no frames of numbers.
+
+    Args:
+        found: the image series.
+        file: the NWB file's path, for errors.
+        timeline: of its `video_length` frames.
+        warn: called with a line for what is doubtful.
+        open_movie: opens the video files that it names; None: their frames are only numbered.
+    """
+    source = found.series
+    files = tuple(map(str, source.external_file[:])) if source.external_file is not None else ()
+    data: Any = None if files else source.data
+    if data is not None and (0 in data.shape or data.dtype.kind not in "biuf"):
+        warn(f"{found.path} left out: it has no frames of numbers")
+        return None
+    n = video_length(source)
+    endless = n == MOST_FRAMES
+    if endless:
+        warn(f"{found.path}: the file does not say how many frames there are; their numbers go on to the end")
+    firsts = np.zeros(max(1, len(files)), np.int64) if source.starting_frame is None else source.starting_frame[:]
+    firsts = np.asarray(firsts, np.int64)
+    if files and open_movie is not None:
+        data = open_movie(found.path, files, firsts, n)
+    return Video(found.path, file, source.unit or "", timeline, endless, data, files, firsts)

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-from ...nwb.recording import field_name
+from ...nwb.naming import field_name
 from ...nwb.series import Series
 from ...nwb.tables import Intervals
 from ...nwb.video import Video
@@ -25,7 +25,7 @@ OneSeries = TypeVar("OneSeries", Series, Video)
 
 
 def by_field(found: Iterable[tuple[str, OneSeries]], taken: Iterable[str] = ()) -> dict[str, OneSeries]:
-    """Gives fields by name: the short one; where that, or a mask's, is taken, that of the path, numbered if need be.
+    """Return fields by name: the short one; where that, or a mask's, is taken, that of the path, numbered if need be.
 
     An array, whose path is a slash and its name, keeps it.
     """
@@ -39,13 +39,13 @@ def by_field(found: Iterable[tuple[str, OneSeries]], taken: Iterable[str] = ()) 
 
 
 def names_of(fields: Mapping[str, Series | Video]) -> set[str]:
-    """Gives the names of some fields and of what comes with them: masks, and the numbers of frames in files."""
+    """Return the names of some fields and of what comes with them: masks, and the numbers of frames in files."""
     frames = {f"{name}_frame" for name, each in fields.items() if isinstance(each, Video)}
     return {*fields, *(f"{name}_mask" for name in fields), *frames}
 
 
 def words_of(tables: Mapping[str, Intervals]) -> dict[str, str]:
-    """Gives each table the word that its rows' metadata begin with, none of which a window or another table has.
+    """Return each table the word that its rows' metadata begin with, none of which a window or another table has.
 
     Trials and epochs come first and have theirs; ``intervals_`` is put before another's where it must be.
     """

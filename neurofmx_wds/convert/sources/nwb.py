@@ -28,8 +28,10 @@ from ...nwb.clock import (
     union,
     usable,
 )
-from ...nwb.recording import MODALITIES, Recording
-from ...nwb.series import BLOCK_BYTES, Float64, Series
+from ...nwb.finding import MODALITIES
+from ...nwb.recording import Recording
+from ...nwb.series import Float64, Series
+from ...nwb.timeline import BLOCK_BYTES
 from ...nwb.units import support_of
 from ...nwb.video import Video
 from ...storage.location import name_of
@@ -88,12 +90,12 @@ class RecordingSource:
         self._name = name_of(recording.path)
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self.recording.close()
 
     @cached_property
     def plan(self) -> Plan:
-        """Finds the windows: support of the first modality ∩ intervals given − invalid_times, inward to the grid."""
+        """Find the windows: support of the first modality ∩ intervals given − invalid_times, inward to the grid."""
         modalities = self._modalities()
         support, rule = self._support(modalities[0])
         stages = {
@@ -124,7 +126,7 @@ class RecordingSource:
         return Windows(tuple(self.grid.whole_bins(intervals)), length, stride_of(length, self.config.overlap))
 
     def _most_windows(self, support: Int64) -> int:
-        """Counts the windows that there would be if nothing between the support's ends kept them from being there."""
+        """Count the windows that there would be if nothing between the support's ends kept them from being there."""
         if self.config.align is not None:
             return len(self._events[0])
         return len(self._windows(np.array([[support[0, 0], support[-1, 1]]]))) if len(support) else 0
@@ -195,7 +197,7 @@ class RecordingSource:
         return by_field(found, names_of(self._separate))
 
     def _joined(self, modality: str) -> list[Series]:
-        """The series that are columns of one field, behavior or events, where that is asked for."""
+        """Return the series that are columns of one field, behavior or events, if that is asked for."""
         return self._series_of(modality) if modality in self.plan.modalities else []
 
     @cached_property
@@ -266,7 +268,7 @@ class RecordingSource:
         )
 
     def describe(self) -> SourceDescription:
-        """Counts the windows and says what is in them.
+        """Count the windows and says what is in them.
 
         Raises:
             SourceError: the file is damaged, or lacks what was asked for.
@@ -276,7 +278,7 @@ class RecordingSource:
         return SourceDescription(len(self.plan.windows), fields, self._report(empty), empty)
 
     def _why_empty(self) -> str:
-        """Says what keeps every window from fitting, and what helps."""
+        """Describe what keeps every window from fitting, and what helps."""
         plan, config = self.plan, self.config
         window = f"one takes {float(config.sequence_length * self.grid.width) / NS_PER_S:.9g} s"
         told = f"no window fits: {window}; {plan.modalities[0]}: {_extent(plan.support)} ({plan.rule})"
@@ -413,7 +415,7 @@ class RecordingSource:
         return [[self.grid.start_of(a), self.grid.start_of(b)] for a, b in windows.segments]
 
     def _covered(self) -> Int64:
-        """Gives what the windows cover, overlaps once: int64 (n, 2), ns."""
+        """Return what the windows cover, overlaps once: int64 (n, 2), ns."""
         windows = self.plan.windows
         if isinstance(windows, Aligned):
             return union([windows.spans()])
@@ -440,7 +442,7 @@ class RecordingSource:
         }
 
     def _doubt_empty(self, binned: int) -> None:
-        """Warns where windows, which lie between spikes, hold so few that a time or its unit may be wrong."""
+        """Warn where windows, which lie between spikes, hold so few that a time or its unit may be wrong."""
         n, covered = len(self.plan.windows), int(np.diff(self._covered()).sum())
         if covered > MOST_EMPTY * max(1, binned) * self.config.sequence_length * self.grid.width:
             first, last = (ns / NS_PER_S for ns in self.plan.valid[[0, -1], [0, 1]].tolist())
@@ -450,7 +452,7 @@ class RecordingSource:
             )
 
     def read(self, start: int, stop: int) -> Iterator[tuple[Fields, dict[str, Any]]]:
-        """Gives the windows [start, stop) in order; those that overlap share memory, which nobody can write to.
+        """Return the windows [start, stop) in order; those that overlap share memory, which nobody can write to.
 
         Yields:
             (fields, metadata), as `describe` says: spikes (L, n_units), spikes_mask where the units' observation
@@ -481,7 +483,7 @@ class RecordingSource:
                 )
 
     def _runs(self, start: int, stop: int) -> Iterator[tuple[int, Grid, int, int]]:
-        """Gives pieces of consecutive windows on one grid: first window, grid, its first bin there, number of them."""
+        """Return pieces of consecutive windows on one grid: first window, grid, its first bin there, number of them."""
         windows = self.plan.windows
         if isinstance(windows, Aligned):
             yield from ((i, windows.grid(i), windows.first, 1) for i in range(start, stop))
@@ -494,7 +496,7 @@ class RecordingSource:
         yield from ((index, self.grid, first, n) for index, first, n in windows.runs(start, stop, most))
 
     def _block(self, grid: Grid, first: int, stop: int) -> Fields:
-        """Gives all fields that are on the grid, for its bins [first, stop)."""
+        """Return all fields that are on the grid, for its bins [first, stop)."""
         fields: Fields = {}
         if "spikes" in self.plan.modalities:
             if self.config.spike_format != "ragged":
@@ -532,7 +534,7 @@ class RecordingSource:
         return cast
 
     def _native(self, grid: Grid, first: int, stride: int, n: int) -> Iterator[Fields]:
-        """Gives the fields at their series' own rate, and their masks, of n windows, one every `stride` bins."""
+        """Return the fields at their series' own rate, and their masks, of n windows, one every `stride` bins."""
         start, step = _start(grid, first), stride * grid.width
         windows = {f: each.natives(start, step, n, self._native_length(each)) for f, each in self._natives.items()}
         for _ in range(n):
@@ -541,7 +543,7 @@ class RecordingSource:
             yield fields | masks
 
     def _in_window(self, grid: Grid, k: int) -> Fields:
-        """Gives the spikes' times, and the videos with their masks, of the window that starts at bin k."""
+        """Return the spikes' times, and the videos with their masks, of the window that starts at bin k."""
         fields: Fields = {}
         if "spikes" in self.plan.modalities and self.config.spike_format != "dense":
             ends = grid.start_of(k), grid.start_of(k + self.config.sequence_length)
@@ -583,7 +585,7 @@ def _intervals_given(config: SourceConfig) -> Int64:
 
 
 def _extent(intervals: Int64) -> str:
-    """Says how long some intervals are, and where."""
+    """Describe how long some intervals are, and where."""
     if not len(intervals):
         return "nothing"
     start, stop, longest = (ns / NS_PER_S for ns in (intervals[0, 0], intervals[-1, 1], np.diff(intervals).max()))

@@ -56,27 +56,27 @@ class SweepRecording:
         self.contents = ", ".join(self._series)
 
     def has(self, modality: str) -> bool:
-        """Says whether the sweep has it."""
+        """Return whether the sweep has it."""
         return modality in self._series
 
     def fields_of(self, modality: str) -> dict[str, Series]:
-        """Gives a series by its field."""
+        """Return a series by its field."""
         return {modality[1:]: self._series[modality]}
 
     def videos_of(self, modality: str) -> dict[str, Video]:
-        """Gives nothing: a sweep has no videos."""
+        """Return nothing: a sweep has no videos."""
         return {}
 
     def unused(self) -> list[Any]:
-        """Lists nothing: both series are taken."""
+        """List nothing: both series are taken."""
         return []
 
     def warn(self, *lines: str) -> None:
-        """Notes what was left out or repaired."""
+        """Note what was left out or repaired."""
         self.warnings += lines
 
     def close(self) -> None:
-        """Leaves the file open: other sweeps are in it."""
+        """Leave the file open: other sweeps are in it."""
 
 
 class SweepSource:
@@ -97,7 +97,7 @@ class SweepSource:
         self._config = replace(config, modalities=None)
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self.recording.close()
 
     @cached_property
@@ -138,7 +138,7 @@ class SweepSource:
         return fields
 
     def describe(self) -> SourceDescription:
-        """Counts the windows and says what is in them.
+        """Count the windows and says what is in them.
 
         Raises:
             SourceError: the file is damaged.
@@ -169,7 +169,7 @@ class SweepSource:
         return SourceDescription(self._ends[-1], self._fields, report, empty)
 
     def read(self, start: int, stop: int) -> Iterator[tuple[Fields, dict[str, Any]]]:
-        """Gives the windows [start, stop) in order.
+        """Return the windows [start, stop) in order.
 
         Yields:
             (fields, metadata): response and, where any sweep of the file has one, stimulus, float32 (n, 1), with masks,

@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from ...errors import SourceError
 from ...nwb.clock import NS_PER_S, no_intervals
-from ...nwb.series import Series, Timeline, timeline_at_rate, timeline_of_timestamps
+from ...nwb.series import Series
 from ...nwb.tables import Intervals
+from ...nwb.timeline import Timeline, timeline_at_rate, timeline_of_timestamps
 from ...nwb.units import SpikeTrains
 from ...nwb.video import Video
 from ...storage.location import name_of
@@ -116,28 +117,28 @@ class ArrayRecording:
         return ", ".join(self._series)
 
     def has(self, modality: str) -> bool:
-        """Says whether there is such an array."""
+        """Return whether there is such an array."""
         return modality in self.modalities
 
     def fields_of(self, modality: str) -> dict[str, Series]:
-        """Gives an array as the series of its field."""
+        """Return an array as the series of its field."""
         name = modality.removeprefix("/")
         return {name: self._series[name]}
 
     def videos_of(self, modality: str) -> dict[str, Video]:
-        """Gives nothing: an array of frames is a series like any other."""
+        """Return nothing: an array of frames is a series like any other."""
         return {}
 
     def unused(self) -> list[Any]:
-        """Lists nothing: arrays are left out only when others are asked for."""
+        """List nothing: arrays are left out only when others are asked for."""
         return []
 
     def warn(self, *lines: str) -> None:
-        """Notes what was left out or repaired, once each."""
+        """Note what was left out or repaired, once each."""
         self.warnings += [line for line in dict.fromkeys(lines) if line not in self.warnings]
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self._source.close()
 
 
@@ -162,7 +163,7 @@ class TimeMajorSource:
         self._windows = RecordingSource(self._recording, replace(config, modalities=asked or None))
 
     def describe(self) -> SourceDescription:
-        """Counts the windows and says what is in them."""
+        """Count the windows and says what is in them."""
         described = self._windows.describe()
         fields = {
             name: {**about, "shape": [about["shape"][0], *self._shape_of(name)]}
@@ -172,7 +173,7 @@ class TimeMajorSource:
         return replace(described, fields=fields, report={**described.report, "warnings": warnings})
 
     def _interpolated(self, series: list[dict[str, Any]]) -> list[str]:
-        """Says which arrays have too few rows for the bins, so that what is in the windows is not in the file."""
+        """Describe which arrays have too few rows for the bins, so that what is in the windows is not in the file."""
         if self._config.lfp_method != "auto":
             return []
         rate = f"{float(NS_PER_S / self._config.bin_width_ns):.9g} bins/s"
@@ -188,7 +189,7 @@ class TimeMajorSource:
         return shapes[field] if field in shapes else shapes[field.removesuffix("_mask")]
 
     def read(self, start: int, stop: int) -> Iterator[tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]]:
-        """Gives the windows [start, stop) in order, float32 and bool.
+        """Return the windows [start, stop) in order, float32 and bool.
 
         Raises:
             IndexError: there are no such windows.
@@ -198,5 +199,5 @@ class TimeMajorSource:
             yield {n: rows.reshape(len(rows), *self._shape_of(n)) for n, rows in fields.items()}, metadata
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self._windows.close()
