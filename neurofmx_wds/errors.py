@@ -1,4 +1,4 @@
-"""What can go wrong, by name. Every message says which file and sample are at fault and what to do about it.
+"""The package's exceptions. Every message names the file and the sample at fault, and what to do about it.
 
 Knows nothing of the rest of the package.
 """
@@ -13,45 +13,89 @@ import re
 from collections.abc import Callable, Iterable
 from typing import ParamSpec, TypeVar
 
-_MOST_SHOWN = 20
+# What remedies advise. The command line adds to each the command that does it.
+REBUILD_INDEX = "rebuild the index"
+INDEX_SHARDS = "index the shards"
+REPAIR_DATASET = "repair the dataset"
+CONVERT_FIRST = "convert it first"
+MERGE_DATASETS = "merge the datasets"
+OVERWRITE = "overwrite the dataset"
+RESTORE = f"restore the shard from a copy, or {REPAIR_DATASET} if it was converted"
+
+_MOST_NAMED = 20
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-def without_secrets(text: str) -> str:
-    """Takes out of a text what URLs in it may hold of credentials: passwords, and what follows a question mark."""
+def hide_secrets(text: str) -> str:
+    """Replace the credentials that URLs in a text may contain: passwords, and what follows a question mark."""
     text = re.sub(r"\b([a-z][a-z0-9+.-]*://)[^/\s'\"@]*@", r"\1***@", text)
     return re.sub(r"\b([a-z][a-z0-9+.-]*://[^?\s'\"]*)\?[^\s'\"]+", r"\1?***", text)
 
 
-def shown(items: Iterable[object]) -> str:
-    """Some things in a message, not too many."""
-    several = [str(item) for item in items]
-    more = f" and {len(several) - _MOST_SHOWN} more" if len(several) > _MOST_SHOWN else ""
-    return ", ".join(several[:_MOST_SHOWN]) + more if several else "none"
+def printable(text: str, keep: str = "") -> str:
+    r"""Escape the characters that act on a terminal: control codes, text direction marks, lone surrogates.
+
+    Args:
+        text: text that may come from a file.
+        keep: control characters that stay, such as a line break.
+
+    Example:
+        >>> printable("µV\x1b[2J")
+        'µV\\x1b[2J'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def join_some(items: Iterable[object]) -> str:
+    """Join items for a message: the first 20, and how many more there are.
+
+    Example:
+        >>> join_some(["spikes", "lfp"]), join_some([])
+        ('spikes, lfp', 'none')
+    """
+    names = [str(item) for item in items]
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more if names else "none"
 
 
 def did_you_mean(name: object, known: Iterable[object]) -> str:
-    """The known name that is most like another, as a question; empty where none is like it."""
+    """Ask about the known name that is most similar to `name`; empty if none is.
+
+    Example:
+        >>> did_you_mean("spike", ["spikes", "lfp"])
+        'did you mean spikes?'
+    """
     close = difflib.get_close_matches(str(name), list(map(str, known)), 1)
     return f"did you mean {close[0]}?" if close else ""
 
 
 def available_hint(known: Iterable[object], wanted: object) -> str:
-    """What a message says of the things that there are, when one is wanted that is not: the most alike first."""
+    """List what is available, after a question about the most similar name.
+
+    Example:
+        >>> available_hint(["spikes", "lfp"], "spike")
+        'did you mean spikes? there are spikes, lfp'
+    """
     known = list(known)
-    return f"{did_you_mean(wanted, known)} there are {shown(known)}".lstrip()
+    return f"{did_you_mean(wanted, known)} there are {join_some(known)}".lstrip()
 
 
 class NeurofmxError(Exception):
-    """Base of every error that the data or its use can cause.
+    """Base class of all errors that data, or the use of it, can cause.
 
     Args:
         problem: what is wrong, one sentence.
         file: the file at fault.
         sample: the key of the sample at fault.
         member: the field or tar member at fault.
-        remedy: what the user can do about it.
+        remedy: what the user can do about it. It names no command: the command line adds these.
+
+    Example:
+        >>> print(ShardError("the shard is missing", file="shards/shard_000003.tar", remedy="restore it"))
+        shards/shard_000003.tar: the shard is missing (restore it)
     """
 
     def __init__(
@@ -63,7 +107,7 @@ class NeurofmxError(Exception):
         member: str | None = None,
         remedy: str | None = None,
     ) -> None:
-        self.problem = problem = without_secrets(problem)
+        self.problem = problem = hide_secrets(problem)
         self.file = None if file is None else os.fspath(file)
         self.sample = sample
         self.member = member
@@ -76,8 +120,8 @@ class NeurofmxError(Exception):
             for what, value in (("", self.file), ("sample", self.sample), ("field", self.member))
             if value is not None
         ]
-        text = f"{without_secrets(', '.join(place))}: {self.problem}" if place else self.problem
-        return f"{text} ({self.remedy})" if self.remedy else text
+        text = f"{hide_secrets(', '.join(place))}: {self.problem}" if place else self.problem
+        return printable(f"{text} ({self.remedy})" if self.remedy else text, keep="\n")
 
     def __reduce__(self) -> tuple[object, ...]:  # keyword-only arguments do not survive the default pickling
         return _rebuild, (type(self), self.problem, self.file, self.sample, self.member, self.remedy)
@@ -95,20 +139,20 @@ def _rebuild(
 
 
 def missing_package(error: Exception) -> NeurofmxError | None:
-    """What to say where an import failed because a package is not installed; None of any other error."""
+    """Return the error to report if `error` is an import of a package that is not installed, else None."""
     package = (getattr(error, "name", None) or "").partition(".")[0]
     if not isinstance(error, ModuleNotFoundError) or package in ("", __package__):
         return None
-    if not error.msg.startswith("No module named"):  # one that is there, and done without
+    if not error.msg.startswith("No module named"):  # it is installed, but blocked in this process
         return None
     return NeurofmxError(f"the package {package} is not installed", remedy=f"pip install {package}")
 
 
 def refuse_unknown(taker: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse arguments that `taker` does not have.
+    """Refuse keyword arguments that `taker` does not have.
 
     Raises:
-        TypeError: naming the first of them, and what may have been meant.
+        TypeError: there is one; the message names it and the most similar known name.
     """
     known = sorted(known)
     for name in given:
@@ -159,7 +203,7 @@ class ManifestError(ShardError):
 
 
 class UnsafeDataError(ShardError):
-    """Bytes that ask for more than plain arrays and containers: they are refused, never run."""
+    """Bytes that ask for more than plain arrays and containers. They are refused, never run."""
 
 
 class StateError(NeurofmxError, ValueError):
@@ -167,7 +211,7 @@ class StateError(NeurofmxError, ValueError):
 
 
 class GroupError(NeurofmxError, ValueError):
-    """A group of labels that is ill-defined, or that a dataset does not have."""
+    """A group of labels that is badly defined, or that a dataset does not have."""
 
 
 class SourceError(NeurofmxError, ValueError):

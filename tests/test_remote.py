@@ -23,7 +23,7 @@ from neurofmx_wds.cli.main import main
 from neurofmx_wds.convert.merge import append
 from neurofmx_wds.convert.run import compare_with_sources, convert, write_share
 from neurofmx_wds.convert.sources import SourceConfig
-from neurofmx_wds.errors import OutputError, SourceError, without_secrets
+from neurofmx_wds.errors import OutputError, SourceError, hide_secrets
 from neurofmx_wds.storage import location
 from neurofmx_wds.storage.location import RemoteFile, is_url, name_of
 
@@ -281,9 +281,9 @@ def test_credentials_are_used_and_never_shown(
 
 
 def test_secrets_are_taken_out_of_texts() -> None:
-    assert without_secrets("s3://key:word@bucket/x.nwb?a=b: gone") == "s3://***@bucket/x.nwb?*** gone"
-    assert without_secrets("see https://h/x?y='z and") == "see https://h/x?***'z and"
-    assert without_secrets("a/b@c.nwb: is 5?") == "a/b@c.nwb: is 5?"
+    assert hide_secrets("s3://key:word@bucket/x.nwb?a=b: gone") == "s3://***@bucket/x.nwb?*** gone"
+    assert hide_secrets("see https://h/x?y='z and") == "see https://h/x?***'z and"
+    assert hide_secrets("a/b@c.nwb: is 5?") == "a/b@c.nwb: is 5?"
     assert name_of("https://h/d/a%20b.nwb?x=/y.npz") == "a b.nwb" and name_of("/d/a?b.nwb") == "a?b.nwb"
     assert is_url("simplecache::s3://b/x") and not is_url("C:/x") and not is_url("pipe:cat x")
 

@@ -101,9 +101,9 @@ def test_what_was_perhaps_meant_is_said(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "raw").mkdir()
     for name in ("a.npy", "b.nwb", "c.npz"):
         (tmp_path / "raw" / name).write_bytes(b"\x89HDF\r\n\x1a\n" * 300)
-        with pytest.raises(ShardError, match=rf"{name}: not a readable tar.*converted first.*neurofmx_wds convert"):
+        with pytest.raises(ShardError, match=rf"{name}: not a readable tar.*convert it first"):
             open_shards(tmp_path / "raw" / name)
-    with pytest.raises(ShardError, match=r"a\.npy is no shard: it is to be converted first"):
+    with pytest.raises(ShardError, match=r"a\.npy is no shard: convert it first"):
         open_shards(tmp_path / "raw")
     monkeypatch.chdir(tmp_path / "sets")
     with pytest.raises(ShardError, match="give one of train, val"):

@@ -73,9 +73,14 @@ DAMAGE: list[tuple[str, bool, Callable[[Path], object], str]] = [
         "no shard",
         False,
         lambda d: (d / "shard_000001.tar").unlink(),
-        r"shard_000001\.tar: the shard is missing.*if `convert` made it",
+        r"shard_000001\.tar: the shard is missing.*repair the dataset",
     ),
-    ("no index", False, lambda d: (d / "shard_000001.index").unlink(), r"shard_000001\.index: .*missing.*--repair"),
+    (
+        "no index",
+        False,
+        lambda d: (d / "shard_000001.index").unlink(),
+        r"shard_000001\.index: .*missing.*rebuild the index",
+    ),
     ("no shards", False, lambda d: shutil.rmtree(d) or d.mkdir(), "there are no shards"),
     ("empty shard", False, lambda d: (d / "shard_000001.tar").write_bytes(b""), "has 0 bytes, the manifest says"),
     ("empty index", False, lambda d: (d / "shard_000001.index").write_bytes(b""), r"000001\.index: not a shard index"),
@@ -83,7 +88,7 @@ DAMAGE: list[tuple[str, bool, Callable[[Path], object], str]] = [
         "another shard's index",
         False,
         lambda d: shutil.copy(d / "shard_000000.index", d / "shard_000001.index"),
-        r"000001\.index: .*'shard_000000.tar' of the shard's file name.*--repair",
+        r"000001\.index: .*'shard_000000.tar' of the shard's file name.*rebuild the index",
     ),
     ("no manifest text", False, lambda d: (d / "dataset_metadata.json").write_text("{"), "manifest is damaged"),
     ("extra shard", False, lambda d: shutil.copy(d / "shard_000000.tar", d / "shard_9.tar"), "does not list it"),
@@ -202,7 +207,7 @@ def test_repair_makes_anew_only_what_is_wrong(dataset: Path) -> None:
     (dataset / "shard_000001.index").write_bytes(b"damaged")
     report = write_indexes(dataset)
     assert (report.made, report.kept) == (["shard_000000.index"], 1)
-    assert ["--repair" in str(problem) for problem in report.problems] == [True]
+    assert ["rebuild the index" in str(problem) for problem in report.problems] == [True]
     report = write_indexes(dataset, repair=True)
     assert (report.made, report.kept, report.problems) == (["shard_000001.index"], 2, [])
     assert {path.name: path.read_bytes() for path in dataset.glob("*.index")} == whole

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..convert.sources import SourceConfig
-from ..errors import NeurofmxError, missing_package, without_secrets
+from ..errors import NeurofmxError, hide_secrets, missing_package
 from ..storage.processes import block_imports
 from ..version import __version__
 from .options import EXAMPLES, add_options, check_files, check_ways, files_meant, positive
+from .output import show, show_error
 
 _MOST_PROBLEMS = 20
 
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return status
     except (KeyboardInterrupt, _Terminated) as stop:
-        _say(getattr(options, "interrupted", "interrupted"))
+        show_error(getattr(options, "interrupted", "interrupted"))
         return 143 if isinstance(stop, _Terminated) else 130
     except BrokenPipeError:  # the reader of our output has gone, as in `info … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if options.debug:
             raise
-        _say(f"error: {without_secrets(_told(error))}")
+        show_error(f"error: {hide_secrets(_told(error))}")
         return 1
 
 
@@ -92,10 +93,6 @@ def _told(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
     return f"unexpected {type(error).__name__}: {error} (run again with --debug to see where, and report it)"
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 def _width() -> int | None:
@@ -163,14 +160,12 @@ def _convert(options: argparse.Namespace) -> int:
         ShardedDatasetInfo(directory).print_summary()
         problems += _validate(conversion, directory, options.workers) if options.validate else []
     if options.validate and not problems:
-        print("\nvalidated: every byte was read, and samples compared with their sources")
-    sys.stdout.flush()
+        show("\nvalidated: every byte was read, and samples compared with their sources")
     failures = [failure for conversion in conversions.values() for failure in conversion.plan.failures]
     if options.append and not failures and not any(each.plan.n_samples for each in conversions.values()):
-        print(f"\nnothing was added: {options.output} has all of it already")
-        sys.stdout.flush()
-    _say_failures(failures, len(files))
-    _say_problems(problems)
+        show(f"\nnothing was added: {options.output} has all of it already")
+    _show_failures(failures, len(files))
+    _show_problems(problems)
     return 1 if failures or problems else 0
 
 
@@ -221,15 +216,14 @@ def _dry_run(options: argparse.Namespace, files: Any, config: Any, storage: Any,
         plans = split(plan, options.split, options.split_by or "session", apply) if options.split else {"": plan}
         for name, part in plans.items():
             found = estimate(part, apply)
-            print(f"{os.path.join(options.output, name)}: nothing is written; it would get")
+            show(f"{os.path.join(options.output, name)}: nothing is written; it would get")
             for path, count, size in found.sources:
-                print(f"  {count:>10,} windows  {human_size(size):>10}  {path}")
+                show(f"  {count:>10,} windows  {human_size(size):>10}  {path}")
             packed = " before compression" if options.compression != "none" else ""
             whole = f"{human_size(found.n_bytes):>10}{packed} in {found.n_shards:,} shards"
-            print(f"  {found.n_samples:>10,} windows  {whole}")
-            print(f"  memory: up to about {human_size(found.memory_bytes)} a worker, beside the libraries'")
-    sys.stdout.flush()
-    _say_failures(plan.failures, len(files))
+            show(f"  {found.n_samples:>10,} windows  {whole}")
+            show(f"  memory: up to about {human_size(found.memory_bytes)} a worker, beside the libraries'")
+    _show_failures(plan.failures, len(files))
     return 1 if plan.failures else 0
 
 
@@ -238,11 +232,8 @@ def _share(options: argparse.Namespace, files: Any, config: Any, storage: Any, p
 
     numbers = {"task": options.task, "tasks": options.tasks, "overwrite": options.overwrite}
     plan = write_share(files, options.output, config, **numbers, **pool, **storage, show_progress=True)
-    print(
-        f"task {options.task} of {options.tasks} is done; when all are, give this command without --task to join them"
-    )
-    sys.stdout.flush()
-    _say_failures(plan.failures, len(files))
+    show(f"task {options.task} of {options.tasks} is done; when all are, give this command without --task to join them")
+    _show_failures(plan.failures, len(files))
     return 1 if plan.failures else 0
 
 
@@ -250,15 +241,15 @@ def _repair(options: argparse.Namespace, files: Any, config: Any, how: Any) -> i
     from ..convert.repair import repair
 
     made = repair(files, options.output, config, show_progress=True, **how)
-    print(f"{options.output}: {'made again: ' + ', '.join(made) if made else 'nothing is damaged'}")
+    show(f"{options.output}: {'made again: ' + ', '.join(made) if made else 'nothing is damaged'}")
     return 0
 
 
-def _say_failures(failures: Sequence[Exception], total: int) -> None:
+def _show_failures(failures: Sequence[Exception], total: int) -> None:
     if failures:
-        _say(f"\n{len(failures)} of {total} files could not be converted:")
+        show_error(f"\n{len(failures)} of {total} files could not be converted:")
     for failure in failures:
-        _say(f"error: {failure}")
+        show_error(f"error: {failure}")
 
 
 def _refuse(options: argparse.Namespace, error: ValueError) -> NoReturn:
@@ -318,7 +309,7 @@ def _info(options: argparse.Namespace) -> int:
 
     info = ShardedDatasetInfo(options.dir)
     if options.json:
-        print(json.dumps(info.get_summary(), indent=1, ensure_ascii=False))
+        show(json.dumps(info.get_summary(), indent=1))
     else:
         info.print_summary()
     return 0
@@ -343,7 +334,7 @@ def _read(options: argparse.Namespace) -> int:
     from .show import sample_lines
 
     for line in sample_lines(options.dir, options.most, _width()):
-        print(line)
+        show(line)
     return 0
 
 
@@ -369,19 +360,16 @@ def _verify(options: argparse.Namespace) -> int:
     report = verify(options.dir, options.deep, options.workers, show_progress=True)
     looked_at = f"{count(report.shards, 'shard')}, {count(report.samples, 'sample')}, {human_size(report.n_bytes)}"
     how = f"every byte read, {count(report.members, 'member')} decoded" if report.deep else "sizes and indexes compared"
-    print(
-        f"{options.dir}: {looked_at}; {how}: {'all is well' if report.ok else count(len(report.problems), 'problem')}"
-    )
-    sys.stdout.flush()
-    _say_problems(report.problems)
+    show(f"{options.dir}: {looked_at}; {how}: {'all is well' if report.ok else count(len(report.problems), 'problem')}")
+    _show_problems(report.problems)
     return 0 if report.ok else 1
 
 
-def _say_problems(problems: Sequence[object]) -> None:
+def _show_problems(problems: Sequence[object]) -> None:
     for problem in problems[:_MOST_PROBLEMS]:
-        _say(f"error: {problem}")
+        show_error(f"error: {problem}")
     if len(problems) > _MOST_PROBLEMS:
-        _say(f"and {len(problems) - _MOST_PROBLEMS} more")
+        show_error(f"and {len(problems) - _MOST_PROBLEMS} more")
 
 
 def _add_index(commands: Any) -> argparse.ArgumentParser:
@@ -404,9 +392,8 @@ def _index(options: argparse.Namespace) -> int:
 
     report = write_indexes(options.dir, options.repair, options.workers)
     written = f"{len(report.made)} {'index' if len(report.made) == 1 else 'indexes'} written"
-    print(f"{options.dir}: {written}, {count(report.kept, 'shard')} had a good one")
-    sys.stdout.flush()
-    _say_problems(report.problems)
+    show(f"{options.dir}: {written}, {count(report.kept, 'shard')} had a good one")
+    _show_problems(report.problems)
     return 1 if report.problems else 0
 
 
@@ -433,7 +420,7 @@ def _export(options: argparse.Namespace) -> int:
 
     both = options.wids == options.dali
     written = export(options.dir, options.wids or both, options.dali or both, options.output)
-    print(f"{written[0].parent if written else options.dir}: {count(len(written), 'index file')} written")
+    show(f"{written[0].parent if written else options.dir}: {count(len(written), 'index file')} written")
     return 0
 
 
@@ -457,12 +444,9 @@ def _add_demo(commands: Any) -> argparse.ArgumentParser:
 def _demo(options: argparse.Namespace) -> int:
     from ..demo import check_arguments, run
 
-    def say(line: str) -> None:
-        print(line, flush=True)
-
     try:
         check_arguments(options.seconds, options.epochs, options.seed)
     except ValueError as error:
         _refuse(options, error)
-    found = run(options.output, seconds=options.seconds, epochs=options.epochs, seed=options.seed, say=say)
+    found = run(options.output, seconds=options.seconds, epochs=options.epochs, seed=options.seed, say=show)
     return 0 if found["identical"] else 1

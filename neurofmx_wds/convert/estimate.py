@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import without_secrets
+from ..errors import hide_secrets
 from ..format import fields
 from ..format.shard_file import tar_header
 from ..storage.processes import OrderedMap
@@ -59,7 +59,7 @@ def estimate(plan: ConversionPlan, apply: OrderedMap = map) -> Estimate:
     spikes = [(source.description.report.get("spikes") or {}).get("total", 0) for source in plan.sources]
     return Estimate(
         sources=tuple(
-            (without_secrets(p.file.path), n, n * size) for p, n, size in zip(firsts, counts, sizes, strict=True)
+            (hide_secrets(p.file.path), n, n * size) for p, n, size in zip(firsts, counts, sizes, strict=True)
         ),
         n_samples=plan.n_samples,
         n_shards=n_shards,

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ..errors import FieldError, NeurofmxError, SourceError, missing_package, without_secrets
+from ..errors import FieldError, NeurofmxError, SourceError, hide_secrets, missing_package
 from ..format.fields import FieldFormat, check_key
 from ..format.index import file_sha256
 from ..format.manifest import config_hash
@@ -63,7 +63,7 @@ class FileState:
     @property
     def place(self) -> str:
         """Where it is, the same however it was named, as it may be written down."""
-        return without_secrets(self.path) if is_url(self.path) else os.path.realpath(self.path)
+        return hide_secrets(self.path) if is_url(self.path) else os.path.realpath(self.path)
 
     @property
     def identity(self) -> str:

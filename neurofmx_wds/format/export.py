@@ -48,7 +48,7 @@ def export(
     Raises:
         FileNotFoundError: there is no such directory.
         ShardError: a shard is damaged, compressed, or holds what the other program would read wrongly.
-        GroupError: the dataset is a group of another, made by ``convert --link-group``.
+        GroupError: the dataset is a group of another, made by link_group.
         OutputError: a file cannot be written.
     """
     refuse_url(output_dir or "")
@@ -73,7 +73,7 @@ def export(
             write_atomic(directory / name, text.encode())
     except OSError as error:
         problem = f"cannot be written: {error.strerror or error}"
-        raise OutputError(problem, file=directory, remedy="give another place (--output)") from error
+        raise OutputError(problem, file=directory, remedy="choose another directory") from error
     return [directory / name for name in indexes]
 
 
@@ -87,7 +87,7 @@ def _members(path: Path, wids: bool) -> Iterator[tuple[str, str, tarfile.TarInfo
                 problem = "wids would read this member wrongly: its name is " + (
                     "long or not ASCII" if odd else "there twice" if info.name in seen else "no sample's"
                 )
-                raise ShardError(problem, file=path, member=info.name, remedy="export for DALI alone (--dali)")
+                raise ShardError(problem, file=path, member=info.name, remedy="export for DALI alone")
             seen.add(info.name)
         if key is not None:
             yield key, suffix, info
@@ -99,7 +99,7 @@ def _dali_index(path: Path, samples: list[Members]) -> str:
     for members in samples:
         for _, _, info in members:
             if len(info.name.split()) != 1:
-                remedy = "export for wids alone (--wids)"
+                remedy = "export for wids alone"
                 raise ShardError(
                     "DALI's index cannot hold a name with a space", file=path, member=info.name, remedy=remedy
                 )

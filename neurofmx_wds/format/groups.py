@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import GroupError, NeurofmxError, shown
+from ..errors import GroupError, NeurofmxError, join_some
 from .manifest import Manifest
 
 GROUP_FILES = ("groups.yaml", "groups.yml", "groups.json")
@@ -115,10 +115,10 @@ def _labels_in(definition: Any, name: str, directory: Path) -> tuple[int | str, 
     fitting = [each for each in fitting if group in found[each]]
     if len(fitting) > 1:
         remedy = f'choose one by group="{fitting[0]}/{name}", or name the directory after the dataset'
-        raise GroupError(f"the group {name!r} is defined for several datasets: {shown(fitting)}", remedy=remedy)
+        raise GroupError(f"the group {name!r} is defined for several datasets: {join_some(fitting)}", remedy=remedy)
     if not fitting:
         several = [f"{each}/{one}" if each else one for each, groups in found.items() for one in groups]
-        raise GroupError(f"there is no group {name!r}; there are {shown(several)}")
+        raise GroupError(f"there is no group {name!r}; there are {join_some(several)}")
     labels = found[fitting[0]][group]
     if not isinstance(labels, (list, tuple)):
         raise GroupError(f"the group {name!r} is {labels!r}, not a list of labels: {_FORM}")
@@ -150,7 +150,7 @@ def _named(items: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def linked_group(manifest: Manifest | None) -> Group | None:
-    """The group that a dataset made by ``convert --link-group`` is; None for any other dataset.
+    """The group that a dataset made by link_group is; None for any other dataset.
 
     Raises:
         GroupError: what the manifest says of it is damaged.

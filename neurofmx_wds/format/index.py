@@ -23,7 +23,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from ..errors import ShardError, ShardIndexError
+from ..errors import CONVERT_FIRST, REBUILD_INDEX, RESTORE, ShardError, ShardIndexError
 from ..storage.atomic import write_atomic
 from ..storage.checksums import crc32_of
 from . import fields
@@ -33,10 +33,6 @@ INDEX_SUFFIX = ".index"
 INDEX_VERSION = 2
 _READABLE_VERSIONS = (1, 2)  # 1 has no checksums of members
 METADATA_SUFFIX = "metadata.json"
-AGAIN = "make it again with `convert --repair` if `convert` made it"  # remedies, said by many
-RESTORE = f"restore the shard from a copy, or {AGAIN}"
-REPAIR = "run `python -m neurofmx_wds index --repair` on the directory"
-CONVERT = "it is to be converted first, by `python -m neurofmx_wds convert`"
 SOURCE_SUFFIXES = (".nwb", ".npz", ".npy")  # of files that people take for shards
 _MAGIC = b"NFMXIDX\n"
 _META_NAME = re.compile(r"__[^/]*__($|/)")  # webdataset skips these members
@@ -217,7 +213,7 @@ class ShardIndex:
         Raises:
             ShardIndexError: damaged, of another version, or pointing outside the shard.
         """
-        remedy = f"delete it, or {REPAIR}"
+        remedy = f"delete it, or {REBUILD_INDEX}"
         try:
             return cls._parse(data)
         except ShardIndexError as error:
@@ -434,7 +430,7 @@ def _readable(path: Path) -> Iterator[None]:
     except (tarfile.TarError, ValueError, OverflowError, RecursionError, MemoryError) as error:
         if isinstance(error, ShardError):
             raise
-        remedy = CONVERT if path.suffix in SOURCE_SUFFIXES else RESTORE
+        remedy = CONVERT_FIRST if path.suffix in SOURCE_SUFFIXES else RESTORE
         raise ShardError(f"not a readable tar: {error or type(error).__name__}", file=path, remedy=remedy) from error
 
 

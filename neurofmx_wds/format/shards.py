@@ -21,15 +21,15 @@ from urllib.parse import urlparse
 
 import numpy as np
 
-from ..errors import ManifestError, ShardError, ShardIndexError, shown
+from ..errors import CONVERT_FIRST, MERGE_DATASETS, REBUILD_INDEX, ManifestError, ShardError, ShardIndexError, join_some
 from ..storage.atomic import ASIDE_SUFFIX
 from ..storage.cache import DEFAULT_CACHE_SIZE, ShardCache, is_compressed
-from .index import CONVERT, REPAIR, SOURCE_SUFFIXES, ShardIndex, index_path, index_tar
+from .index import SOURCE_SUFFIXES, ShardIndex, index_path, index_tar
 from .manifest import MANIFEST_NAME, Manifest, ShardRecord
 
 DEFAULT_SHARD_PATTERN = "shard_*.tar*"
 _INDEX_MEMORY = 256 << 20
-_REPLACED = "it was cut or replaced: restore it, or run `python -m neurofmx_wds index --repair`"
+_REPLACED = f"it was cut or replaced: restore it, or {REBUILD_INDEX}"
 
 ShardDir = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -230,9 +230,9 @@ def _perhaps_meant(directory: Path) -> str:
         return f"{tars[0]} is there: give shard_pattern={pattern!r}, or as the directory '{directory / pattern}'"
     datasets = [name for name in names if _has_shards(directory / name)]
     if datasets:
-        return f"datasets lie below it: give one of {shown(datasets)}; `python -m neurofmx_wds merge` joins them"
+        return f"datasets lie below it: give one of {join_some(datasets)}, or {MERGE_DATASETS}"
     source = next((name for name in names if name.endswith(SOURCE_SUFFIXES)), None)
-    return f"{source} is no shard: {CONVERT}" if source else "check directory and shard_pattern"
+    return f"{source} is no shard: {CONVERT_FIRST}" if source else "check directory and shard_pattern"
 
 
 def _has_shards(directory: Path) -> bool:
@@ -257,7 +257,7 @@ def _expand(spec: ShardDir) -> list[Path]:
         raise ShardError(f"no shards match {spec!r}", remedy="check the path")
     for path in paths:
         if path.is_dir():
-            remedy = "give the directory alone; `python -m neurofmx_wds merge` joins several datasets"
+            remedy = f"give the directory alone, or {MERGE_DATASETS}"
             raise ShardError("it is a directory, and a list or pattern is of shards", file=path, remedy=remedy)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: there is no such shard or directory")
@@ -299,7 +299,7 @@ def read_index(path: Path, cache: ShardCache, record: ShardRecord | None = None)
         index_problem = f"the index tells of {index.file_size} bytes, {path.name} has {path.stat().st_size}"
     else:
         return index
-    raise ShardIndexError(index_problem, file=sidecar, remedy=REPAIR)
+    raise ShardIndexError(index_problem, file=sidecar, remedy=REBUILD_INDEX)
 
 
 def build_index(path: Path, cache: ShardCache, checksum: bool = False) -> ShardIndex:

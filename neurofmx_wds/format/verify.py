@@ -22,16 +22,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..errors import ManifestError, NeurofmxError, ShardError
+from ..errors import INDEX_SHARDS, REBUILD_INDEX, RESTORE, ManifestError, NeurofmxError, ShardError
 from ..storage.atomic import ASIDE_SUFFIX
 from ..storage.cache import ShardCache, is_compressed
 from ..storage.processes import ordered_map
 from . import fields
-from .index import INDEX_SUFFIX, REPAIR, RESTORE, ShardIndex, index_path
+from .index import INDEX_SUFFIX, ShardIndex, index_path
 from .manifest import MANIFEST_NAME, Manifest, ShardRecord
 from .shards import build_index
 
-_REMAKE = "remove it, and run `python -m neurofmx_wds index` on the directory"
+_REMAKE = f"remove it, and {INDEX_SHARDS}"
 _NO_TARS = (INDEX_SUFFIX, ASIDE_SUFFIX)
 
 
@@ -215,7 +215,7 @@ def _check_content(
     if index is not None:
         problems += _compare_index(path, size, index, record)
     elif not problems and record is not None:  # plain webdataset's shards have none
-        problems.append(Problem("the shard's index is missing", str(index_path(path)), remedy=REPAIR))
+        problems.append(Problem("the shard's index is missing", str(index_path(path)), remedy=REBUILD_INDEX))
     truth = build_index(path, cache, checksum=deep) if deep or index is None else index
     if not deep:
         return _Checked(problems, truth.n_samples, 0, size)
@@ -256,8 +256,9 @@ def _compare_index(path: Path, size: int, index: ShardIndex, record: ShardRecord
     if record is not None:
         pairs += [("number of samples", index.n_samples, record.n_samples)]
         pairs += [("checksum", index.sha256, record.sha256)] if index.sha256 and record.sha256 else []
+    sidecar = str(index_path(path))
     return [
-        Problem(f"the index says {said!r} of the shard's {what}, it is {true!r}", str(index_path(path)), remedy=REPAIR)
+        Problem(f"the index says {said!r} of the shard's {what}, it is {true!r}", sidecar, remedy=REBUILD_INDEX)
         for what, said, true in pairs
         if said != true
     ]

@@ -104,7 +104,7 @@ class WebDatasetWriter:
         Args:
             sample: field → array, tensor, number, str, bytes, dict or list. ``__key__`` and ``metadata`` may be in it.
             sample_id: a number i (key ``sample_00000000i``) or a whole key; by default the running number. A key is
-                refused where its shard has it already; over all shards ``verify --deep`` looks for repeated ones.
+                refused where its shard has it already; over all shards ``verify(deep=True)`` looks for repeated ones.
             metadata: what is known of the sample; stored as its ``metadata.json``, over any in `sample`.
 
         Returns:

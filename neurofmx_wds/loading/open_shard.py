@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import NeurofmxError, ShardError
+from ..errors import INDEX_SHARDS, RESTORE, NeurofmxError, ShardError
 from ..format import fields
 from ..format.fields import Buffer
-from ..format.index import AGAIN, Column, ShardIndex
+from ..format.index import Column, ShardIndex
 from ..format.shards import ShardSet
 from ..storage.cache import is_compressed
 from ..storage.checksums import crc32_of
@@ -27,7 +27,7 @@ from .copying import copy_mapped, copy_pread, pieces
 from .memory import Rows
 
 _MAPPING: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}  # keep no file handle of its own
-_RESTORE = f"restore the shard from a copy, {AGAIN}, or skip the sample with handler="
+_RESTORE = f"{RESTORE}, or skip the sample with handler="
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,7 @@ class ShardOpener:
         """
         index = self.shards.index(i)
         if self.checksums and not index.has_checksums:
-            remedy = "run `python -m neurofmx_wds index` on the directory"
-            raise ShardError("the index has no checksums", file=self.shards.paths[i], remedy=remedy)
+            raise ShardError("the index has no checksums", file=self.shards.paths[i], remedy=INDEX_SHARDS)
         here = index.columns if self.modalities is None else ()
         return OpenShard(self.shards, i, dict.fromkeys([*here, *self.fields]), self.mapped, self.checksums is not False)
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ..errors import available_hint, shown
+from ..errors import available_hint, join_some
 from ..format.shards import ShardSet
 from ..storage.mounts import is_local
 from .collate import MetadataList, collate_webdataset, stack, to_array
@@ -104,7 +104,7 @@ class ShardReader:
             i = next(unread, None)
             if i is None:
                 raise ValueError(
-                    f"no field {shown(missing)} in the dataset; {available_hint(sorted(known), missing[0])}"
+                    f"no field {join_some(missing)} in the dataset; {available_hint(sorted(known), missing[0])}"
                 )
             known.update(self.shards.index(i).columns)
 

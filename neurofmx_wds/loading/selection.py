@@ -17,10 +17,19 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import GroupError, NeurofmxError, ShardError, ShardIndexError, available_hint, shown
+from ..errors import (
+    REBUILD_INDEX,
+    RESTORE,
+    GroupError,
+    NeurofmxError,
+    ShardError,
+    ShardIndexError,
+    available_hint,
+    join_some,
+)
 from ..format import fields
 from ..format.groups import Group, Groups, linked_group
-from ..format.index import REPAIR, RESTORE, Column, ShardIndex
+from ..format.index import Column, ShardIndex
 from ..format.manifest import ShardRecord
 from ..format.shards import ShardSet
 from ..storage.checksums import crc32_of
@@ -123,7 +132,7 @@ def _fitting(shards: ShardSet, i: int, fits: Callable[[dict[str, Any]], bool]) -
                 fitting.append(place)
         except Exception as error:
             problem = f"select raised {type(error).__name__}: {error}"
-            remedy = f"this sample's metadata have {shown(about)}"
+            remedy = f"this sample's metadata have {join_some(about)}"
             raise NeurofmxError(
                 problem, file=shards.paths[i], sample=index.sample_keys[place], remedy=remedy
             ) from error
@@ -147,7 +156,7 @@ def _why_none(shards: ShardSet, select: Mapping[str, Any]) -> str:
 
 def _unmet(shards: ShardSet, columns: Mapping[str, Iterable[str]], name: str, value: Any) -> str:
     if name in columns:
-        wanted = shown(map(repr, value if isinstance(value, _SEVERAL) else [value]))
+        wanted = join_some(map(repr, value if isinstance(value, _SEVERAL) else [value]))
         return f"{name} is never {wanted}; {available_hint(columns[name], wanted)}"
     if name in (shards.manifest.modalities if shards.manifest else shards.index(0).columns):
         instead = ", labels by group= and groups=" if name == "label" else ""
@@ -172,7 +181,7 @@ def _metadata(index: ShardIndex) -> list[dict[str, Any]]:
     except (ValueError, RecursionError):
         found = []
     if len(found) != len(texts):
-        raise ShardIndexError("the metadata in the index are not JSON", file=index.shard_name, remedy=REPAIR)
+        raise ShardIndexError("the metadata in the index are not JSON", file=index.shard_name, remedy=REBUILD_INDEX)
     return [about if isinstance(about, dict) else {} for about in found]
 
 
@@ -283,11 +292,11 @@ def _check_found(
         raise GroupError(f"none of the {n_samples} samples has a label", remedy=remedy)
     missing = [label for place, label in enumerate(group.labels) if place not in places]
     known = {*names, *range(len(names))}  # as in a small set for validation
-    problem = f"no sample has the label {shown(missing)} of the group {group.name!r}"
+    problem = f"no sample has the label {join_some(missing)} of the group {group.name!r}"
     if missing == [*group.labels] or not known.issuperset(missing):
         there = sorted((label for label in everywhere if label != (None, None)), key=_in_order)
         named = [name if label is None else label if name is None else f"{label} ({name})" for label, name in there]
-        raise GroupError(f"{problem}; there are {shown(named)}")
+        raise GroupError(f"{problem}; there are {join_some(named)}")
     if missing:
         logger.warning("%s", problem)
     if n_bare:

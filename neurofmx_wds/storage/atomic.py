@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import OutputError
+from ..errors import OVERWRITE, OutputError
 
 logger = logging.getLogger("neurofmx_wds")
 ASIDE_SUFFIX = ".part"
@@ -132,7 +132,7 @@ class StagedDirectory:
             raise OutputError(
                 "the output directory is not empty",
                 file=self.target,
-                remedy="choose another directory; overwrite=True (--overwrite) replaces datasets only",
+                remedy=f"choose another directory, or, if it holds nothing but a dataset, {OVERWRITE}",
             )
 
     def _create_and_lock(self) -> int:

@@ -1,0 +1,33 @@
+"""How the commands print: text from files cannot act on the terminal, and remedies name their commands.
+
+Knows the wording of remedies; knows nothing of what is printed.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from ..errors import CONVERT_FIRST, INDEX_SHARDS, MERGE_DATASETS, OVERWRITE, REBUILD_INDEX, REPAIR_DATASET, printable
+
+#: What remedies advise → the command or option that does it.
+COMMANDS = {
+    REBUILD_INDEX: "python -m neurofmx_wds index --repair",
+    INDEX_SHARDS: "python -m neurofmx_wds index",
+    REPAIR_DATASET: "python -m neurofmx_wds convert --repair",
+    CONVERT_FIRST: "python -m neurofmx_wds convert",
+    MERGE_DATASETS: "python -m neurofmx_wds merge",
+    OVERWRITE: "--overwrite",
+}
+
+
+def show(text: str) -> None:
+    """Print a result to the standard output."""
+    print(printable(text, keep="\n"), flush=True)
+
+
+def show_error(text: str) -> None:
+    """Print an error or a note to the standard error stream, after the results so far."""
+    for advice, command in COMMANDS.items():
+        text = text.replace(advice, f"{advice} with `{command}`")
+    sys.stdout.flush()
+    print(printable(text, keep="\n"), file=sys.stderr)
