@@ -15,6 +15,16 @@ from neurofmx_wds import WebDatasetWriter, create_webdataset_dataloader
 
 Row = tuple[str, bytes, int]
 
+# Samples in each shard.
+LAYOUTS = {
+    "equal": (6, 6, 6, 6),
+    "unequal": (1, 9, 2, 7, 5),
+    "one shard": (23,),
+    "many shards": (2,) * 12,
+    "fewer than ranks": (2, 1),
+    "one sample": (1,),
+}
+
 
 def key_of(i: int) -> str:
     """The key of sample i."""

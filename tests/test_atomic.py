@@ -316,7 +316,7 @@ def test_places_that_cannot_be_written_are_named(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["file"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.skipif(os.geteuid() == 0, reason="run as an ordinary user: root may write everywhere")
 def test_a_read_only_parent_is_named(tmp_path: Path) -> None:
     (tmp_path / "p").mkdir(mode=0o555)
     with pytest.raises(OutputError, match="Permission") as caught:

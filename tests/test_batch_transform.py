@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from loading import Row, array_of, global_rows, jitter, key_of, ranks, resumed, steps, write_dataset
+from loading import Row, array_of, global_rows, jitter, key_of, ranks, resumed, steps
 
 from neurofmx_wds import WebDatasetLoader, WebDatasetWriter, collate_webdataset, create_webdataset_dataloader
 from neurofmx_wds.errors import NeurofmxError
@@ -21,11 +21,6 @@ from neurofmx_wds.loading.transforms import SampleRngs, sample_rng
 SMALL: dict[str, Any] = {"num_workers": 0, "buffer_size": 7, "block_size": 3, "batch_size": 4}
 make = functools.partial(create_webdataset_dataloader, **SMALL)
 WORKERS = pytest.mark.parametrize("num_workers", [0, 2])
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("data") / "shards", (1, 9, 2, 7, 5))
 
 
 @pytest.fixture(scope="module")

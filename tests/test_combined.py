@@ -17,11 +17,6 @@ from neurofmx_wds import create_shards_from_arrays, create_webdataset_dataloader
 from neurofmx_wds.format.index import ShardIndex
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("data") / "shards", (1, 9, 2, 7, 5))
-
-
 def quietly(error: Exception) -> bool:
     return True
 

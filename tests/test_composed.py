@@ -10,17 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loading import Row, global_rows, row_of, rows, steps, through_json, write_dataset
+from loading import Row, global_rows, row_of, rows, steps, through_json
 
 from neurofmx_wds import ResumableWebDatasetLoader, WebDatasetLoader, collate_webdataset, create_webdataset_dataloader
 
 plain = functools.partial(create_webdataset_dataloader, num_workers=0, shuffle=False)
 ALL: list[Row] = [row_of(i) for i in range(24)]
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("data") / "shards", (6, 6, 6, 6))
 
 
 def fail_at_20(item: Any) -> Any:

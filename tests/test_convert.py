@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import webdataset as wds
+from conversions import RECORDINGS, contents, kill_at_step, make_npz, samples_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -38,34 +38,8 @@ from neurofmx_wds.convert.sources.arrays import ArraySource
 from neurofmx_wds.convert.split import convert_split
 from neurofmx_wds.errors import OutputError, SourceError
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
 CONFIG = SourceConfig()
 quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {entry.name: entry.read_bytes() for entry in directory.iterdir()}
-
-
-def samples_of(directory: Path) -> list[dict[str, Any]]:
-    """What the official library reads."""
-    urls = [str(path) for path in sorted(directory.glob("*.tar"))]
-    return list(wds.WebDataset(urls, shardshuffle=False).decode())
-
-
-def make_npz(path: Path, n: int, seed: int = 0, packed: bool = False, width: int = 5) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    arrays = {"spikes": rng.poisson(1.0, (n, 4, width)).astype("float32"), "label": np.arange(n) + 1000 * seed}
-    (np.savez_compressed if packed else np.savez)(path, **arrays)
-    return arrays
-
-
-@pytest.fixture
-def inputs(tmp_path: Path) -> list[Path]:
-    paths = [tmp_path / "a.npz", tmp_path / "b.npz", tmp_path / "c.npz"]
-    for seed, (path, n) in enumerate(zip(paths, [7, 1, 12], strict=True)):
-        make_npz(path, n, seed, packed=seed == 2)
-    return paths
 
 
 # --- the plan -------------------------------------------------------------------------------------------------------
@@ -143,10 +117,10 @@ def test_what_sources_agree_on_is_said_once_and_the_rest_of_each(tmp_path: Path)
         assert source["spikes"]["total"] == source["spikes"]["binned"] + source["spikes"]["outside"]
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="the real recordings are not here")
+@pytest.mark.skipif(not RECORDINGS.is_dir(), reason="the real recordings are not here")
 def test_a_real_recording_gives_the_counts_that_pynapple_gives(tmp_path: Path) -> None:
     nap = pytest.importorskip("pynapple")
-    path = DATA / "A2929-200711.nwb"
+    path = RECORDINGS / "A2929-200711.nwb"
     summary = convert([path], tmp_path / "out", SourceConfig(bin_size_ms=20, modalities=("spikes",))).summary
     units = nap.load_file(str(path))["units"]
     counts = units.count(0.02, ep=nap.IntervalSet(0, 1200)).values
@@ -215,28 +189,6 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path: Path) -> N
     convert(inputs, tmp_path / "undisturbed", shard_size=40, compression="xz")
     assert contents(out) == contents(tmp_path / "undisturbed")
     assert not staging.exists()
-
-
-def kill_at_step(n: int, work: Any) -> int:
-    """Fork a child that does the work and dies on the spot at its n-th step that touches files; its exit status."""
-    pid = os.fork()
-    if pid == 0:
-        left = n
-
-        def die(event: str, arguments: tuple[Any, ...]) -> None:
-            nonlocal left
-            if event.startswith(("os.", "shutil.", "ctypes.")) or event == "open":
-                left -= 1
-                if left < 0:
-                    os._exit(9)
-
-        sys.addaudithook(die)
-        try:
-            work()
-            os._exit(0)
-        except BaseException:
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

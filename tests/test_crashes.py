@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conversions import make_npz
 from loading import write_dataset
 from test_atomic import content, ended, in_child
-from test_convert import make_npz
 
 from neurofmx_wds import ResumableWebDatasetLoader, WebDatasetWriter
 from neurofmx_wds.convert.merge import append, merge

@@ -11,9 +11,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from conversions import contents, make_npz
 from hdmf.backends.hdf5 import H5DataIO
 from recordings import make_recording
-from test_convert import contents, make_npz
 
 from neurofmx_wds.convert.estimate import estimate
 from neurofmx_wds.convert.plan import ConversionPlan, report_of

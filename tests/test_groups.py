@@ -90,7 +90,7 @@ KINDS: dict[str, Callable[[Path], Path]] = {
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     @functools.cache
     def made(kind: str) -> Path:
         return KINDS[kind](tmp_path_factory.mktemp("data") / kind)
@@ -123,10 +123,10 @@ def rows(batches: Any) -> list[Row]:
 
 @pytest.mark.parametrize("group", WANTED)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_group_is_what_belongs_to_it(dataset: Callable[[str], Path], kind: str, group: str) -> None:
+def test_a_group_is_what_belongs_to_it(labelled: Callable[[str], Path], kind: str, group: str) -> None:
     if kind == "field" and group == "vertebrates":
         return  # some of its samples have no name
-    directory, groups = dataset(kind), BY_NAME if kind == "text" else GROUPS
+    directory, groups = labelled(kind), BY_NAME if kind == "text" else GROUPS
     loader = make(directory, group=group, groups=groups, shuffle=False)
     assert rows(loader) == [*wanted(group).values()] and len(loader) == -(-len(wanted(group)) // 4)
     shuffled = make(directory, group=group, groups=groups)
@@ -139,9 +139,9 @@ def test_a_group_is_what_belongs_to_it(dataset: Callable[[str], Path], kind: str
 @pytest.mark.parametrize("shuffle", [False, True, "full"])
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_order_len_and_resume_are_those_of_the_same_selection(
-    dataset: Callable[[str], Path], shuffle: Any, num_workers: int
+    labelled: Callable[[str], Path], shuffle: Any, num_workers: int
 ) -> None:
-    directory, labels = dataset("both"), wanted("invertebrates")
+    directory, labels = labelled("both"), wanted("invertebrates")
     selected = make(directory, select=lambda about: about["i"] in labels, shuffle=shuffle, groups=None)
     order = [about["i"] for batch in selected for about in batch["metadata"]]
     assert sorted(order) == [*labels]
@@ -156,20 +156,20 @@ def test_order_len_and_resume_are_those_of_the_same_selection(
         assert found == [labels[i] for i in order]
 
 
-def test_group_and_select_choose_what_is_in_both(dataset: Callable[[str], Path]) -> None:
-    loader = make(dataset("field"), group="invertebrates", select=lambda about: about["i"] % 2, shuffle=False)
+def test_group_and_select_choose_what_is_in_both(labelled: Callable[[str], Path]) -> None:
+    loader = make(labelled("field"), group="invertebrates", select=lambda about: about["i"] % 2, shuffle=False)
     assert rows(loader) == [row for row in wanted("invertebrates").values() if row[0] % 2]
     with pytest.raises(ValueError, match="fits none of the 7 samples of the group 'one'"):
-        make(dataset("both"), group="one", select={"label": 2})
+        make(labelled("both"), group="one", select={"label": 2})
 
 
-def test_labels_are_mapped_before_anything_of_the_users(dataset: Callable[[str], Path]) -> None:
+def test_labels_are_mapped_before_anything_of_the_users(labelled: Callable[[str], Path]) -> None:
     options: dict[str, Any] = {"group": "invertebrates", "modalities": ["x"]}
     for more in ({}, {"transform": lambda sample: {**sample, "twice": 2 * sample["label"]}}):
-        loader = make(dataset("both"), target_transform=lambda label: label + 10, shuffle=False, **options, **more)
+        loader = make(labelled("both"), target_transform=lambda label: label + 10, shuffle=False, **options, **more)
         found = [label for batch in loader for label in batch["label"].tolist()]
         assert found == [10 + label for _, label, _ in wanted("invertebrates").values()]
-    last = make(dataset("both"), batch_transform=lambda batch: {**batch, "twice": 2 * batch["label"]}, **options)
+    last = make(labelled("both"), batch_transform=lambda batch: {**batch, "twice": 2 * batch["label"]}, **options)
     assert all((batch["twice"] == 2 * batch["label"]).all() for batch in last)
     for batch in last:
         assert [about["label"] for about in batch["metadata"]] == [[5, 0, 4][label] for label in batch["label"]]
@@ -177,10 +177,10 @@ def test_labels_are_mapped_before_anything_of_the_users(dataset: Callable[[str],
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(labels=st.lists(st.integers(0, 5), min_size=1, unique=True), names=st.booleans(), kind=st.sampled_from([*KINDS]))
-def test_any_group(dataset: Callable[[str], Path], labels: list[int], names: bool, kind: str) -> None:
+def test_any_group(labelled: Callable[[str], Path], labels: list[int], names: bool, kind: str) -> None:
     names = kind == "text" or (names and kind != "field")
     group = [NAMES[label] for label in labels] if names else labels
-    loader = make(dataset(kind), group="g", groups={"g": group}, shuffle=False)
+    loader = make(labelled(kind), group="g", groups={"g": group}, shuffle=False)
     reference = np.flatnonzero(np.isin(LABELS, labels))
     assert [row[:2] for row in rows(loader)] == [(i, labels.index(LABELS[i])) for i in reference.tolist()]
 
@@ -188,8 +188,8 @@ def test_any_group(dataset: Callable[[str], Path], labels: list[int], names: boo
 # --- what is read
 
 
-def test_metadata_suffice(dataset: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    directory = dataset("both")
+def test_metadata_suffice(labelled: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = labelled("both")
 
     def refuse(*_: Any) -> None:
         raise AssertionError("a shard was opened")
@@ -202,7 +202,7 @@ def test_metadata_suffice(dataset: Callable[[str], Path], monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("kind", ["field", "text"])
 def test_only_the_label_is_read_where_it_is_a_field(
-    dataset: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, kind: str
+    labelled: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     read: list[tuple[int, int]] = []
     real = os.pread
@@ -216,7 +216,7 @@ def test_only_the_label_is_read_where_it_is_a_field(
             assert file == -1
             return super().__new__(cls, file, *arguments, **options)
 
-    directory = dataset(kind)
+    directory = labelled(kind)
     make(directory, groups=None)  # plain webdataset's tars get their indexes
     with monkeypatch.context() as patch:
         patch.setattr("os.pread", noting)
@@ -238,10 +238,10 @@ def index_entries(index: ShardIndex, field: str) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("kind", ["field", "text"])
 def test_a_changed_label_puts_no_sample_into_another_group(
-    dataset: Callable[[str], Path], kind: str, tmp_path: Path
+    labelled: Callable[[str], Path], kind: str, tmp_path: Path
 ) -> None:
     changed = tmp_path / "d"
-    shutil.copytree(dataset(kind), changed)
+    shutil.copytree(labelled(kind), changed)
     groups = BY_NAME if kind == "text" else GROUPS
     write_indexes(changed)
     path = changed / "shard_000002.tar"
@@ -265,14 +265,14 @@ def test_a_label_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 # --- states
 
 
-def test_a_state_belongs_to_its_group(dataset: Callable[[str], Path]) -> None:
-    state = make(dataset("both"), group="invertebrates").state_dict()
-    make(dataset("both"), group="again", groups={"again": ["worm", 0, 4]}).load_state_dict(state)
+def test_a_state_belongs_to_its_group(labelled: Callable[[str], Path]) -> None:
+    state = make(labelled("both"), group="invertebrates").state_dict()
+    make(labelled("both"), group="again", groups={"again": ["worm", 0, 4]}).load_state_dict(state)
     same = {"order": [0, 5, 4], "labels": [5, 0, 3], "fewer": [5, 0]}
     for group in same:
         with pytest.raises(StateError, match="another dataset or selection"):
-            make(dataset("both"), group=group, groups=same).load_state_dict(state)
-    chosen = make(dataset("both"), select={"label": [5, 0, 4]}, groups=None)
+            make(labelled("both"), group=group, groups=same).load_state_dict(state)
+    chosen = make(labelled("both"), select={"label": [5, 0, 4]}, groups=None)
     with pytest.raises(StateError, match="another dataset or selection"):
         chosen.load_state_dict(state)
 
@@ -287,16 +287,16 @@ plants: {trees: [1]}
 """
 
 
-def test_where_groups_are_defined(dataset: Callable[[str], Path], tmp_path: Path) -> None:
+def test_where_groups_are_defined(labelled: Callable[[str], Path], tmp_path: Path) -> None:
     given = {"g.yaml": YAML, "g.yml": "data_groups:\n  cifar: {38: [3, 2], invertebrates: [5, 0, 4]}\nother: 3\n"}
     given |= {"g.json": json.dumps({"38": [3, 2], "invertebrates": [5, 0, 4]})}
     for name, text in given.items():
         (tmp_path / name).write_text(text)
         for path in (tmp_path / name, str(tmp_path / name)):
-            assert rows(make(dataset("both"), group="invertebrates", groups=path, shuffle=False)) == [
+            assert rows(make(labelled("both"), group="invertebrates", groups=path, shuffle=False)) == [
                 *wanted("invertebrates").values()
             ]
-            assert rows(make(dataset("both"), group="38", groups=path, shuffle=False)) == [
+            assert rows(make(labelled("both"), group="38", groups=path, shuffle=False)) == [
                 *wanted("vertebrates").values()
             ]
 
@@ -338,15 +338,15 @@ def test_which_dataset_is_meant(tmp_path: Path) -> None:
         ({"d": {"g": [1]}, "e": [2]}, "'e' is no dataset with groups, but 'd' is"),
     ],
 )
-def test_ill_defined_groups(dataset: Callable[[str], Path], tmp_path: Path, definition: Any, message: str) -> None:
+def test_ill_defined_groups(labelled: Callable[[str], Path], tmp_path: Path, definition: Any, message: str) -> None:
     with pytest.raises(GroupError, match=message):
-        make(dataset("both"), group="g", groups=definition)
+        make(labelled("both"), group="g", groups=definition)
     (tmp_path / "groups.json").write_text(json.dumps(definition))
     with pytest.raises(GroupError, match=rf"groups\.json: .*{message}"):
-        make(dataset("both"), group="g", groups=tmp_path / "groups.json")
+        make(labelled("both"), group="g", groups=tmp_path / "groups.json")
 
 
-def test_files_that_are_no_definition(dataset: Callable[[str], Path], tmp_path: Path) -> None:
+def test_files_that_are_no_definition(labelled: Callable[[str], Path], tmp_path: Path) -> None:
     evil = tmp_path / "evil"
     texts = {
         "a.yaml": ("g: [1", "cannot be read"),
@@ -360,29 +360,29 @@ def test_files_that_are_no_definition(dataset: Callable[[str], Path], tmp_path: 
     for name, (text, message) in texts.items():
         (tmp_path / name).write_text(text)
         with pytest.raises(GroupError, match=rf"{name}: {message}"):
-            make(dataset("both"), group="g", groups=tmp_path / name)
+            make(labelled("both"), group="g", groups=tmp_path / name)
     assert not evil.exists()
     with pytest.raises(FileNotFoundError):
-        make(dataset("both"), group="g", groups=tmp_path / "absent.yaml")
+        make(labelled("both"), group="g", groups=tmp_path / "absent.yaml")
 
 
 def test_without_pyyaml_json_is_read(
-    dataset: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    labelled: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("g.json", "g.yaml"):
         (tmp_path / name).write_text(json.dumps(GROUPS))
     monkeypatch.setitem(sys.modules, "yaml", None)
-    assert len(make(dataset("both"), group="one", groups=tmp_path / "g.json")) == 2
+    assert len(make(labelled("both"), group="one", groups=tmp_path / "g.json")) == 2
     with pytest.raises(NeurofmxError, match=r"pyyaml \(pip install 'neurofmx-wds\[yaml\]', or write"):
-        make(dataset("both"), group="one", groups=tmp_path / "g.yaml")
+        make(labelled("both"), group="one", groups=tmp_path / "g.yaml")
 
 
-def test_what_the_dataset_does_not_have_is_named(dataset: Callable[[str], Path], tmp_path: Path) -> None:
+def test_what_the_dataset_does_not_have_is_named(labelled: Callable[[str], Path], tmp_path: Path) -> None:
     groups = {"typo": [5, 17, "bea"], "name": ["owl", "eel"]}
     with pytest.raises(GroupError, match=r"label 17, bea of the group 'typo'; there are 0 \(bee\), 1 \(crab\), 2"):
-        make(dataset("both"), group="typo", groups=groups)
+        make(labelled("both"), group="typo", groups=groups)
     with pytest.raises(GroupError, match="label eel of the group 'name'; there are 0 "):
-        make(dataset("both"), group="name", groups=groups)
+        make(labelled("both"), group="name", groups=groups)
     create_shards_from_arrays(tmp_path / "bare", {"x": np.zeros((5, 2), "float32")})
     with pytest.raises(GroupError, match="none of the 5 samples has a label .*groups need a field `label`"):
         make(tmp_path / "bare", group="one")
@@ -390,7 +390,7 @@ def test_what_the_dataset_does_not_have_is_named(dataset: Callable[[str], Path],
     with pytest.raises(GroupError, match=r"shard_000000\.tar: a label is ndarray, neither a number nor a name"):
         make(tmp_path / "vectors", group="one")
     with pytest.raises(ValueError, match="groups= goes together with group="):
-        make(dataset("both"))
+        make(labelled("both"))
 
 
 def test_labels_that_the_manifest_names(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -479,10 +479,10 @@ def test_nothing_is_copied_and_only_the_shards_needed_are_there(original: Path) 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_everything_else_takes_a_linked_group_as_it_is(
-    dataset: Callable[[str], Path], tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+    labelled: Callable[[str], Path], tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made, groups = tmp_path / "made", BY_NAME if kind == "text" else GROUPS
-    summary = link_group(dataset(kind), made, "invertebrates", groups)
+    summary = link_group(labelled(kind), made, "invertebrates", groups)
     assert summary["config"]["group"]["n_samples"] == len(wanted("invertebrates"))
     assert rows(plainly(made)) == [*wanted("invertebrates").values()]
     report = verify(made, deep=True)
@@ -493,7 +493,7 @@ def test_everything_else_takes_a_linked_group_as_it_is(
     assert info.get_summary()["total_samples"] == len(wanted("invertebrates"))
     info.print_summary()
     assert f"{len(wanted('invertebrates'))} samples, 5 shards" in (told := capsys.readouterr().out)
-    assert f"the group 'invertebrates', 3 labels, among the 43 samples of linked shards of {dataset(kind)}" in told
+    assert f"the group 'invertebrates', 3 labels, among the 43 samples of linked shards of {labelled(kind)}" in told
     official = wds.WebDataset(sorted(map(str, made.glob("*.tar*"))), shardshuffle=False)
     assert [int(sample["__key__"][-9:]) for sample in official] == [*range(N)]
 

@@ -9,18 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from loading import fail_on_7, global_rows, jitter, ranks, steps, write_dataset
+from loading import fail_on_7, global_rows, jitter, ranks, steps
 
 from neurofmx_wds import WebDatasetLoader, collate_webdataset, create_webdataset_dataloader
 from neurofmx_wds.errors import NeurofmxError
 
 SMALL: dict[str, Any] = {"num_workers": 0, "buffer_size": 7, "block_size": 3}
 plain = functools.partial(create_webdataset_dataloader, **SMALL)
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("data") / "shards", (6, 6, 6, 6))
 
 
 def quietly(error: Exception) -> bool:

@@ -9,18 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from loading import row_of, rows, write_dataset
+from loading import row_of, rows
 from torch.utils.data import DataLoader
 
 from neurofmx_wds import WebDatasetLoader, collate_webdataset, create_webdataset_dataloader
 
 SMALL: dict[str, Any] = {"buffer_size": 7, "block_size": 3}
 ALL = sorted(row_of(i) for i in range(24))
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("data") / "shards", (1, 9, 2, 7, 5))
 
 
 @pytest.fixture(autouse=True)

@@ -28,6 +28,7 @@ import torch
 import webdataset as wds
 from hypothesis import HealthCheck, given, settings
 from loading import (
+    LAYOUTS,
     Row,
     array_of,
     fail_on_7,
@@ -55,29 +56,10 @@ def always_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("neurofmx_wds.loading.loaders._WORTH_A_THREAD", -1.0)
 
 
-LAYOUTS = {
-    "equal": (6, 6, 6, 6),
-    "unequal": (1, 9, 2, 7, 5),
-    "one shard": (23,),
-    "many shards": (2,) * 12,
-    "fewer than ranks": (2, 1),
-    "one sample": (1,),
-}
 SELECTED = {"group": [0, 2]}
 SMALL: dict[str, Any] = {"buffer_size": 7, "block_size": 3}
 SHUFFLES = (False, True, "full")
 Datasets = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Datasets:
-    """``dataset(layout, compression)``: its directory, made once."""
-
-    @functools.cache
-    def made(layout: str = "equal", compression: str = "none") -> Path:
-        return write_dataset(tmp_path_factory.mktemp("data") / "shards", LAYOUTS[layout], compression)
-
-    return made
 
 
 @pytest.fixture(autouse=True)

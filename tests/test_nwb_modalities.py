@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import h5py
 import numpy as np
 import pynwb
 import pytest
+from conversions import RECORDINGS
 from hdmf.utils import get_docval
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -28,9 +28,8 @@ from neurofmx_wds.errors import SourceError
 from neurofmx_wds.format.info import ShardedDatasetInfo
 from neurofmx_wds.nwb.clock import Aligned, Grid
 
-DATA = Path(os.environ.get("NEUROFMX_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
-TRIALS = DATA / "sub-anm00239123_ses-20170627T093549.nwb"
-needs_trials = pytest.mark.skipif(not TRIALS.is_file(), reason=f"{TRIALS.name} is not in {DATA}")
+TRIALS = RECORDINGS / "sub-anm00239123_ses-20170627T093549.nwb"
+needs_trials = pytest.mark.skipif(not TRIALS.is_file(), reason=f"{TRIALS.name} is not in {RECORDINGS}")
 MS = 10**6
 
 

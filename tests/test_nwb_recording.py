@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 import pynwb
 import pytest
+from conversions import RECORDINGS
 from hdmf.backends.hdf5 import H5DataIO
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,7 +31,6 @@ from neurofmx_wds.errors import SourceError
 from neurofmx_wds.nwb.clock import MAX_NS
 from neurofmx_wds.nwb.recording import Recording
 
-DATA = Path(os.environ.get("NEUROFMX_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 HEAD = "A2929-200711.nwb"
 TRIALS = "sub-anm00239123_ses-20170627T093549.nwb"
 
@@ -53,9 +53,9 @@ def opened() -> Iterator[Any]:
 
 
 def real(name: str) -> Path:
-    if not (DATA / name).is_file():
-        pytest.skip(f"{name} is not in {DATA} (set NEUROFMX_TEST_DATA to the folder that holds it)")
-    return DATA / name
+    if not (RECORDINGS / name).is_file():
+        pytest.skip(f"{name} is not in {RECORDINGS} (set NEUROFMX_TEST_DATA to the folder that holds it)")
+    return RECORDINGS / name
 
 
 def everything(source: Any) -> list[tuple[dict[str, np.ndarray], dict[str, Any]]]:

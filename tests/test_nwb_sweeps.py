@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pynwb
 import pytest
+from conversions import contents
 from pynwb import icephys
 from recordings import make_recording, read_all
-from test_convert import contents
 
 from neurofmx_wds.cli.main import main
 from neurofmx_wds.convert.run import convert

@@ -30,11 +30,11 @@ BOTH = pytest.mark.parametrize("io", ["mmap", "pread"])
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def singles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of one sample."""
-    directory = tmp_path_factory.mktemp("data") / "d"
-    create_shards_from_arrays(directory, {"x": np.arange(2.0 * N).reshape(N, 2)}, shard_size=1)
-    return directory
+    singles = tmp_path_factory.mktemp("data") / "d"
+    create_shards_from_arrays(singles, {"x": np.arange(2.0 * N).reshape(N, 2)}, shard_size=1)
+    return singles
 
 
 @pytest.fixture(autouse=True)
@@ -50,8 +50,8 @@ def n_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def loader(directory: Path, **options: Any) -> Any:
-    return create_webdataset_dataloader(directory, **{"num_workers": 0, "batch_size": 16, **options})
+def loader(singles: Path, **options: Any) -> Any:
+    return create_webdataset_dataloader(singles, **{"num_workers": 0, "batch_size": 16, **options})
 
 
 def found(batches: Any) -> list[float]:
@@ -62,16 +62,16 @@ WHOLE = [2.0 * i for i in range(N)]
 
 
 @BOTH
-def test_loaders_of_one_process_share_its_files(directory: Path, io: str) -> None:
+def test_loaders_of_one_process_share_its_files(singles: Path, io: str) -> None:
     before = n_files()
-    loaders = [loader(directory, io=io, handler=wds.ignore_and_continue) for _ in range(3)]
+    loaders = [loader(singles, io=io, handler=wds.ignore_and_continue) for _ in range(3)]
     for each in loaders * 2:
         assert found(each) == WHOLE and each.skipped == 0
         assert n_files() - before <= LIMIT // 2 + 4
 
 
 @BOTH
-def test_a_batch_of_more_shards_than_may_be_open(directory: Path, io: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_of_more_shards_than_may_be_open(singles: Path, io: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before, most = n_files(), 0
     opened = open_shard.OpenShard
 
@@ -82,7 +82,7 @@ def test_a_batch_of_more_shards_than_may_be_open(directory: Path, io: str, monke
         return shard
 
     monkeypatch.setattr(open_shard, "OpenShard", counted)
-    batches = loader(directory, io=io, batch_size=290, shuffle="full")
+    batches = loader(singles, io=io, batch_size=290, shuffle="full")
     for _ in range(2):
         first, last = batches
         assert first["x"].shape == (290, 2) and found([first, last]) == WHOLE
@@ -91,9 +91,9 @@ def test_a_batch_of_more_shards_than_may_be_open(directory: Path, io: str, monke
 
 
 @pytest.mark.parametrize("handler", [wds.reraise_exception, wds.ignore_and_continue])
-def test_what_a_worker_inherits_counts(directory: Path, handler: Any) -> None:
-    assert found(loader(directory)) == WHOLE
-    forked = loader(directory, num_workers=1, handler=handler, multiprocessing_context="fork", timeout=60)
+def test_what_a_worker_inherits_counts(singles: Path, handler: Any) -> None:
+    assert found(loader(singles)) == WHOLE
+    forked = loader(singles, num_workers=1, handler=handler, multiprocessing_context="fork", timeout=60)
     assert found(forked) == WHOLE and forked.skipped == 0
 
 
@@ -106,9 +106,9 @@ def taken(n_left: int) -> ExitStack:
 
 
 @BOTH
-def test_shards_make_way_for_others(directory: Path, io: str) -> None:
+def test_shards_make_way_for_others(singles: Path, io: str) -> None:
     """Those of another reader, too."""
-    idle, reader = loader(directory, io=io), ShardReader(open_shards(directory), io=io)  # type: ignore[arg-type]
+    idle, reader = loader(singles, io=io), ShardReader(open_shards(singles), io=io)  # type: ignore[arg-type]
     assert found(idle) == WHOLE
     with taken(0):
         assert reader.read_batch(np.arange(20))["x"][:, 0].tolist() == WHOLE[:20]
@@ -117,9 +117,9 @@ def test_shards_make_way_for_others(directory: Path, io: str) -> None:
 
 
 @BOTH
-def test_no_file_left_is_no_fault_of_a_sample(directory: Path, io: str) -> None:
+def test_no_file_left_is_no_fault_of_a_sample(singles: Path, io: str) -> None:
     asked: list[Exception] = []
-    batches = loader(directory, io=io, handler=lambda error: asked.append(error) or True)
+    batches = loader(singles, io=io, handler=lambda error: asked.append(error) or True)
     gc.collect()
     with taken(0), pytest.raises(OSError, match=r"Too many open files.*ulimit -n.*shard_") as caught:
         found(batches)
@@ -127,11 +127,11 @@ def test_no_file_left_is_no_fault_of_a_sample(directory: Path, io: str) -> None:
     assert found(batches) == WHOLE
 
 
-def test_files_are_closed_without_a_warning(directory: Path) -> None:
+def test_files_are_closed_without_a_warning(singles: Path) -> None:
     before = n_files()
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always", ResourceWarning)
-        reader = ShardReader(open_shards(directory), io="pread", max_open=3)
+        reader = ShardReader(open_shards(singles), io="pread", max_open=3)
         for begin in range(0, N, 2):
             reader.read_batch(np.arange(begin, begin + 2))
         assert n_files() == before + 3
@@ -159,11 +159,11 @@ def test_a_fork_leaves_no_lock_behind() -> None:
     thread.join()
 
 
-def test_page_locked_memory_is_asked_for_in_parts_too(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_locked_memory_is_asked_for_in_parts_too(singles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = BatchMemory(pinned=True)
     asked: list[torch.Tensor] = []
     monkeypatch.setattr(
         memory, "empty", lambda shape, dtype: asked.append(torch.empty(*shape, dtype=dtype)) or asked[-1]
     )
-    batch = ShardReader(open_shards(directory), max_open=2).read_batch(np.arange(5), memory)
+    batch = ShardReader(open_shards(singles), max_open=2).read_batch(np.arange(5), memory)
     assert batch["x"] is asked[-1] and batch["x"][:, 0].tolist() == WHOLE[:5]

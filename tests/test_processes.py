@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conversions import contents, make_npz
 from jobs import die_elsewhere, imported, slow_square, square_or_fail
 from recordings import make_recording
-from test_convert import contents, make_npz
 
 from neurofmx_wds.convert.run import convert, working
 from neurofmx_wds.convert.sources import SourceConfig
@@ -96,7 +96,7 @@ def test_a_script_needs_no_guard_and_is_run_once(tmp_path: Path) -> None:
 
 AS_TYPED = """
 import json, sys
-from neurofmx_wds.cli import main
+from neurofmx_wds.cli.main import main
 status = main()
 sys.stderr.write(json.dumps([status, "torch" in sys.modules]))
 """

@@ -109,7 +109,7 @@ def test_a_batch_is_its_samples_collated_is_what_the_official_library_decodes(
 
 
 @pytest.fixture
-def dataset(tmp_path: Path) -> Path:
+def ragged(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     with WebDatasetWriter(tmp_path / "d", shard_size=3) as writer:
         for i in range(8):
@@ -118,8 +118,8 @@ def dataset(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("io", IOS)
-def test_samples_are_writable_and_independent(dataset: Path, io: Literal["mmap", "pread"]) -> None:
-    reader = ShardReader(open_shards(dataset), io=io)
+def test_samples_are_writable_and_independent(ragged: Path, io: Literal["mmap", "pread"]) -> None:
+    reader = ShardReader(open_shards(ragged), io=io)
     ids = np.array([1, 1, 0])
     first, twin, other = reader.read_samples(ids)
     before = {name: other[name].copy() for name in ("x", "label", "z")}
@@ -136,9 +136,9 @@ def test_samples_are_writable_and_independent(dataset: Path, io: Literal["mmap",
 
 
 @pytest.mark.parametrize("io", IOS)
-def test_what_is_held_is_never_written_over(dataset: Path, io: Literal["mmap", "pread"]) -> None:
+def test_what_is_held_is_never_written_over(ragged: Path, io: Literal["mmap", "pread"]) -> None:
     """Batch memory is used again: but not before its last view is gone."""
-    reader = ShardReader(open_shards(dataset), io=io)
+    reader = ShardReader(open_shards(ragged), io=io)
     rng = np.random.default_rng(1)
     held: list[tuple[np.ndarray, Any, np.ndarray]] = []
     truth = np.stack([sample["x"] for sample in reader.read_samples(np.arange(8))])
@@ -157,8 +157,8 @@ def test_what_is_held_is_never_written_over(dataset: Path, io: Literal["mmap", "
             assert np.array_equal(np.asarray(kept), expected[rows])
 
 
-def test_a_reader_crosses_to_another_process(dataset: Path) -> None:
-    reader = ShardReader(open_shards(dataset))
+def test_a_reader_crosses_to_another_process(ragged: Path) -> None:
+    reader = ShardReader(open_shards(ragged))
     expected = reader.read_batch(np.arange(8))
     assert same_batch(pickle.loads(pickle.dumps(reader)).read_batch(np.arange(8)), expected)
     child = os.fork()
@@ -170,10 +170,10 @@ def test_a_reader_crosses_to_another_process(dataset: Path) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_a_shard_that_shrinks_while_it_is_open(dataset: Path) -> None:
-    reader = ShardReader(open_shards(dataset), io="pread")
+def test_a_shard_that_shrinks_while_it_is_open(ragged: Path) -> None:
+    reader = ShardReader(open_shards(ragged), io="pread")
     reader.read_batch(np.arange(3))
-    path = dataset / "shard_000000.tar"
+    path = ragged / "shard_000000.tar"
     os.truncate(path, 700)
     with pytest.raises(ShardError) as caught:
         reader.read_batch(np.arange(3))
@@ -182,9 +182,9 @@ def test_a_shard_that_shrinks_while_it_is_open(dataset: Path) -> None:
 
 @pytest.mark.parametrize("io", IOS)
 @pytest.mark.parametrize("damage", ["gone", "cut", "longer", "empty"])
-def test_a_shard_that_is_not_what_it_was(dataset: Path, io: Literal["mmap", "pread"], damage: str) -> None:
-    shards = open_shards(dataset)
-    path = dataset / "shard_000001.tar"
+def test_a_shard_that_is_not_what_it_was(ragged: Path, io: Literal["mmap", "pread"], damage: str) -> None:
+    shards = open_shards(ragged)
+    path = ragged / "shard_000001.tar"
     data = path.read_bytes()
     if damage == "gone":
         path.unlink()
@@ -220,7 +220,7 @@ def test_a_damaged_payload_names_its_sample(tmp_path: Path, io: Literal["mmap", 
         assert kept == [i for i in range(3) if i != bad]
 
 
-def test_skipping_stops_or_raises_as_the_handler_says(dataset: Path) -> None:
+def test_skipping_stops_or_raises_as_the_handler_says(ragged: Path) -> None:
     def read(ids: np.ndarray) -> None:
         if ids[0] == 2:
             raise ShardError("bad")
@@ -234,17 +234,17 @@ def test_skipping_stops_or_raises_as_the_handler_says(dataset: Path) -> None:
         skipping(read, np.arange(5), reraise)
 
 
-def test_unknown_modalities_and_io_are_refused(dataset: Path) -> None:
+def test_unknown_modalities_and_io_are_refused(ragged: Path) -> None:
     with pytest.raises(ValueError, match=r"spiks.*label, x, z"):
-        ShardReader(open_shards(dataset), ["spiks"])
+        ShardReader(open_shards(ragged), ["spiks"])
     for wrong in (["lable"], "lable"):
         with pytest.raises(ValueError, match=r"no field lable .*did you mean label\? there are label, x, z"):
-            create_webdataset_dataloader(dataset, num_workers=0, modalities=wrong)
+            create_webdataset_dataloader(ragged, num_workers=0, modalities=wrong)
     with pytest.raises(ValueError, match="io must be"):
-        ShardReader(open_shards(dataset), io="fast")  # type: ignore[arg-type]
-    (dataset / "dataset_metadata.json").unlink()
+        ShardReader(open_shards(ragged), io="fast")  # type: ignore[arg-type]
+    (ragged / "dataset_metadata.json").unlink()
     with pytest.raises(ValueError, match="spiks"):
-        ShardReader(open_shards(dataset), ["spiks"])
+        ShardReader(open_shards(ragged), ["spiks"])
 
 
 def test_only_the_modalities_asked_for_are_touched(tmp_path: Path) -> None:
@@ -312,8 +312,8 @@ def test_a_name_that_several_columns_share_is_not_lacking(tmp_path: Path) -> Non
         assert "x" not in batch and ("x.npy" in batch) == (modalities is None)
 
 
-def test_few_open_shards_serve_many(dataset: Path) -> None:
-    reader = ShardReader(open_shards(dataset), io="pread", max_open=1)
+def test_few_open_shards_serve_many(ragged: Path) -> None:
+    reader = ShardReader(open_shards(ragged), io="pread", max_open=1)
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
         assert reader.read_batch(np.arange(8))["label"].tolist() == list(range(8))
@@ -321,13 +321,13 @@ def test_few_open_shards_serve_many(dataset: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) <= before + 3
 
 
-def test_an_old_dataset_stays_readable_while_it_is_replaced(dataset: Path) -> None:
-    reader = ShardReader(open_shards(dataset))
+def test_an_old_dataset_stays_readable_while_it_is_replaced(ragged: Path) -> None:
+    reader = ShardReader(open_shards(ragged))
     before = reader.read_batch(np.arange(8))
-    with WebDatasetWriter(dataset, overwrite=True) as writer:
+    with WebDatasetWriter(ragged, overwrite=True) as writer:
         writer.write_sample({"other": 1})
     assert same_batch(reader.read_batch(np.arange(8)), before)
-    assert open_shards(dataset).n_samples == 1
+    assert open_shards(ragged).n_samples == 1
 
 
 @pytest.mark.parametrize("compression", ["none", "gz"])
@@ -352,9 +352,9 @@ def test_a_shard_that_was_replaced_is_not_opened_again(tmp_path: Path, compressi
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_changed_byte_is_an_error_that_names_its_member(
-    dataset: Path, io: Literal["mmap", "pread"], data: st.DataObject
+    ragged: Path, io: Literal["mmap", "pread"], data: st.DataObject
 ) -> None:
-    shards = open_shards(dataset)
+    shards = open_shards(ragged)
     shard = data.draw(st.integers(0, len(shards.paths) - 1))
     index, path = shards.index(shard), shards.paths[shard]
     member = data.draw(st.integers(0, len(index.member_size) - 1).filter(lambda m: index.member_size[m] > 0))
@@ -367,7 +367,7 @@ def test_a_changed_byte_is_an_error_that_names_its_member(
     bit = data.draw(st.integers(0, 7))
     flip(path, place, bit)
     try:
-        reader = ShardReader(open_shards(dataset), io=io)
+        reader = ShardReader(open_shards(ragged), io=io)
         order = data.draw(st.permutations(ids.tolist()))
         for _ in range(2):  # it stays an error, and the others stay right
             for i in order:
@@ -378,7 +378,7 @@ def test_a_changed_byte_is_an_error_that_names_its_member(
                     assert where == (str(path), index.sample_keys[row], suffix) and caught.value.remedy
                 else:
                     assert same_batch(reader.read_batch(ids[i : i + 1]), truth[i])
-        problems = verify(dataset, deep=True).problems
+        problems = verify(ragged, deep=True).problems
         assert (str(path), index.sample_keys[row], suffix) in [(p.file, p.sample, p.member) for p in problems]
     finally:
         flip(path, place, bit)
@@ -386,7 +386,7 @@ def test_a_changed_byte_is_an_error_that_names_its_member(
 
 @pytest.mark.parametrize("io", IOS)
 def test_plain_arrays_are_compared_once_in_a_process(
-    dataset: Path, io: Literal["mmap", "pread"], monkeypatch: pytest.MonkeyPatch
+    ragged: Path, io: Literal["mmap", "pread"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared: list[int] = []
 
@@ -396,16 +396,16 @@ def test_plain_arrays_are_compared_once_in_a_process(
 
     monkeypatch.setattr(open_shard, "crc32_of", counted)
     ids = np.arange(8)
-    reader = ShardReader(open_shards(dataset), ["x"], io=io, max_open=1)
+    reader = ShardReader(open_shards(ragged), ["x"], io=io, max_open=1)
     for _ in range(3):
         for part in (ids[:5], ids[5:], ids[3:]):
             reader.read_batch(part)
     assert len(compared) == len(ids)
-    ShardReader(open_shards(dataset), ["x"], io=io, checksums=False).read_batch(ids)
+    ShardReader(open_shards(ragged), ["x"], io=io, checksums=False).read_batch(ids)
     assert len(compared) == len(ids)
 
 
-def test_workers_compare_what_no_other_has_compared(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_compare_what_no_other_has_compared(ragged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of the next epoch, too."""
     compared = multiprocessing.Value("i", 0)
 
@@ -416,16 +416,16 @@ def test_workers_compare_what_no_other_has_compared(dataset: Path, monkeypatch: 
 
     monkeypatch.setattr(open_shard, "crc32_of", counted)
     loader = create_webdataset_dataloader(
-        dataset, batch_size=2, num_workers=2, modalities=["x"], multiprocessing_context="fork"
+        ragged, batch_size=2, num_workers=2, modalities=["x"], multiprocessing_context="fork"
     )
     for _ in range(3):
         assert sum(len(batch["x"]) for batch in loader) == 8
         assert compared.value == 8
 
 
-def test_another_process_compares_again(dataset: Path) -> None:
-    path = dataset / "shard_000001.tar"
-    reader = ShardReader(open_shards(dataset))
+def test_another_process_compares_again(ragged: Path) -> None:
+    path = ragged / "shard_000001.tar"
+    reader = ShardReader(open_shards(ragged))
     place = int(reader.shards.index(1).columns["x"].offset[0])
     reader.read_batch(np.arange(8))
     before = path.stat()
@@ -435,13 +435,13 @@ def test_another_process_compares_again(dataset: Path) -> None:
         pickle.loads(pickle.dumps(reader)).read_batch(np.arange(8))
 
 
-def test_webdatasets_members_are_compared_as_asked(dataset: Path) -> None:
-    column = open_shards(dataset).index(1).columns["label"]
-    flip(dataset / "shard_000001.tar", int(column.offset[0] + column.size[0] - 8))
+def test_webdatasets_members_are_compared_as_asked(ragged: Path) -> None:
+    column = open_shards(ragged).index(1).columns["label"]
+    flip(ragged / "shard_000001.tar", int(column.offset[0] + column.size[0] - 8))
     for checksums in (None, True):
         with pytest.raises(ShardError, match="checksum differs"):
-            list(open_members(dataset, "shard_00000[01].tar", ["label.npy"], {"checksums": checksums}))
-    label = open_members(dataset, "shard_00000[01].tar", ["label.npy"], {"checksums": False})
+            list(open_members(ragged, "shard_00000[01].tar", ["label.npy"], {"checksums": checksums}))
+    label = open_members(ragged, "shard_00000[01].tar", ["label.npy"], {"checksums": False})
     assert [int(value) for (value,) in label] == [0, 1, 2, 3 ^ 1, 4, 5]
 
 
@@ -457,7 +457,7 @@ def test_a_read_may_give_less_than_was_asked_for(tmp_path: Path, monkeypatch: py
     assert batch["x"].tolist() == [list(range(1000))]
 
 
-def test_two_threads_may_compare_the_last_sample_of_a_shard(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_threads_may_compare_the_last_sample_of_a_shard(ragged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both = threading.Barrier(2)
 
     def together(parts: Any) -> int:
@@ -466,7 +466,7 @@ def test_two_threads_may_compare_the_last_sample_of_a_shard(dataset: Path, monke
         return found
 
     monkeypatch.setattr(open_shard, "crc32_of", together)
-    reader = ShardReader(open_shards(dataset), ["x"])
+    reader = ShardReader(open_shards(ragged), ["x"])
     with ThreadPoolExecutor(2) as threads:
         first, second = threads.map(reader.read_batch, [np.arange(3), np.arange(3)])
     assert same_batch(first, second)
@@ -487,30 +487,30 @@ def test_an_unpacked_copy_that_has_changed_is_named(tmp_path: Path) -> None:
     assert ShardReader(shards).read_batch(np.arange(3))["x"][:, 0].tolist() == [0, 1, 2]
 
 
-def test_an_index_made_in_passing_agrees_with_the_manifest(dataset: Path) -> None:
-    path = dataset / "shard_000001.index"
+def test_an_index_made_in_passing_agrees_with_the_manifest(ragged: Path) -> None:
+    path = ragged / "shard_000001.index"
     whole, place = path.read_bytes(), int(ShardIndex.load(path).columns["x"].offset[0])
     path.unlink()
-    reader = ShardReader(open_shards(dataset))
+    reader = ShardReader(open_shards(ragged))
     reader.read_batch(np.arange(8))
     assert path.read_bytes() == whole
     path.unlink()
-    flip(dataset / "shard_000001.tar", place)
+    flip(ragged / "shard_000001.tar", place)
     for _ in range(2):  # with the index that is there now, too
         with pytest.raises(ShardIndexError, match="different checksums"):
-            ShardReader(open_shards(dataset)).read_batch(np.arange(8))
+            ShardReader(open_shards(ragged)).read_batch(np.arange(8))
 
 
-def test_checksums_that_are_asked_for_must_be_known(dataset: Path) -> None:
-    (dataset / "dataset_metadata.json").unlink()
-    with wds.TarWriter(str(dataset / "shard_000003.tar")) as tar:
+def test_checksums_that_are_asked_for_must_be_known(ragged: Path) -> None:
+    (ragged / "dataset_metadata.json").unlink()
+    with wds.TarWriter(str(ragged / "shard_000003.tar")) as tar:
         tar.write({"__key__": "a", "x.npy": np.zeros(3)})
-    assert len(list(WebDatasetLoader(dataset, modalities=["x"]))) == open_shards(dataset).n_samples
+    assert len(list(WebDatasetLoader(ragged, modalities=["x"]))) == open_shards(ragged).n_samples
     with pytest.raises(ShardError, match="no checksums") as caught:
-        list(WebDatasetLoader(dataset, checksums=True))
-    assert caught.value.file == str(dataset / "shard_000003.tar") and "index" in str(caught.value.remedy)
-    assert write_indexes(dataset).made == ["shard_000003.index"]  # the one made in passing has none
-    assert len(list(WebDatasetLoader(dataset, checksums=True))) == open_shards(dataset).n_samples
+        list(WebDatasetLoader(ragged, checksums=True))
+    assert caught.value.file == str(ragged / "shard_000003.tar") and "index" in str(caught.value.remedy)
+    assert write_indexes(ragged).made == ["shard_000003.index"]  # the one made in passing has none
+    assert len(list(WebDatasetLoader(ragged, checksums=True))) == open_shards(ragged).n_samples
 
 
 def test_what_numpy_has_no_dtype_for_stays_a_tensor(tmp_path: Path) -> None:
@@ -541,9 +541,9 @@ def test_byte_orders_of_shards_do_not_tell_batches_apart(tmp_path: Path) -> None
             assert batch["x"].is_contiguous() and batch["x"][:, 0, 0].tolist() == [2 * n, 2 * n + 1]
 
 
-def test_a_batch_is_a_torch_batch(dataset: Path) -> None:
-    batch = ShardReader(open_shards(dataset)).read_batch(np.array([7, 0, 3]))
+def test_a_batch_is_a_torch_batch(ragged: Path) -> None:
+    batch = ShardReader(open_shards(ragged)).read_batch(np.array([7, 0, 3]))
     assert batch["x"].shape == (3, 4, 3) and batch["x"].dtype == torch.float64
     assert batch["__key__"] == ["sample_000000007", "sample_000000000", "sample_000000003"]
     assert isinstance(batch["z"], list)
-    shutil.rmtree(dataset)
+    shutil.rmtree(ragged)

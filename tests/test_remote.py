@@ -323,7 +323,7 @@ def test_patterns_and_directories_of_a_web_server(recording: Path, tmp_path: Pat
 
 
 def test_s3(recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("s3fs")
+    pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'neurofmx-wds[cloud]'")
     convert([recording], tmp_path / "local", CONFIG)
     names = ("bucket/lab/a.nwb", "bucket/lab/read.me", "bucket/other/z.nwb")
     with Loopback({name: recording.read_bytes() for name in names}) as server:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_convert import contents, make_npz
+from conversions import contents
 
 from neurofmx_wds.cli.main import main
 from neurofmx_wds.convert.merge import append
@@ -20,14 +20,6 @@ from neurofmx_wds.convert.run import convert
 from neurofmx_wds.convert.sources import SourceConfig
 from neurofmx_wds.errors import OutputError, SourceError
 from neurofmx_wds.format.verify import verify
-
-
-@pytest.fixture
-def inputs(tmp_path: Path) -> list[Path]:
-    paths = [tmp_path / f"{name}.npz" for name in "abc"]
-    for seed, (path, n) in enumerate(zip(paths, [7, 4, 5], strict=True)):
-        make_npz(path, n, seed)
-    return paths
 
 
 def flip(path: Path) -> None:

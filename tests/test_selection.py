@@ -14,7 +14,7 @@ from neurofmx_wds.format.manifest import MANIFEST_NAME
 
 
 @pytest.fixture(params=[True, False], ids=["manifest", "no manifest"])
-def dataset(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+def described(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """30 samples in 4 shards; only some have a subject."""
     with WebDatasetWriter(tmp_path / "d", shard_size=8) as writer:
         for i in range(30):
@@ -45,16 +45,16 @@ def dataset(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         (lambda about: False, r"fits none of the 30 samples$"),
     ],
 )
-def test_why_no_sample_fits(dataset: Path, select: Any, told: str) -> None:
+def test_why_no_sample_fits(described: Path, select: Any, told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        WebDatasetLoader(dataset, select=select)
+        WebDatasetLoader(described, select=select)
 
 
-def test_a_selection_that_fails_is_named(dataset: Path) -> None:
+def test_a_selection_that_fails_is_named(described: Path) -> None:
     wanted = (
         r"shard_000001\.tar, sample 'sample_000000010': select raised KeyError: 'subject' "
         r"\(this sample's metadata have column, session, number\)"
     )
     with pytest.raises(NeurofmxError, match=wanted) as caught:
-        WebDatasetLoader(dataset, select=lambda about: about["number"] < 10 or about["subject"] == 1)
+        WebDatasetLoader(described, select=lambda about: about["number"] < 10 or about["subject"] == 1)
     assert isinstance(caught.value.__cause__, KeyError)

@@ -48,7 +48,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def dataset(good: Path, tmp_path: Path) -> Path:
+def copied(good: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(good, tmp_path / "shards"))
 
 
@@ -116,13 +116,13 @@ DAMAGE: list[tuple[str, bool, Callable[[Path], object], str]] = [
 
 @pytest.mark.parametrize(("deep", "damage", "told"), [case[1:] for case in DAMAGE], ids=[case[0] for case in DAMAGE])
 def test_each_kind_of_damage_is_told_with_what_to_do(
-    deep: bool, damage: Callable[[Path], object], told: str, dataset: Path
+    deep: bool, damage: Callable[[Path], object], told: str, copied: Path
 ) -> None:
-    damage(dataset)
+    damage(copied)
     for way in {deep, True}:
-        problems = [str(problem) for problem in verify(dataset, deep=way).problems]
+        problems = [str(problem) for problem in verify(copied, deep=way).problems]
         assert any(re.search(told, problem) for problem in problems), problems
-        assert all(problem.remedy for problem in verify(dataset, deep=way).problems)
+        assert all(problem.remedy for problem in verify(copied, deep=way).problems)
 
 
 @settings(max_examples=40, deadline=None)
@@ -141,14 +141,14 @@ def test_no_changed_byte_escapes_the_deep_look(
     assert any(problem.file == str(path) for problem in verify(copy).problems)
 
 
-def test_an_index_that_fits_in_size_but_not_in_content_is_found(dataset: Path) -> None:
-    sidecar = dataset / "shard_000001.index"
+def test_an_index_that_fits_in_size_but_not_in_content_is_found(copied: Path) -> None:
+    sidecar = copied / "shard_000001.index"
     index = ShardIndex.load(sidecar)
     dataclasses.replace(index, member_offset=index.member_offset[::-1].copy()).save(sidecar)
-    assert verify(dataset).ok
-    [problem] = verify(dataset, deep=True).problems
+    assert verify(copied).ok
+    [problem] = verify(copied, deep=True).problems
     assert problem.file == str(sidecar) and "does not describe the tar" in problem.what
-    assert write_indexes(dataset).kept == 3
+    assert write_indexes(copied).kept == 3
 
 
 def test_members_that_cannot_be_decoded_are_named(tmp_path: Path) -> None:
@@ -170,10 +170,10 @@ def test_a_key_that_comes_twice_is_found_in_a_shard_and_over_shards(indexed: boo
     assert "x-0.tar has the same key" in problems[1].what
 
 
-def test_several_workers_say_the_same(dataset: Path) -> None:
-    (dataset / "shard_000001.tar").unlink()
+def test_several_workers_say_the_same(copied: Path) -> None:
+    (copied / "shard_000001.tar").unlink()
     with ThreadPoolExecutor(2) as threads:
-        assert verify(dataset, deep=True, executor=threads) == verify(dataset, deep=True)
+        assert verify(copied, deep=True, executor=threads) == verify(copied, deep=True)
 
 
 def test_a_directory_that_is_not_there_is_an_error(tmp_path: Path) -> None:
@@ -201,44 +201,44 @@ def test_plain_tars_get_indexes_that_find_what_webdataset_reads(tmp_path: Path) 
         assert sorted(index.member_offset.tolist()) == places
 
 
-def test_repair_makes_anew_only_what_is_wrong(dataset: Path) -> None:
-    whole = {path.name: path.read_bytes() for path in dataset.glob("*.index")}
-    (dataset / "shard_000000.index").unlink()
-    (dataset / "shard_000001.index").write_bytes(b"damaged")
-    report = write_indexes(dataset)
+def test_repair_makes_anew_only_what_is_wrong(copied: Path) -> None:
+    whole = {path.name: path.read_bytes() for path in copied.glob("*.index")}
+    (copied / "shard_000000.index").unlink()
+    (copied / "shard_000001.index").write_bytes(b"damaged")
+    report = write_indexes(copied)
     assert (report.made, report.kept) == (["shard_000000.index"], 1)
     assert ["rebuild the index" in str(problem) for problem in report.problems] == [True]
-    report = write_indexes(dataset, repair=True)
+    report = write_indexes(copied, repair=True)
     assert (report.made, report.kept, report.problems) == (["shard_000001.index"], 2, [])
-    assert {path.name: path.read_bytes() for path in dataset.glob("*.index")} == whole
-    assert verify(dataset, deep=True).ok
+    assert {path.name: path.read_bytes() for path in copied.glob("*.index")} == whole
+    assert verify(copied, deep=True).ok
 
 
-def test_no_index_is_made_for_a_shard_that_has_changed(dataset: Path) -> None:
-    shard = dataset / "shard_000001.tar"
+def test_no_index_is_made_for_a_shard_that_has_changed(copied: Path) -> None:
+    shard = copied / "shard_000001.tar"
     raw = bytearray(shard.read_bytes())
     raw[700] ^= 1
     shard.write_bytes(raw)
     index_path(shard).unlink()
-    report = write_indexes(dataset, repair=True)
+    report = write_indexes(copied, repair=True)
     assert report.made == [] and "bytes have changed" in report.problems[0].what
     shard.write_bytes(raw[:1024])
-    assert "has 1024 bytes" in write_indexes(dataset, repair=True).problems[0].what
+    assert "has 1024 bytes" in write_indexes(copied, repair=True).problems[0].what
 
 
-def test_no_index_is_made_anew_for_a_shard_that_has_changed(dataset: Path) -> None:
+def test_no_index_is_made_anew_for_a_shard_that_has_changed(copied: Path) -> None:
     """Without a manifest, only the old index knows what the shard was."""
-    (dataset / "dataset_metadata.json").unlink()
-    shard = dataset / "shard_000001.tar"
+    (copied / "dataset_metadata.json").unlink()
+    shard = copied / "shard_000001.tar"
     in_version(shard, 1)
     old = index_path(shard).read_bytes()
     flip(shard, 700)
     for repair in (False, True):
-        report = write_indexes(dataset, repair)
+        report = write_indexes(copied, repair)
         assert report.made == [] and "bytes have changed" in report.problems[0].what
         assert index_path(shard).read_bytes() == old
     flip(shard, 700)
-    assert write_indexes(dataset).made == ["shard_000001.index"] and verify(dataset, deep=True).ok
+    assert write_indexes(copied).made == ["shard_000001.index"] and verify(copied, deep=True).ok
 
 
 def test_a_dataset_of_arrays_is_whole(tmp_path: Path) -> None:

@@ -34,17 +34,22 @@ def kill_one(but: set[int]) -> int:
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def hundred(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a dataset of 100 samples: an epoch is longer than what workers read ahead."""
     return write_dataset(tmp_path_factory.mktemp("die") / "d", (50, 50))
 
 
-@pytest.mark.parametrize("persistent", [False, True])
-@pytest.mark.parametrize("idle", [False, True], ids=["reading", "idle"])
-def test_a_worker_that_dies_is_named_and_the_state_goes_on(directory: Path, persistent: bool, idle: bool) -> None:
-    if idle and not persistent:
-        pytest.skip("without persistent_workers nothing is left idle")
+@pytest.mark.parametrize(
+    ("persistent", "idle"),  # only persistent workers are ever idle
+    [
+        pytest.param(False, False, id="reading"),
+        pytest.param(True, False, id="persistent, reading"),
+        pytest.param(True, True, id="persistent, idle"),
+    ],
+)
+def test_a_worker_that_dies_is_named_and_the_state_goes_on(hundred: Path, persistent: bool, idle: bool) -> None:
     options = {"shuffle": "full", "batch_size": 2, "num_workers": 2, "transform": sleepy}
-    loader = create_webdataset_dataloader(directory, persistent_workers=persistent, **options)  # type: ignore[arg-type]
+    loader = create_webdataset_dataloader(hundred, persistent_workers=persistent, **options)  # type: ignore[arg-type]
     seen, pid = [], 0
     begin, before = time.monotonic(), children()
     with pytest.raises((NeurofmxError, RuntimeError), match=r"DataLoader worker \(pid") as caught:
@@ -62,9 +67,9 @@ def test_a_worker_that_dies_is_named_and_the_state_goes_on(directory: Path, pers
         assert loader.skipped == 0
     state = through_json(loader.state_dict())
     assert (state["epoch"], state["position"]) == divmod(len(seen), 100)
-    fresh = create_webdataset_dataloader(directory, **options)  # type: ignore[arg-type]
+    fresh = create_webdataset_dataloader(hundred, **options)  # type: ignore[arg-type]
     fresh.load_state_dict(state)
-    truth = create_webdataset_dataloader(directory, shuffle="full", batch_size=2, num_workers=0)
+    truth = create_webdataset_dataloader(hundred, shuffle="full", batch_size=2, num_workers=0)
     both = [row for _ in range(2) for batch in truth for row in rows(batch)]
     assert seen == both[: len(seen)]
     assert global_rows(steps([fresh])) == both[len(seen) : (state["epoch"] + 1) * 100]
@@ -75,9 +80,9 @@ def test_a_worker_that_dies_is_named_and_the_state_goes_on(directory: Path, pers
     assert global_rows(steps([loader])) == both[len(seen) : (state["epoch"] + 1) * 100]
 
 
-def test_a_worker_that_was_killed_while_idle_is_found_at_the_next_epoch(directory: Path) -> None:
+def test_a_worker_that_was_killed_while_idle_is_found_at_the_next_epoch(hundred: Path) -> None:
     before = children()
-    loader = create_webdataset_dataloader(directory, batch_size=2, num_workers=2, persistent_workers=True)
+    loader = create_webdataset_dataloader(hundred, batch_size=2, num_workers=2, persistent_workers=True)
     assert sum(len(rows(batch)) for batch in loader) == 100
     kept = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # as in a program that starts loaders outside its main thread
     try:
@@ -101,13 +106,13 @@ def raise_runtime_error(sample: dict[str, Any]) -> dict[str, Any]:
     raise RuntimeError("DataLoader worker (pid 1) is not what this is about")
 
 
-def test_a_crash_in_a_transform_is_a_worker_that_died(directory: Path) -> None:
+def test_a_crash_in_a_transform_is_a_worker_that_died(hundred: Path) -> None:
     with pytest.raises(NeurofmxError, match="a worker process of the loader died"):
-        list(create_webdataset_dataloader(directory, num_workers=1, transform=fail_badly))
+        list(create_webdataset_dataloader(hundred, num_workers=1, transform=fail_badly))
     with pytest.raises(NeurofmxError, match=r"sample_\d+.*the transform raised RuntimeError"):
-        list(create_webdataset_dataloader(directory, num_workers=1, transform=raise_runtime_error))
+        list(create_webdataset_dataloader(hundred, num_workers=1, transform=raise_runtime_error))
     assert [
         row
-        for batch in itertools.islice(create_webdataset_dataloader(directory, shuffle=False), 1)
+        for batch in itertools.islice(create_webdataset_dataloader(hundred, shuffle=False), 1)
         for row in rows(batch)
     ] == [row_of(i) for i in range(32)]
