@@ -136,8 +136,11 @@ class ShardIndex:
     @functools.cached_property
     def sample_keys(self) -> list[str]:
         """The keys, in shard order."""
-        text, ends = self.keys.tobytes(), self.key_end.tolist()
-        return [text[a:b].decode("utf-8", "surrogateescape") for a, b in zip([0, *ends], ends, strict=False)]
+        raw, ends = self.keys.tobytes(), self.key_end.tolist()
+        if raw.isascii():  # the whole text at once: characters are bytes then
+            text = raw.decode("ascii")
+            return [text[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+        return [raw[a:b].decode("utf-8", "surrogateescape") for a, b in zip([0, *ends], ends, strict=False)]
 
     @functools.cached_property
     def sample_metadata(self) -> list[bytes]:
@@ -161,10 +164,10 @@ class ShardIndex:
 
     def _column(self, suffix_ids: list[int]) -> Column | None:
         """The members with these suffixes as one field, unless a sample has several."""
-        members = np.flatnonzero(np.isin(self.member_suffix, suffix_ids))
-        samples = np.searchsorted(self.sample_start, members, side="right") - 1
-        if (np.diff(samples) == 0).any():
+        places = self._places(suffix_ids)
+        if places is None:
             return None
+        members, samples = places
         suffix_id = np.full(self.n_samples, -1, np.int32)
         offset = np.full(self.n_samples, -1, np.int64)
         size = np.zeros(self.n_samples, np.int64)
@@ -175,12 +178,29 @@ class ShardIndex:
         if self.has_checksums:
             crc32 = np.zeros(self.n_samples, np.uint32)
             crc32[samples] = self.member_crc32[members]
+        layouts = self.member_layout[members]
         layout = None
-        if len(members) == self.n_samples > 0:
-            used = np.unique(self.member_layout[members])
-            if len(used) == 1 and used[0] >= 0:
-                layout = self.layouts[used[0]]
+        if len(layouts) == self.n_samples > 0 and layouts[0] >= 0 and (layouts == layouts[0]).all():
+            layout = self.layouts[layouts[0]]
         return Column(suffix_id, offset, size, crc32, layout)
+
+    def _places(self, suffix_ids: list[int]) -> tuple[Any, Any] | None:
+        """Which members have these suffixes, and of which samples they are; None where a sample has several."""
+        of_each = [i for i, suffix in enumerate(self.member_suffix[: self._width].tolist()) if suffix in suffix_ids]
+        if len(of_each) == 1:
+            return slice(of_each[0], None, self._width), slice(None)
+        members = np.flatnonzero(np.isin(self.member_suffix, suffix_ids))
+        samples = np.searchsorted(self.sample_start, members, side="right") - 1
+        return None if (np.diff(samples) == 0).any() else (members, samples)
+
+    @functools.cached_property
+    def _width(self) -> int:
+        """How many members each sample has, if all have the same ones in the same order; else 0."""
+        width, rest = divmod(len(self.member_suffix), max(1, self.n_samples))
+        if not width or rest or not (self.sample_start == np.arange(self.n_samples + 1) * width).all():
+            return 0
+        table = self.member_suffix.reshape(self.n_samples, width)
+        return width if (table == table[0]).all() else 0
 
     def to_bytes(self) -> bytes:
         """The sidecar file's content: a magic line, a JSON header, little-endian arrays and a CRC-32."""
@@ -236,7 +256,7 @@ class ShardIndex:
         start = len(_MAGIC) + 4
         if not data.startswith(_MAGIC) or len(data) < start + 4:
             raise ShardIndexError("not a shard index, or cut short")
-        if zlib.crc32(memoryview(data)[:-4]) != int.from_bytes(data[-4:], "little"):
+        if crc32_of([memoryview(data)[:-4]]) != int.from_bytes(data[-4:], "little"):
             raise ShardIndexError("the index is damaged: its checksum does not match")
         place = start + int.from_bytes(data[len(_MAGIC) : start], "little")
         header = json.loads(data[start:place])
