@@ -93,10 +93,21 @@ class Grid:
         """Return the first integer ns that lies in bin k (its edge, where the edge is an integer)."""
         return self.origin + -(-k * self.width.numerator // self.width.denominator)
 
-    def centres_of(self, first: int, stop: int) -> npt.NDArray[np.float64]:
-        """Return the centres of bins [first, stop) in ns after the start of bin `first`: float64, (stop − first,)."""
-        lead = float(self.origin + first * self.width - self.start_of(first))
-        return np.asarray(lead + (np.arange(stop - first) + 0.5) * float(self.width), dtype=np.float64)
+    def starts_of(self, bins: Int64) -> tuple[Int64, npt.NDArray[np.float64]]:
+        """Return where bins start and how far their centres are from there.
+
+        Args:
+            bins: int64, any shape.
+
+        Returns:
+            `start_of` each bin (int64, same shape), and the time (ns) from there to its centre (float64, same shape, or
+            a scalar where all are alike).
+        """
+        p, q = self.width.numerator, self.width.denominator
+        whole, rest = np.divmod(bins, np.int64(q))
+        short = -(rest * (p % q)) % q  # an edge between two ns, k·p/q, lies short/q ns before the first ns in its bin
+        starts = self.origin + whole * p + (rest * p + short) // q
+        return starts, (p - 2 * short) / (2 * q) if q > 1 else np.array(p / 2)
 
     def whole_bins(self, intervals: Int64) -> list[tuple[int, int]]:
         """Shrink intervals inward to the grid.

@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from ..errors import SourceError
 from .clock import NS_PER_S, Grid, Int64
+from .gridding import Centres, Circle, Float64, bin_mean, label_counts, linear, previous
 from .timeline import BLOCK_BYTES, Run, Timeline
 
-Float64 = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
 
 #: HDF5 chunks up to this size are read whole and kept, so that none is decompressed twice.
@@ -113,71 +113,57 @@ class Series:
             return np.concatenate(halves)
         if way in ("bin_mean", "count"):
             bins = grid.bin_of(self.timeline.between(low, high)) - first
-            counts = np.bincount(bins, minlength=stop - first)
-            if way == "count" and self.kind == "labels":
-                return self._label_counts(low, high, bins, counts)
-            if way == "count":
-                return np.repeat(counts[:, None].astype(np.float64), len(self.columns), axis=1)
-            return self._bin_mean(low, high, bins, counts)
+            return self.binned(way, bins, self.values(low, high) if self.needs_values(way) else None, stop - first)
         low, high = max(0, low - 1), min(self.timeline.n, high + 1)
-        if low == high:
-            return np.full((stop - first, len(self.columns)), np.nan)
-        centres = grid.centres_of(first, stop)
-        times = (self.timeline.between(low, high) - grid.start_of(first)).astype(np.float64)
-        at = self._linear if way == "linear" else self._previous
-        return at(times, centres, self.values(low, high), max_gap, high == self.timeline.n)
+        starts, lead = grid.starts_of(np.arange(first, stop)[None])
+        since = grid.start_of(first)
+        times = self.timeline.between(low, high) - since
+        centres = Centres(starts - since, lead, times, np.array([high - low]))
+        return self.at_centres(way, centres, self.values(low, high), np.array([high == self.timeline.n]), max_gap)
 
-    def _label_counts(self, low: int, high: int, bins: Int64, counts: Int64) -> Float64:
-        sums = np.zeros((len(counts), len(self.columns)))
-        if low < high:
-            filled = np.flatnonzero(counts)
-            sums[filled] = np.add.reduceat(self.values(low, high), np.searchsorted(bins, filled))
-        return sums
+    def needs_values(self, way: str) -> bool:
+        """Return whether a way looks at the samples' values, not only at their times."""
+        return way != "count" or self.kind == "labels"
 
-    def _bin_mean(self, low: int, high: int, bins: Int64, counts: Int64) -> Float64:
-        means = np.full((len(counts), len(self.columns)), np.nan)
-        if low == high:
-            return means
-        values = self.values(low, high)
-        filled = np.flatnonzero(counts)
-        starts = np.searchsorted(bins, filled)
-        if self.turn is None:
-            means[filled] = np.add.reduceat(values, starts) / counts[filled, None]
-        else:
-            angles = values * (2 * np.pi / self.turn)
-            sine, cosine = (np.add.reduceat(part(angles), starts) for part in (np.sin, np.cos))
-            means[filled] = self._on_circle(np.arctan2(sine, cosine) * (self.turn / (2 * np.pi)))
-        return means
+    def binned(self, way: str, bins: Int64, values: Float64 | None, n_bins: int) -> Float64:
+        """Return the means or counts of samples in bins: float64 (n_bins, columns).
 
-    def _linear(self, times: Float64, centres: Float64, values: Float64, max_gap: float, _: bool) -> Float64:
-        left = np.clip(np.searchsorted(times, centres, side="right") - 1, 0, len(times) - 1)
-        right = np.minimum(left + 1, len(times) - 1)
-        step = times[right] - times[left]
-        rise = values[right] - values[left]
-        if self.turn is not None:  # the shorter way round
-            rise = np.mod(rise + self.turn / 2, self.turn) - self.turn / 2
-        with np.errstate(invalid="ignore", divide="ignore"):
-            result = values[left] + rise * ((centres - times[left]) / step)[:, None]
-        exact = centres == times[left]  # a sample stands there itself, whatever its neighbour is
-        result[exact] = values[left][exact]
-        outside = (centres < times[0]) | (centres > times[-1]) | (step > self.timeline.longest_step(max_gap))
-        result[outside & ~exact] = np.nan
-        return result if self.turn is None else self._on_circle(result)
+        Args:
+            way: "bin_mean" or "count".
+            bins: int64 (n_samples,), ascending: the bin of each sample, from 0.
+            values: (n_samples, columns); None where the way does not need them.
+            n_bins: number of bins.
+        """
+        if values is not None:
+            return (
+                bin_mean(bins, values, n_bins, self.circle) if way == "bin_mean" else label_counts(bins, values, n_bins)
+            )
+        counts = np.bincount(bins, minlength=n_bins)
+        return np.repeat(counts[:, None].astype(np.float64), len(self.columns), axis=1)
 
-    def _previous(self, times: Float64, centres: Float64, values: Float64, max_gap: float, ends: bool) -> Float64:
-        left = np.searchsorted(times, centres, side="right") - 1
-        age = centres - times[left]
-        period = self.timeline.period
+    def at_centres(
+        self, way: str, centres: Centres, values: Float64, complete: npt.NDArray[np.bool_], max_gap: float
+    ) -> Float64:
+        """Return the values at the centres of bins: float64 (n_windows · n_bins, columns), NaN where there are none.
+
+        Args:
+            way: "linear" or "previous".
+            centres: the bins, and when the samples are.
+            values: (n_samples, columns).
+            complete: bool (n_windows,): whether the last sample of each window is the series' last.
+            max_gap: ns; a longer step between samples is a gap.
+        """
+        period, longest_step = self.timeline.period, self.timeline.longest_step(max_gap)
+        if way == "linear":
+            return linear(centres, values, longest_step, self.circle)
         # A stream of states is missing in its gaps; states noted only when they change hold until the next one.
-        stale = age > (self.timeline.longest_step(max_gap) if period <= max_gap else np.inf)
-        if ends:
-            stale |= (left == len(times) - 1) & (age > period)
-        return np.where(((left < 0) | stale)[:, None], np.nan, values[np.maximum(left, 0)])
+        stale_after = longest_step if period <= max_gap else np.inf
+        return previous(centres, values, stale_after, complete, period)
 
-    def _on_circle(self, angles: Float64) -> Float64:
-        turn = self.turn or 1.0
-        turned = np.mod(angles - self.lowest, turn)
-        return np.where(turned == turn, 0.0, turned) + self.lowest  # mod of a tiny negative number rounds up to a turn
+    @property
+    def circle(self) -> Circle | None:
+        """The circle that the values are angles on; None where they are not angles."""
+        return None if self.turn is None else Circle(self.turn, self.lowest)
 
     def native_start(self, start: Fraction, run: Run) -> int:
         """Return the sample nearest to `start` (ns) on a run's clock: ``round((start − t0) · rate)``."""

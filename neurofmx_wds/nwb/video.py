@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ..errors import SourceError
 from .clock import Grid, Int64
 from .finding import Found
+from .gridding import Centres, previous
 from .timeline import Timeline
 
 #: The number of frames that a video of unknown length is taken to have.
@@ -61,18 +62,30 @@ class Video:
         Returns:
             int64 (stop − first,), numbers of frames as they lie in the file; −1 where there is none.
         """
-        timeline, start = self.timeline, grid.start_of(first)
-        low = max(0, timeline.search(start) - 1)
+        timeline, since = self.timeline, grid.start_of(first)
+        low = max(0, timeline.search(since) - 1)
         high = min(timeline.n, timeline.search(grid.start_of(stop)))
-        if low >= high:
-            return np.full(stop - first, -1, dtype=np.int64)
-        times, centres = timeline.between(low, high) - start, grid.centres_of(first, stop)
-        left = np.searchsorted(times, centres, side="right") - 1
-        age = centres - times[left]
-        over = (left < 0) | (age > timeline.longest_step(max_gap))
-        over |= (low + left == timeline.n - 1) & (age > timeline.period)
-        rows = np.arange(low, high) if timeline.order is None else timeline.order[low:high]
-        return np.where(over, -1, rows[left])
+        starts, lead = grid.starts_of(np.arange(first, stop)[None])
+        centres = Centres(starts - since, lead, timeline.between(low, high) - since, np.array([high - low]))
+        numbers = np.arange(low, high) if timeline.order is None else timeline.order[low:high]
+        return self.shown_at(centres, numbers, np.array([high == timeline.n]), max_gap)
+
+    def shown_at(self, centres: Centres, numbers: Int64, complete: npt.NDArray[np.bool_], max_gap: float) -> Int64:
+        """Return the frame shown at each centre, as :meth:`shown` does: int64 (n_windows · n_bins,).
+
+        Args:
+            centres: the bins, and when the frames are.
+            numbers: int64 (n_frames,), the number of each frame in the file.
+            complete: bool (n_windows,): whether the last frame of each window is the video's last.
+            max_gap: ns.
+        """
+        stale_after = self.timeline.longest_step(max_gap)
+        places = np.arange(len(numbers), dtype=np.float64)[:, None]
+        place = previous(centres, places, stale_after, complete, self.timeline.period)[:, 0]
+        shown = np.full(len(place), -1, dtype=np.int64)
+        found = ~np.isnan(place)
+        shown[found] = numbers[place[found].astype(np.int64)]
+        return shown
 
     def in_files(self, frames: Int64) -> Int64:
         """Return, for each frame number, the number of its file and its number there: int64 (n, 2), −1 for none."""

@@ -29,8 +29,9 @@ from ...nwb.clock import (
     usable,
 )
 from ...nwb.finding import MODALITIES
+from ...nwb.gridding import Float64
 from ...nwb.recording import Recording
-from ...nwb.series import Float64, Series
+from ...nwb.series import Series
 from ...nwb.timeline import BLOCK_BYTES
 from ...nwb.units import support_of
 from ...nwb.video import Video
