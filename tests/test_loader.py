@@ -46,14 +46,15 @@ from loading import (
 
 from neurofmx_wds import ResumableWebDatasetLoader, WebDatasetLoader, collate_webdataset, create_webdataset_dataloader
 from neurofmx_wds.errors import NeurofmxError, ShardError, StateError
-from neurofmx_wds.loading.loaders import WebDatasetDataLoader, _read_ahead
+from neurofmx_wds.loading.batch_loader import WebDatasetDataLoader
+from neurofmx_wds.loading.prefetch import _read_ahead
 from neurofmx_wds.loading.readers import ShardReader
 
 
 @pytest.fixture(autouse=True)
 def always_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test comes straight back for the next batch: the thread would rarely be started."""
-    monkeypatch.setattr("neurofmx_wds.loading.loaders._WORTH_A_THREAD", -1.0)
+    monkeypatch.setattr("neurofmx_wds.loading.prefetch._WORTH_A_THREAD", -1.0)
 
 
 SELECTED = {"group": [0, 2]}
@@ -484,7 +485,7 @@ def identity(item: Any) -> Any:
 def test_workers_by_default_only_where_there_is_work(
     dataset: Datasets, cores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("neurofmx_wds.loading.loaders._n_cores", lambda: cores)
+    monkeypatch.setattr("neurofmx_wds.loading.batch_loader._n_cores", lambda: cores)
     for none in ({}, {"select": SELECTED}, {"modalities": ["x"]}, {"drop_last": True}):
         assert create_webdataset_dataloader(dataset(), **none).num_workers == 0
     for name in ("transform", "batch_transform", "collate_fn"):
@@ -735,7 +736,7 @@ def test_an_error_leaves_no_workers_to_wait_for(dataset: Datasets) -> None:
 
 def test_an_iterator_that_is_collected_waits_for_no_lock_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """Garbage is collected in any thread at any moment, also while it holds what the reading thread waits for."""
-    monkeypatch.setattr("neurofmx_wds.loading.loaders._LONGEST_WAIT", 0.1)
+    monkeypatch.setattr("neurofmx_wds.loading.prefetch._LONGEST_WAIT", 0.1)
     before, lock, asked = threading.active_count(), threading.Lock(), threading.Event()
 
     def items() -> Iterator[int]:
@@ -855,6 +856,6 @@ def test_a_thread_reads_ahead_for_a_consumer_that_takes_its_time(
 
     patient, keys = reading(0.002)
     assert True in patient
-    monkeypatch.setattr("neurofmx_wds.loading.loaders._WORTH_A_THREAD", 60.0)
+    monkeypatch.setattr("neurofmx_wds.loading.prefetch._WORTH_A_THREAD", 60.0)
     assert reading(0) == ({False}, keys)
     assert not any(thread.name == "neurofmx_wds prefetch" for thread in threading.enumerate())

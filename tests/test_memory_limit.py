@@ -21,9 +21,9 @@ from loading import global_rows, ranks, rows, steps, write_dataset
 
 from neurofmx_wds import WebDatasetWriter, create_shards_from_arrays, create_webdataset_dataloader
 from neurofmx_wds.errors import ShardError
+from neurofmx_wds.loading.fetcher import Fetcher
 from neurofmx_wds.loading.memory_limit import Cost, Load, cost_of, reduced
 from neurofmx_wds.loading.options import parse_size
-from neurofmx_wds.loading.stages import Fetcher
 from neurofmx_wds.stimulus import StandardDataLoader
 
 SMALL: dict[str, Any] = {"buffer_size": 7, "block_size": 3}

@@ -117,7 +117,7 @@ def test_importing_changes_nothing_for_others() -> None:
     under_a_name_of_ours = "numcodecs.registry.register_codec(_Objects)"
     for_a_lock_of_ours = (
         "os.register_at_fork(before=_bookkeeping.acquire, after_in_parent=_bookkeeping.release, "
-        "after_in_child=_bookkeeping.release)"
+        "after_in_child=_unlock_child)"
     )
     assert sorted(calls) == [under_a_name_of_ours, for_a_lock_of_ours]
 

@@ -23,7 +23,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 from loading import flip
 from values import JSON, PLAIN_DTYPES, SHAPES, TEXT_DTYPES, VALUES, native_order, official, same
-from webdataset import ignore_and_continue
 
 from neurofmx_wds import WebDatasetLoader, WebDatasetWriter, collate_webdataset, create_webdataset_dataloader
 from neurofmx_wds.convert.merge import merge
@@ -33,7 +32,7 @@ from neurofmx_wds.format.shards import open_shards
 from neurofmx_wds.format.verify import verify, write_indexes
 from neurofmx_wds.integrations.webloader import open_members
 from neurofmx_wds.loading import copying, open_shard
-from neurofmx_wds.loading.readers import ShardReader, skipping
+from neurofmx_wds.loading.readers import ShardReader
 from neurofmx_wds.storage.checksums import crc32_of
 
 IOS: tuple[Literal["mmap", "pread"], ...] = ("mmap", "pread")
@@ -216,22 +215,6 @@ def test_a_damaged_payload_names_its_sample(tmp_path: Path, io: Literal["mmap", 
             error = caught.value
             assert (error.file, error.sample, error.member) == (str(path), f"sample_{bad:09d}", member)
             assert error.remedy
-        kept = skipping(reader.read_samples, np.arange(3), ignore_and_continue)
-        assert kept == [i for i in range(3) if i != bad]
-
-
-def test_skipping_stops_or_raises_as_the_handler_says(ragged: Path) -> None:
-    def read(ids: np.ndarray) -> None:
-        if ids[0] == 2:
-            raise ShardError("bad")
-
-    assert skipping(read, np.arange(5), lambda error: False) == [0, 1]
-
-    def reraise(error: Exception) -> bool:
-        raise error
-
-    with pytest.raises(ShardError):
-        skipping(read, np.arange(5), reraise)
 
 
 def test_unknown_modalities_and_io_are_refused(ragged: Path) -> None:

@@ -12,8 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from neurofmx_wds.loading.labels import as_target_transform
 from neurofmx_wds.loading.memory import BatchMemory
-from neurofmx_wds.loading.transforms import as_target_transform, sample_rng
+from neurofmx_wds.loading.transforms import sample_rng
 from neurofmx_wds.stimulus.images import (
     CenterCrop,
     ColorJitter,

@@ -25,6 +25,7 @@ import contextlib
 import inspect
 import itertools
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum, auto
@@ -33,9 +34,9 @@ from typing import Any, cast
 
 from ..errors import NeurofmxError, refuse_unknown
 from ..format.shards import ShardDir
-from ..loading.loaders import WebDatasetDataLoader, create_webdataset_dataloader
+from ..loading.batch_loader import WebDatasetDataLoader
+from ..loading.loaders import create_webdataset_dataloader
 from ..loading.pipeline import ResumablePipeline
-from ..loading.stages import logger
 from ..order import cursor as cursors
 from .packing import pack_files
 from .webloader import WebLoader, composed, invoked, open_members
@@ -44,6 +45,8 @@ try:
     from lightning import LightningDataModule
 except ImportError as error:
     raise NeurofmxError("lightning is not installed", remedy="pip install 'neurofmx-wds[lightning]'") from error
+
+logger = logging.getLogger("neurofmx_wds")
 
 
 class Split(Enum):

@@ -20,7 +20,8 @@ import webdataset as wds
 
 from ..errors import StateError
 from ..loading.loaders import WebDatasetLoader
-from ..loading.pipeline import Progress, ResumablePipeline
+from ..loading.pipeline import ResumablePipeline
+from ..loading.progress import Progress
 from ..loading.readers import ShardReader
 from ..order import cursor as cursors
 from ..order.cursor import Cursor

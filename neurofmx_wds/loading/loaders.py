@@ -6,30 +6,24 @@ Knows the resumable pipeline and the stages; knows nothing of recordings.
 from __future__ import annotations
 
 import json
-import multiprocessing
+import logging
 import os
-import queue
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.utils.data
 import webdataset as wds
 
-from ..errors import NeurofmxError, StateError, suggest_keywords
+from ..errors import StateError, suggest_keywords
 from ..format.groups import Groups
 from ..format.shards import DEFAULT_SHARD_PATTERN, ShardDir
 from ..storage.atomic import write_atomic
 from ..storage.cache import DEFAULT_CACHE_SIZE
+from .batch_loader import WebDatasetDataLoader
 from .collate import collate_webdataset
-from .dataset import OpenDataset, open_dataset
-from .memory import BUNDLE, BUNDLE_BYTES, BatchMemory, Slots, unpack
-from .memory_limit import Load, within
+from .dataset import open_dataset
+from .labels import TargetTransform
 from .options import (
     BatchOptions,
     Collate,
@@ -42,18 +36,17 @@ from .options import (
     WorkerOptions,
     count_of,
 )  # fmt: skip
-from .pipeline import ResumablePipeline, in_worker
+from .pipeline import ResumablePipeline
+from .plans import Start
+from .progress import in_worker
 from .readers import Handler, IOMode
 from .selection import Select
-from .stages import Fetcher, Start, logger
-from .transforms import BatchTransform, TargetTransform, Transform
+from .transforms import BatchTransform, Transform
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-_WORTH_A_THREAD = 50e-6  # seconds between two batches, over 1/16 of those of reading one, from which it pays
-_MOST_WORKERS = 4  # where the number is not given
-_LONGEST_WAIT = 10.0  # seconds; the other may wait for a lock that this thread holds when garbage is collected
+logger = logging.getLogger("neurofmx_wds")
 
 
 class WebDatasetLoader(ResumablePipeline):
@@ -215,182 +208,6 @@ class ResumableWebDatasetLoader(WebDatasetLoader):
             # The consumer is back for more: what it had so far is done with.
             if writes and count % self.checkpoint_interval == 0:
                 self.save_checkpoint()
-
-
-class WebDatasetDataLoader(ResumablePipeline):
-    """Yields batches; made by :func:`create_webdataset_dataloader`.
-
-    Args:
-        opened: the dataset.
-        processing: what is done to its samples.
-        batches: how they are dealt.
-        workers: how they are read ahead.
-
-    Raises:
-        ValueError: a `memory_limit` that is too small.
-    """
-
-    def __init__(
-        self, opened: OpenDataset, processing: ProcessingOptions, batches: BatchOptions, workers: WorkerOptions
-    ) -> None:
-        fetcher = Fetcher(opened, processing)
-        num_workers, prefetch_factor = workers.num_workers, workers.prefetch_factor
-        if num_workers is None:
-            num_workers = min(_MOST_WORKERS, _n_cores()) if fetcher.does_work else 0
-        if workers.memory_limit is not None:
-            ahead = (prefetch_factor or 2) if num_workers else (prefetch_factor or 0)
-            forks = _start_method(workers.multiprocessing_context) == "fork"
-            load = within(fetcher, Load(batches.batch_size, num_workers, ahead), int(workers.memory_limit), forks)
-            batches = replace(batches, batch_size=load.batch_size)
-            num_workers, prefetch_factor = load.num_workers, load.prefetch_factor
-        super().__init__(opened, processing, batches)
-        if len(self.order) and not self.n_steps:
-            logger.warning(
-                "there is no batch to load: drop_last=True, and %d samples do not fill batch_size=%d on %d rank(s); "
-                "use a smaller batch_size or drop_last=False",
-                len(self.order), self.batch_size, self.world_size,
-            )  # fmt: skip
-        self.num_workers = num_workers
-        self.prefetch_factor = prefetch_factor
-        self.pin_memory = workers.pin_memory and torch.cuda.is_available()
-        self.workers = workers
-        self._memory = BatchMemory(self.pin_memory)  # kept from epoch to epoch: new memory is slow to touch
-        self._persistent: tuple[Start, torch.utils.data.DataLoader[Any]] | None = None
-
-    def _items(self, epoch: int, first: int, rank: int, world_size: int) -> Iterator[Any]:
-        start = Start(epoch, first, rank, world_size)
-        if self.num_workers == 0:
-            fetcher = self._fetcher(start, self._memory)
-            return prefetched(self._stages(start, fetcher.batches).iterator1(), self.prefetch_factor or 0)
-        return self._from_workers(start)
-
-    def _from_workers(self, begin: Start) -> Iterator[Any]:
-        # Persistent workers serve one iterator at a time: one begun meanwhile gets its own.
-        workers, self._persistent = self._persistent or self._workers(), None
-        start, loader = workers
-        start.set(*begin.get())
-        lost = False
-        bundles: Iterator[Any] = iter(())
-        try:
-            bundles = iter(loader)
-            yield from unpack(bundles, self._memory)
-        except Exception as error:
-            lost = isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
-            if lost or not self.workers.persistent_workers:
-                # The error holds them in a cycle: left to the garbage collector, torch waits 5 s for each.
-                getattr(bundles, "_shutdown_workers", int)()
-            if not lost:
-                raise
-            remedy = "perhaps memory ran out: use fewer workers; state_dict() says where to go on"
-            raise NeurofmxError(f"a worker process of the loader died: {error}", remedy=remedy) from error
-        finally:
-            if self.workers.persistent_workers and not lost:
-                self._persistent = workers
-
-    def _workers(self) -> tuple[Start, torch.utils.data.DataLoader[Any]]:
-        depth = self.prefetch_factor or 2
-        bundle = self._bundle()
-        slots = Slots(depth, bundle)
-        fetcher = self._fetcher(Start().share(), slots)
-        stages = self._stages(fetcher.start, fetcher.batches, bundle)
-        stages.append(slots)
-        return fetcher.start, torch.utils.data.DataLoader(
-            stages,
-            batch_size=None,
-            num_workers=self.num_workers,
-            prefetch_factor=depth,
-            collate_fn=_as_is,
-            **self.workers.of_torch,
-        )
-
-    def _bundle(self) -> int:
-        """Batches that a worker hands over at once: several where it only copies and they are small."""
-        sample_bytes = self.opened.reader.sample_bytes
-        if sample_bytes is None or not self._fetcher(Start()).only_copies:
-            return 1
-        batch_bytes = self.batch_size * sample_bytes
-        return max(1, min(BUNDLE, BUNDLE_BYTES // batch_bytes, self.n_steps // (4 * self.num_workers)))
-
-    def close(self) -> None:
-        """Stop persistent workers; the next iteration starts others."""
-        self._persistent = None
-
-    def __copy__(self) -> WebDatasetDataLoader:
-        twin = super().__copy__()
-        twin.__dict__["_persistent"] = None  # workers serve one iterator at a time
-        return cast(WebDatasetDataLoader, twin)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_persistent": None}
-
-
-def _n_cores() -> int:
-    """Return the number of processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _start_method(context: Any) -> str:
-    """How worker processes come to be, by torch's ``multiprocessing_context``."""
-    if isinstance(context, str):
-        return context
-    return str((context or multiprocessing).get_start_method())
-
-
-def _as_is(batch: Any) -> Any:
-    return batch
-
-
-def prefetched(source: Iterable[Any], depth: int) -> Iterator[Any]:
-    """Yield what `source` yields, reading `depth` items ahead in a thread once there is something to do meanwhile.
-
-    Handing an item from thread to thread takes longer than many a batch, so as long as the consumer comes straight
-    back there is no thread.
-    """
-    items = iter(source)
-    slow = 0
-    asked = time.perf_counter()
-    for item in items:
-        handed_over = time.perf_counter()
-        yield item
-        del item
-        reading, asked = handed_over - asked, time.perf_counter()
-        slow = slow + 1 if asked - handed_over > _WORTH_A_THREAD + reading / 16 else 0
-        if slow == 2 and depth > 0:
-            yield from _read_ahead(items, depth)
-            return
-
-
-def _read_ahead(items: Iterator[Any], depth: int) -> Iterator[Any]:
-    """Yield what `items` yields, read ahead by a thread."""
-    ready: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-    room: queue.SimpleQueue[bool] = queue.SimpleQueue()  # one True for each batch that may be read ahead
-    end = object()
-    for _ in range(depth):
-        room.put(True)
-
-    def read() -> None:
-        try:
-            while room.get():
-                ready.put((next(items, end), None))
-        except BaseException as error:  # the consumer raises it
-            ready.put((end, error))
-
-    thread = threading.Thread(target=read, name="neurofmx_wds prefetch", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = ready.get()
-            if error is not None:
-                raise error
-            if item is end:
-                return
-            room.put(True)
-            yield item
-            del item
-    finally:
-        room.put(False)
-        if threading.current_thread() is not thread:  # it may be the one in which garbage is collected
-            thread.join(_LONGEST_WAIT)
 
 
 @suggest_keywords

@@ -19,8 +19,10 @@ import torch
 from ..format.info import human_size
 from ..order.cursor import BatchPlan
 from .collate import MetadataList
-from .memory import BUNDLE_BYTES, KEPT
-from .stages import Fetcher, PartialBatch
+from .fetcher import Fetcher
+from .memory import KEPT
+from .skipping import PartialBatch
+from .slots import BUNDLE_BYTES
 
 _PROBED = 8  # samples that are read to see how large they are
 _FORKED, _STARTED = 64 << 20, 256 << 20  # what a worker process takes itself: measured 12 to 51, and 157 MB

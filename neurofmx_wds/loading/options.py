@@ -19,9 +19,10 @@ from ..format.groups import Groups
 from ..format.shards import DEFAULT_SHARD_PATTERN, ShardDir
 from ..order.epoch import EpochOrder
 from ..storage.cache import DEFAULT_CACHE_SIZE
+from .labels import TargetTransform, as_target_transform
 from .readers import Handler, IOMode
 from .selection import Select
-from .transforms import BatchTransform, TargetTransform, Transform, as_batch_transforms, as_target_transform
+from .transforms import BatchTransform, Transform, as_batch_transforms
 
 Shuffle = bool | Literal["full"]
 Collate = Callable[[Sequence[Any]], Any]

@@ -5,94 +5,24 @@ Knows the stages and the cursor; knows nothing of files.
 
 from __future__ import annotations
 
-import functools
-import itertools
 import math
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-import torch.utils.data
 import webdataset as wds
 from webdataset.utils import pytorch_worker_info
 
 from ..order import cursor as cursors
 from ..order.cursor import BatchPlan, Cursor
 from .dataset import OpenDataset
+from .fetcher import Fetcher
+from .lengths import Batched, length_after
 from .memory import Memory
 from .options import BatchOptions, Collate, ProcessingOptions
-from .stages import Fetcher, PartialBatch, PlanSource, SplitByNode, Start, logger
-
-
-class Progress:
-    """How far the trainer is: which epoch, where it began, and what has been delivered since.
-
-    In somebody else's DataLoader each worker has its own, of its share of an epoch. Only the trainer knows when all
-    are done, so a worker moves on to another epoch only where the trainer said so, through shared memory.
-    """
-
-    def __init__(self) -> None:
-        self.epoch = 0
-        self.position = 0
-        self.skipped = 0
-        self._warned_files: set[str] = set()
-        self._resume_at = 0
-        self._run: object = None
-        self._taken: tuple[int, bool] | None = None
-        self._heard = 0
-        self._tell()
-
-    def _tell(self) -> None:
-        """Give this process's workers, now and later, something of their own to listen to."""
-        told = torch.tensor([self.epoch, self.position, self._heard])  # and how often it was set
-        self._told, self._teller = told.share_memory_(), os.getpid()  # type: ignore[no-untyped-call]
-
-    def begin(self) -> object:
-        """Start an iteration, at the epoch's start or once where a loaded state says. Returns its token."""
-        epoch, position, times = self._told.tolist()
-        if in_worker() and times != self._heard:
-            self.epoch, self._resume_at, self._heard = epoch, position, times
-        self.position, self._resume_at = self._resume_at, 0
-        self._run, self._taken = object(), None
-        return self._run
-
-    def take(self, run: object, position: int, last: bool) -> None:
-        """Note that iteration `run` is making something of all before `position`; with the `last` its epoch is over."""
-        if run is self._run:
-            self._taken = position, last
-
-    def deliver(self, run: object) -> None:
-        """Note that what iteration `run` has made of all that it took is handed over."""
-        if run is self._run and self._taken is not None:
-            self.position, last = self._taken
-            if last and not in_worker():
-                self.set(Cursor(self.epoch + 1, 0))
-
-    def note(self, remnant: PartialBatch) -> None:
-        """Count what was skipped, and say of each shard once why."""
-        self.skipped += remnant.n_skipped
-        for file, cause in remnant.causes.items():
-            if file not in self._warned_files:
-                logger.warning("skipping samples that cannot be read, the first: %s", cause)
-        self._warned_files.update(remnant.causes)
-
-    def set(self, cursor: Cursor) -> None:
-        """Let the next iteration start at `cursor`."""
-        self.epoch, self.position, self._resume_at = cursor.epoch, cursor.position, cursor.position
-        self._run = None
-        if not in_worker():
-            self._heard += 1
-            if self._teller != os.getpid():  # made by a process that has started this one and others as ranks
-                self._tell()
-            self._told.copy_(torch.tensor([cursor.epoch, cursor.position, self._heard]))
-
-
-def in_worker() -> bool:
-    """Whether this is a worker process of a DataLoader."""
-    return torch.utils.data.get_worker_info() is not None
+from .plans import Chunks, PlanSource, SplitByNode, Start, flatten
+from .progress import Progress, in_worker
+from .skipping import PartialBatch
 
 
 class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[misc]
@@ -166,7 +96,7 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
             return int(self.nsamples)
         length = self.n_steps
         for stage in self.pipeline:
-            length = _length_after(stage, length)
+            length = length_after(stage, length)
         length *= self.repetitions
         return min(length, self.nsamples) if self.repetitions > 1 and self.nsamples > 0 else length
 
@@ -258,12 +188,11 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
         raise NotImplementedError
 
     def _stages(
-        self, start: Start, fetch: Callable[[Iterable[BatchPlan]], Iterator[Any]], bundle: int = 1
+        self, start: Start, fetch: Callable[[Iterable[BatchPlan]], Iterator[Any]], chunk: int = 1
     ) -> wds.DataPipeline:
-        """What a process runs to get its share: plans, split over ranks, split over workers in bundles, fetched."""
+        """Return what a process runs: plans, split over ranks, in chunks over workers, and fetched."""
         source = PlanSource(start, len(self.order), self.batch_size, self.drop_last)
-        bundles = functools.partial(_bundled, size=bundle)
-        return wds.DataPipeline(source, SplitByNode(start), bundles, wds.split_by_worker, _unbundled, fetch)
+        return wds.DataPipeline(source, SplitByNode(start), Chunks(chunk), wds.split_by_worker, flatten, fetch)
 
     def __copy__(self) -> ResumablePipeline:
         twin = object.__new__(type(self))
@@ -276,56 +205,3 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
         if self.world_size == 1:
             return self.__dict__
         return {**self.__dict__, "_rank": self.rank, "_world_size": self.world_size}
-
-
-def _bundled(plans: Iterable[BatchPlan], size: int) -> Iterator[list[BatchPlan]]:
-    plans = iter(plans)
-    while bundle := list(itertools.islice(plans, size)):
-        yield bundle
-
-
-_unbundled = itertools.chain.from_iterable
-_ONE_FOR_ONE = (  # stages of webdataset's that hand on an item for each that they take
-    wds.filters._decode, wds.filters._extract_keys, wds.filters._map, wds.filters._map_dict, wds.filters._map_tuple,
-    wds.filters._rename, wds.filters._rename_keys, wds.filters._shuffle, wds.filters._to_tuple,
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Batched:
-    """Stage: samples → batches.
-
-    Attributes:
-        size: samples in a batch.
-        collate: what makes a batch of them; None: it is their list.
-        partial: whether the last batch may have fewer.
-    """
-
-    size: int
-    collate: Collate | None
-    partial: bool
-
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"batchsize must be positive, not {self.size}")
-
-    def __call__(self, samples: Iterable[Any]) -> Iterator[Any]:
-        """Yield the batches."""
-        samples = iter(samples)
-        while batch := list(itertools.islice(samples, self.size)):
-            if self.partial or len(batch) == self.size:
-                yield batch if self.collate is None else self.collate(batch)
-
-
-def _length_after(stage: Any, length: int) -> int:
-    """How many items come out of a stage that gets so many.
-
-    Raises:
-        TypeError: that is not known.
-    """
-    if isinstance(stage, Batched):
-        return length // stage.size + (stage.partial and length % stage.size > 0)
-    if isinstance(stage, wds.filters.FilterFunction) and stage.f in _ONE_FOR_ONE:
-        return length
-    remedy = "count them, and say it by with_length(n)"
-    raise TypeError(f"the length is not known after {stage!r}, which may drop items or make several of one: {remedy}")

@@ -20,7 +20,7 @@ from ..storage.mounts import is_local
 from .collate import MetadataList, collate_webdataset, stack, to_array
 from .memory import BatchMemory, Memory
 from .open_shard import OpenShard, ShardOpener
-from .shard_pool import ShardPool, is_out_of_files
+from .shard_pool import ShardPool
 
 IOMode = Literal["auto", "mmap", "pread"]
 Handler = Callable[[Exception], bool]
@@ -259,27 +259,3 @@ def _sample(columns: dict[str, Any], row: int) -> dict[str, Any]:
         for name, value in values.items()
         if value is not None
     }
-
-
-def skipping(read: Callable[[np.ndarray], Any], ids: np.ndarray, handler: Handler) -> list[int]:
-    """Return which places of `ids` can be read, asking `handler` about each that cannot.
-
-    Args:
-        read: reads the samples with the given ids, or raises.
-        ids: sample ids, shape (B,).
-        handler: one of webdataset's handlers: raises, or returns whether to go on.
-
-    Returns:
-        Places in `ids` of the samples to keep.
-    """
-    kept = []
-    for place in range(len(ids)):
-        try:
-            read(ids[place : place + 1])
-            kept.append(place)
-        except Exception as error:
-            if is_out_of_files(error):
-                raise
-            if not handler(error):
-                break
-    return kept

@@ -1,33 +1,36 @@
-"""Users' functions on samples, batches and labels: how they are called, and the random numbers that they get.
+"""Users' functions of samples and batches: how they are called, what is raised where they fail, and random numbers.
 
 Knows nothing of files, order or workers.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, overload
 
 import numpy as np
 import torch
 
-from .collate import stack, to_array
+from ..errors import NeurofmxError
+from .interfaces import Reader
 
 Transform = Callable[..., Any]
 BatchTransform = Callable[..., Any]
-TargetTransform = Mapping[Any, Any] | Callable[[Any], Any]
 
 
 def sample_rng(seed: int, epoch: int, sample_id: int) -> np.random.Generator:
-    """The random numbers that a sample's augmentation gets in an epoch, wherever and whenever it is loaded.
+    """Return the random numbers that a sample's augmentation gets in an epoch, wherever and whenever it is loaded.
 
     Args:
         seed: the loader's seed. One from -2^64 to -1 gives the numbers of that plus 2^64; all others differ.
         epoch: the epoch.
         sample_id: the sample's place in the whole dataset.
+
+    Example:
+        >>> sample_rng(seed=42, epoch=0, sample_id=7).integers(1000, size=3)
+        array([242, 752, 876])
     """
     high, low = divmod(seed, 1 << 64)
     words = np.array([low, epoch, sample_id], np.uint64).tobytes()
@@ -47,6 +50,11 @@ class SampleRngs(Sequence[np.random.Generator]):
         seed: the loader's seed.
         epoch: the epoch.
         sample_ids: the samples' places in the whole dataset, shape (B,), int64.
+
+    Example:
+        >>> batch = SampleRngs(seed=42, epoch=0, sample_ids=np.array([5, 7]))
+        >>> len(batch), batch[1].integers(1000, size=3)
+        (2, array([242, 752, 876]))
     """
 
     def __init__(self, seed: int, epoch: int, sample_ids: np.ndarray) -> None:
@@ -57,7 +65,7 @@ class SampleRngs(Sequence[np.random.Generator]):
 
     @classmethod
     def joined(cls, singles: Sequence[SampleRngs]) -> SampleRngs:
-        """The generators of single samples as those of a batch."""
+        """Return the generators of single samples as those of a batch."""
         first = singles[0]
         batch = cls(first.seed, first.epoch, np.concatenate([single.sample_ids for single in singles]))
         batch._made = {row: single[0] for row, single in enumerate(singles)}
@@ -80,7 +88,12 @@ class SampleRngs(Sequence[np.random.Generator]):
 
 
 def takes_rng(transform: Transform) -> bool:
-    """Whether a transform is ``transform(sample, rng)`` or ``transform(batch, rngs)``."""
+    """Return whether a transform is ``transform(sample, rng)`` or ``transform(batch, rngs)``.
+
+    Example:
+        >>> takes_rng(lambda sample: sample), takes_rng(lambda sample, rng: sample)
+        (False, True)
+    """
     try:
         called = transform.forward if isinstance(transform, torch.nn.Module) else transform
         parameters = inspect.signature(called).parameters.values()
@@ -90,66 +103,8 @@ def takes_rng(transform: Transform) -> bool:
     return len([p for p in positional if p.default is p.empty or p.name in ("rng", "rngs")]) >= 2
 
 
-def as_target_transform(given: TargetTransform | None) -> Callable[[Any], Any] | None:
-    """What the loaders take for `target_transform`, as a function of one label.
-
-    Raises:
-        TypeError: it is neither a mapping nor a function.
-    """
-    if given is None:
-        return None
-    if isinstance(given, Mapping):
-        return functools.partial(_of_a_label, functools.partial(_look_up, dict(given)))
-    if callable(given):
-        return functools.partial(_of_a_label, given)
-    raise TypeError(f"target_transform must be a mapping or a function of a label, not {given!r}")
-
-
-def _look_up(mapping: Mapping[Any, Any], label: Any) -> Any:
-    if label not in mapping:
-        raise LookupError(f"it has no label {label!r}")
-    return mapping[label]
-
-
-def _of_a_label(function: Callable[[Any], Any], label: Any) -> Any:
-    if label is None:
-        raise LookupError("the sample has no label, neither as a field nor in its metadata")
-    return function(label)
-
-
-def labels_of(column: Any, metadata: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """The labels of a batch, as plain numbers, strings or arrays.
-
-    Args:
-        column: the batch's field ``label``, or None where it has none.
-        metadata: of its samples; their ``label`` stands in where there is no field.
-
-    Returns:
-        B labels; None for a sample without.
-    """
-    if isinstance(column, torch.Tensor):
-        return column.tolist() if column.ndim == 1 else list(to_array(column))
-    given = [None] * len(metadata) if column is None else column
-    return [
-        _plain(about.get("label") if label is None else label) for label, about in zip(given, metadata, strict=True)
-    ]
-
-
-def _plain(label: Any) -> Any:
-    if isinstance(label, torch.Tensor):
-        label = to_array(label)
-    return label.item() if isinstance(label, (np.ndarray, np.generic, torch.Tensor)) and label.ndim == 0 else label
-
-
-def label_column(labels: Sequence[Any]) -> Any:
-    """Mapped labels as the field of a batch: an int64 tensor of shape (B,) where they are whole numbers."""
-    if all(type(label) is int for label in labels):
-        return torch.tensor(labels)
-    return stack(labels)
-
-
 def as_batch_transforms(given: BatchTransform | Sequence[BatchTransform] | None) -> tuple[BatchTransform, ...]:
-    """What the loaders take for `batch_transform`, as a tuple.
+    """Return a loader's `batch_transform` as a tuple.
 
     Raises:
         TypeError: something in it cannot be called.
@@ -158,3 +113,71 @@ def as_batch_transforms(given: BatchTransform | Sequence[BatchTransform] | None)
     if not all(map(callable, several)):
         raise TypeError(f"batch_transform must be a function of a batch, or a list of them, not {given!r}")
     return several
+
+
+class BatchTransforms:
+    """Calls a user's functions of a batch, one after the other.
+
+    Args:
+        functions: ``f(batch)`` or ``f(batch, rngs)``.
+        reader: names samples in errors.
+    """
+
+    def __init__(self, functions: Sequence[BatchTransform], reader: Reader) -> None:
+        self._functions = [(function, takes_rng(function)) for function in functions]
+        self._reader = reader
+
+    def __call__(self, batch: Any, rngs: SampleRngs, ids: np.ndarray) -> Any:
+        """Return what the last function returns.
+
+        Args:
+            batch: what the first one gets.
+            rngs: the generators of its samples.
+            ids: of its samples, shape (B,), int64.
+
+        Raises:
+            NeurofmxError: one of them raised, or returned None.
+        """
+        for function, with_rngs in self._functions:
+            try:
+                batch = function(batch, rngs) if with_rngs else function(batch)
+            except Exception as error:
+                raise function_error(self._reader, "batch_transform", error, ids[0]) from error
+            if batch is None:
+                raise return_error(self._reader, "batch_transform", "batch", None, ids[0])
+        return batch
+
+
+def call_each(reader: Reader, name: str, ids: np.ndarray, results: Generator[Any, None, None]) -> list[Any]:
+    """Return what a user's function makes of each sample.
+
+    Args:
+        reader: names the sample in an error.
+        name: the function's argument name.
+        ids: of the samples, shape (B,), int64.
+        results: calls it. A generator: in one, StopIteration is an error, not the end.
+
+    Raises:
+        NeurofmxError: it raised; the error names the sample.
+    """
+    done: list[Any] = []
+    try:
+        for result in results:
+            done.append(result)
+    except Exception as error:
+        raise function_error(reader, name, error, ids[len(done)]) from error
+    return done
+
+
+def function_error(reader: Reader, name: str, error: Exception, sample_id: np.int64) -> NeurofmxError:
+    """Return the error for a user's function that raised, with the sample at which it did."""
+    file, key = reader.name(int(sample_id))
+    return NeurofmxError(f"the {name} raised {type(error).__name__}: {error}", file=file, sample=key)
+
+
+def return_error(reader: Reader, name: str, wanted: str, returned: Any, sample_id: np.int64) -> NeurofmxError:
+    """Return the error for a user's function that returned something else than it was given, mostly nothing."""
+    file, key = reader.name(int(sample_id))
+    problem = f"the {name} returned {'None' if returned is None else type(returned).__name__}, not a {wanted}"
+    remedy = f"let it return the {wanted}, even if changed in place"
+    return NeurofmxError(problem, file=file, sample=key, remedy=remedy)

@@ -53,18 +53,19 @@ import torch
 import torch.utils.data
 
 from ..errors import NeurofmxError, refuse_unknown
+from ..loading.batch_loader import WebDatasetDataLoader
 from ..loading.collate import collate_webdataset
 from ..loading.dataset import OpenDataset
+from ..loading.labels import as_target_transform, label_column, labels_of
 from ..loading.loaders import (
     ResumableWebDatasetLoader,
-    WebDatasetDataLoader,
     WebDatasetLoader,
     create_webdataset_dataloader,
 )
 from ..loading.map_style import open_map_style
 from ..loading.memory import BatchMemory
 from ..loading.options import BatchOptions, OrderOptions, ProcessingOptions, WorkerOptions, take_options
-from ..loading.transforms import as_batch_transforms, as_target_transform, label_column, labels_of
+from ..loading.transforms import as_batch_transforms
 from .images import Compose, Normalize, Rngs, formatted
 from .presentations import (  # fmt: skip
     Presentation,

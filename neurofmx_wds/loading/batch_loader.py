@@ -1,0 +1,153 @@
+"""The loader of batches: in this process, or from worker processes.
+
+Knows the resumable pipeline and memory; knows nothing of shards.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+import torch.utils.data
+
+from ..errors import NeurofmxError
+from .dataset import OpenDataset
+from .fetcher import Fetcher
+from .memory import BatchMemory
+from .memory_limit import Load, within
+from .options import BatchOptions, ProcessingOptions, WorkerOptions
+from .pipeline import ResumablePipeline
+from .plans import Start
+from .prefetch import prefetched
+from .slots import BUNDLE, BUNDLE_BYTES, Slots, unpack
+
+logger = logging.getLogger("neurofmx_wds")
+_MOST_WORKERS = 4  # where the number is not given
+
+
+class WebDatasetDataLoader(ResumablePipeline):
+    """Yields batches; made by :func:`create_webdataset_dataloader`.
+
+    Args:
+        opened: the dataset.
+        processing: what is done to its samples.
+        batches: how they are dealt.
+        workers: how they are read ahead.
+
+    Raises:
+        ValueError: a `memory_limit` that is too small.
+    """
+
+    def __init__(
+        self, opened: OpenDataset, processing: ProcessingOptions, batches: BatchOptions, workers: WorkerOptions
+    ) -> None:
+        fetcher = Fetcher(opened, processing)
+        num_workers, prefetch_factor = workers.num_workers, workers.prefetch_factor
+        if num_workers is None:
+            num_workers = min(_MOST_WORKERS, _n_cores()) if fetcher.does_work else 0
+        if workers.memory_limit is not None:
+            ahead = (prefetch_factor or 2) if num_workers else (prefetch_factor or 0)
+            forks = _start_method(workers.multiprocessing_context) == "fork"
+            load = within(fetcher, Load(batches.batch_size, num_workers, ahead), int(workers.memory_limit), forks)
+            batches = replace(batches, batch_size=load.batch_size)
+            num_workers, prefetch_factor = load.num_workers, load.prefetch_factor
+        super().__init__(opened, processing, batches)
+        if len(self.order) and not self.n_steps:
+            logger.warning(
+                "there is no batch to load: drop_last=True, and %d samples do not fill batch_size=%d on %d rank(s); "
+                "use a smaller batch_size or drop_last=False",
+                len(self.order), self.batch_size, self.world_size,
+            )  # fmt: skip
+        self.num_workers = num_workers
+        self.prefetch_factor = prefetch_factor
+        self.pin_memory = workers.pin_memory and torch.cuda.is_available()
+        self.workers = workers
+        self._memory = BatchMemory(self.pin_memory)  # kept from epoch to epoch: new memory is slow to touch
+        self._persistent: tuple[Start, torch.utils.data.DataLoader[Any]] | None = None
+
+    def _items(self, epoch: int, first: int, rank: int, world_size: int) -> Iterator[Any]:
+        start = Start(epoch, first, rank, world_size)
+        if self.num_workers == 0:
+            fetcher = self._fetcher(start, self._memory)
+            return prefetched(self._stages(start, fetcher.batches).iterator1(), self.prefetch_factor or 0)
+        return self._from_workers(start)
+
+    def _from_workers(self, begin: Start) -> Iterator[Any]:
+        # Persistent workers serve one iterator at a time: one begun meanwhile gets its own.
+        workers, self._persistent = self._persistent or self._workers(), None
+        start, loader = workers
+        start.set(*begin.get())
+        lost = False
+        bundles: Iterator[Any] = iter(())
+        try:
+            bundles = iter(loader)
+            yield from unpack(bundles, self._memory)
+        except Exception as error:
+            lost = isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+            if lost or not self.workers.persistent_workers:
+                # The error holds them in a cycle: left to the garbage collector, torch waits 5 s for each.
+                getattr(bundles, "_shutdown_workers", int)()
+            if not lost:
+                raise
+            remedy = "perhaps memory ran out: use fewer workers; state_dict() says where to go on"
+            raise NeurofmxError(f"a worker process of the loader died: {error}", remedy=remedy) from error
+        finally:
+            if self.workers.persistent_workers and not lost:
+                self._persistent = workers
+
+    def _workers(self) -> tuple[Start, torch.utils.data.DataLoader[Any]]:
+        depth = self.prefetch_factor or 2
+        bundle = self._bundle()
+        slots = Slots(depth, bundle)
+        fetcher = self._fetcher(Start().share(), slots)
+        stages = self._stages(fetcher.start, fetcher.batches, bundle)
+        stages.append(slots)
+        return fetcher.start, torch.utils.data.DataLoader(
+            stages,
+            batch_size=None,
+            num_workers=self.num_workers,
+            prefetch_factor=depth,
+            collate_fn=_as_is,
+            **self.workers.of_torch,
+        )
+
+    def _bundle(self) -> int:
+        """Batches that a worker hands over at once: several where it only copies and they are small."""
+        sample_bytes = self.opened.reader.sample_bytes
+        if sample_bytes is None or not self._fetcher(Start()).only_copies:
+            return 1
+        batch_bytes = self.batch_size * sample_bytes
+        return max(1, min(BUNDLE, BUNDLE_BYTES // batch_bytes, self.n_steps // (4 * self.num_workers)))
+
+    def close(self) -> None:
+        """Stop persistent workers; the next iteration starts others."""
+        self._persistent = None
+
+    def __copy__(self) -> WebDatasetDataLoader:
+        twin = super().__copy__()
+        twin.__dict__["_persistent"] = None  # workers serve one iterator at a time
+        return cast(WebDatasetDataLoader, twin)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_persistent": None}
+
+
+def _n_cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _start_method(context: Any) -> str:
+    """How worker processes come to be, by torch's ``multiprocessing_context``."""
+    if isinstance(context, str):
+        return context
+    return str((context or multiprocessing).get_start_method())
+
+
+def _as_is(batch: Any) -> Any:
+    return batch

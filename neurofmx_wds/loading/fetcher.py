@@ -1,0 +1,135 @@
+"""Reads what plans ask for: the last stage of every loading process.
+
+Knows the order, recipes and skipping; knows nothing of how far the trainer is.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import webdataset as wds
+
+from ..order.cursor import BatchPlan
+from .collate import collate_webdataset
+from .dataset import OpenDataset
+from .memory import BatchMemory, Memory
+from .options import ProcessingOptions
+from .plans import Start
+from .recipes import CollatedBatch, CopiedBatch, Recipe, SingleSample, StoredBatch
+from .samples import SampleMaker
+from .skipping import PartialBatch, Skipper
+from .stand_ins import mark, stand_in
+from .transforms import BatchTransforms, as_batch_transforms
+
+logger = logging.getLogger("neurofmx_wds")
+_ORDER_CHUNK = 1 << 14  # positions whose ids are computed at once
+
+
+@dataclass
+class Fetcher:
+    """Reads what plans ask for.
+
+    Attributes:
+        opened: what is read.
+        processing: what is done to it.
+        start: where the epoch begins.
+        memory: where batches are made; None: in memory of their own.
+    """
+
+    opened: OpenDataset
+    processing: ProcessingOptions
+    start: Start = field(default_factory=Start)
+    memory: Memory | None = None
+
+    @property
+    def only_copies(self) -> bool:
+        """Whether batches are delivered exactly as they are stored."""
+        asked = self.processing
+        changes_labels = self.opened.labels is not None or asked.target_transform is not None
+        return self._as_stored and not changes_labels and not asked.batch_transform
+
+    @property
+    def does_work(self) -> bool:
+        """Whether making a batch is more than copying it (and replacing labels by those of a group)."""
+        changed = self.processing.batch_transform or self.processing.target_transform is not None
+        return bool(changed) or not self._as_stored or self.opened.reader.sample_bytes is None
+
+    @property
+    def _as_stored(self) -> bool:
+        """Whether batches are read as such, not made of samples."""
+        return self.processing.transform is None and self.processing.collate_fn is collate_webdataset
+
+    def samples(self, plans: Iterable[BatchPlan]) -> Iterator[Any]:
+        """Stage: plans of one row → samples."""
+        found = self._fetch(plans, SingleSample(self._maker()))
+        yield from found if self.processing.transform is None else _warn_if_none_returned(found)
+
+    def batches(self, plans: Iterable[BatchPlan]) -> Iterator[Any]:
+        """Stage: plans → batches."""
+        yield from self._fetch(plans, self._recipe())
+
+    def _recipe(self) -> Recipe:
+        """Return how batches are made."""
+        reader, asked = self.opened.reader, self.processing
+        if self.only_copies:
+            return CopiedBatch(reader, self.memory)
+        # A worker's slot is written again, but a transform may keep what it was given.
+        memory = self.memory if isinstance(self.memory, BatchMemory) else None
+        transforms = BatchTransforms(as_batch_transforms(asked.batch_transform), reader)
+        if self._as_stored:
+            return StoredBatch(self._maker(), transforms, memory)
+        ours = asked.transform is None and getattr(asked.collate_fn, "func", None) is collate_webdataset
+        fields = reader.fields if ours else ()  # as in a batch that is read as such
+        return CollatedBatch(self._maker(), asked.collate_fn, fields, transforms, memory)
+
+    def _maker(self) -> SampleMaker:
+        return SampleMaker(self.opened, self.processing, self.start.get()[0])
+
+    def planned_ids(self, plans: Iterable[BatchPlan]) -> Iterator[tuple[BatchPlan, np.ndarray]]:
+        """Yield each plan with the ids of its samples; the order is computed for many positions at once."""
+        order = self.opened.order.of_epoch(self.start.get()[0])
+        first, ids = 0, np.empty(0, np.int64)
+        for plan in plans:
+            stop = plan.start + plan.n
+            if not (first <= plan.start and stop <= first + len(ids)):
+                first = plan.start
+                ids = order.sample_ids(first, min(len(order), max(stop, first + _ORDER_CHUNK)))
+            yield plan, ids[plan.start - first : stop - first]
+
+    def _fetch(self, plans: Iterable[BatchPlan], recipe: Recipe) -> Iterator[Any]:
+        """Yield what a recipe makes of all plans, or what is left of it."""
+        handler = self.processing.handler
+        skipper = Skipper(handler, recipe)
+        for plan, ids in self.planned_ids(plans):
+            try:
+                item: Any = recipe.read(ids)
+            except Exception as error:
+                if handler is wds.reraise_exception:
+                    raise
+                item = skipper.what_is_left(ids)
+                if not item.rest and self.start.get()[3] > 1:
+                    item.rest = [stand_in(recipe, ids, len(self.opened.order), error)]
+                if plan.fresh is False:
+                    item.n_skipped = 0  # counted where the row came first
+            if plan.fresh is not None:
+                left, n_skipped = (item.rest, item.n_skipped) if isinstance(item, PartialBatch) else ([item], 0)
+                for each in left:  # of a plan of one row: that, or one that stands in for it
+                    mark(each, plan.fresh and n_skipped == 0)
+            yield item
+            if recipe.reuses_memory:
+                del item  # the next may then lie in its memory; so in all that hand batches on
+            # Others go when the next is there: malloc would give their memory back, and take new memory page by page.
+
+
+def _warn_if_none_returned(samples: Iterator[Any]) -> Iterator[Any]:
+    """Warn once that a transform has returned None: a stage behind may drop it, so it is no error."""
+    warned = False
+    for sample in samples:
+        if sample is None and not warned:
+            warned = True
+            logger.warning("the transform returned None, and that is delivered: let it return the sample")
+        yield sample

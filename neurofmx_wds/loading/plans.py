@@ -1,0 +1,107 @@
+"""Batch plans, dealt over ranks and workers: the first stages that every loading process runs.
+
+Knows positions; knows nothing of samples, readers or how far the trainer is.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+import webdataset as wds
+from webdataset.utils import pytorch_worker_info
+
+from ..order import cursor as cursors
+from ..order.cursor import BatchPlan
+
+
+class Start:
+    """Where an epoch's iteration begins, written by the trainer and read by the workers that it starts.
+
+    It is a tensor: in shared memory, persistent workers see the next epoch too.
+
+    Args:
+        epoch: the epoch.
+        position: of its first sample that is to be delivered.
+        rank, world_size: the share of the trainer's process.
+    """
+
+    def __init__(self, epoch: int = 0, position: int = 0, rank: int = 0, world_size: int = 1) -> None:
+        self._values = torch.tensor([epoch, position, rank, world_size])
+
+    def share(self) -> Start:
+        """Let worker processes see later changes too; return itself."""
+        self._values.share_memory_()  # type: ignore[no-untyped-call]
+        return self
+
+    def set(self, epoch: int, position: int, rank: int, world_size: int) -> None:
+        """Set all four at once."""
+        self._values.copy_(torch.tensor([epoch, position, rank, world_size]))
+
+    def get(self) -> tuple[int, int, int, int]:
+        """Return epoch, position, rank and world size."""
+        epoch, position, rank, world_size = self._values.tolist()
+        return epoch, position, rank, world_size
+
+
+@dataclass
+class PlanSource(wds.PipelineStage):  # type: ignore[misc]
+    """First stage: the batch plans of the rest of an epoch, for all ranks, in global order.
+
+    Attributes:
+        start: where it begins.
+        n_samples: samples in an epoch.
+        batch_size: samples per batch and rank.
+        drop_last: whether samples that do not fill a batch on every rank are left out.
+    """
+
+    start: Start
+    n_samples: int
+    batch_size: int
+    drop_last: bool
+
+    def run(self) -> Iterator[BatchPlan]:
+        """Yield the plans."""
+        _, position, _, world_size = self.start.get()
+        yield from cursors.batch_plans(position, self.n_samples, self.batch_size, world_size, self.drop_last)
+
+
+@dataclass
+class SplitByNode:
+    """webdataset's ``split_by_node``, for the rank that the trainer's process found: spawned workers cannot.
+
+    Attributes:
+        start: says which rank that is.
+    """
+
+    start: Start
+
+    def __call__(self, plans: Iterable[BatchPlan]) -> Iterator[BatchPlan]:
+        """Yield the plans of this rank."""
+        _, _, rank, world_size = self.start.get()
+        if pytorch_worker_info()[:2] == (rank, world_size):
+            yield from wds.split_by_node(plans)
+        else:
+            yield from itertools.islice(plans, rank, None, world_size)
+
+
+@dataclass
+class Chunks:
+    """Stage: plans → lists of neighbouring plans, which stay together when plans are dealt to workers.
+
+    Attributes:
+        size: plans in a list.
+    """
+
+    size: int
+
+    def __call__(self, plans: Iterable[BatchPlan]) -> Iterator[list[BatchPlan]]:
+        """Yield the lists; the last may be shorter."""
+        plans = iter(plans)
+        while chunk := list(itertools.islice(plans, self.size)):
+            yield chunk
+
+
+flatten = itertools.chain.from_iterable  # stage: lists of plans → plans
