@@ -1,5 +1,10 @@
-"""PyTorch Lightning data modules; see :mod:`neurofmx_wds.integrations.lightning`."""
+"""PyTorch Lightning data modules: ours, and those of bionemo-webdatamodule by the same names.
 
-from .integrations.lightning import NeuroDataModule, PickledDataWDS, Split, WebDataModule
+Needs ``pip install 'neurofmx-wds[lightning]'``.
+"""
+
+from .integrations.bionemo import PickledDataWDS, WebDataModule
+from .integrations.neuro_data_module import NeuroDataModule
+from .integrations.splits import Split
 
 __all__ = ["NeuroDataModule", "PickledDataWDS", "Split", "WebDataModule"]

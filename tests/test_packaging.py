@@ -21,7 +21,7 @@ PACKAGE = ROOT / "neurofmx_wds"
 CORE = {"webdataset", "torch", "numpy", "pynwb", "h5py", "tqdm"}
 COMES_WITH = {"hdmf": "pynwb"}  # what a core package cannot be without
 # imported on use only
-OPTIONAL_MODULES = {"convert/sources/zarr_store.py", "demo/picture.py", "integrations/lightning.py", "lightning.py"}
+OPTIONAL_MODULES = {"convert/sources/zarr_store.py", "demo/picture.py", "integrations/splits.py", "lightning.py"}
 
 pyproject = (ROOT / "pyproject.toml").read_text()  # Python 3.10 has no TOML reader
 

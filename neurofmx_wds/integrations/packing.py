@@ -1,4 +1,4 @@
-"""Files → tars, packed as they are: one sample for each name, nothing read that they hold.
+"""Pack files into tars as they are, unread: one sample for each name.
 
 Knows the writer; knows nothing of loading.
 """
@@ -29,9 +29,9 @@ def pack_files(
         directory: where the files are.
         names: the samples; a key has ``-`` for every dot of the name.
         suffixes: the files of each sample.
-        target: where the tars shall be; what was packed there before is replaced in one step, unless it is the same.
-        prefix: of the tars' names.
-        n_tars: make at least so many, as far as there are samples.
+        target: directory for the tars; tars packed there before are replaced in one step, unless they are the same.
+        prefix: start of the tars' names.
+        n_tars: make at least this many, if there are enough samples.
 
     Raises:
         SourceError: a file is missing, or two names give one key.
@@ -55,7 +55,7 @@ def pack_files(
     digest = hashlib.sha256(json.dumps([pattern, shard_size, files]).encode()).hexdigest()
     about = {field_of(suffix): {"packed_from": f"*.{suffix}", "packed_files": digest} for suffix in suffixes}
     target.parent.mkdir(parents=True, exist_ok=True)
-    with locked_file(target.with_name(f".{target.name}.lock")):  # others wait, and find it packed
+    with locked_file(target.with_name(f".{target.name}.lock")):  # other processes wait, and find the tars packed
         before = _packed_before(target, about)
         if before == digest:
             return
@@ -66,7 +66,7 @@ def pack_files(
 
 
 def _packed_before(target: Path, about: Mapping[str, Mapping[str, str]]) -> str | None:
-    """What was packed into `target`, by its digest (empty where tars have gone); None where there is nothing.
+    """Return the digest of the files packed into `target`: empty if tars are missing, None if nothing was packed.
 
     Raises:
         OutputError: `target` holds something else.
@@ -75,12 +75,12 @@ def _packed_before(target: Path, about: Mapping[str, Mapping[str, str]]) -> str 
         return None
     try:
         manifest = Manifest.load(target)
-        there = [manifest.modalities.get(name, {}) for name in about]
+        found = [manifest.modalities.get(name, {}) for name in about]
     except (FileNotFoundError, ManifestError):
-        there = [{}]
+        found = [{}]
     wanted = [each["packed_from"] for each in about.values()]
-    if [each.get("packed_from") for each in there] != wanted:
+    if [each.get("packed_from") for each in found] != wanted:
         problem = f"the directory holds something else than packed {', '.join(wanted)} files"
         raise OutputError(problem, file=target, remedy="choose another directory for the tars, or remove this one")
-    whole = all((target / shard.shard_name).is_file() for shard in manifest.shards)
-    return str(there[0].get("packed_files")) if whole else ""
+    complete = all((target / shard.shard_name).is_file() for shard in manifest.shards)
+    return str(found[0].get("packed_files")) if complete else ""

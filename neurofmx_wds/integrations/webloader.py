@@ -1,4 +1,4 @@
-"""webdataset's ``WebDataset`` and ``WebLoader`` by their arguments, over our reader, order and state.
+"""webdataset's ``WebDataset`` and ``WebLoader``, with their arguments, over our reader, order and state.
 
 Knows the loaders; knows nothing of Lightning.
 """
@@ -10,10 +10,10 @@ import functools
 import inspect
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import webdataset as wds
@@ -26,21 +26,26 @@ from ..loading.readers import ShardReader
 from ..order import cursor as cursors
 from ..order.cursor import Cursor
 
+Pipeline = TypeVar("Pipeline", bound=wds.DataPipeline)
+Stage = Callable[[Iterable[Any]], Iterator[Any]]
+Stages = Stage | Iterable[Stage] | None
+Call = tuple[str, Mapping[str, Any]]
 
-def composed(pipeline: Any, stages: Any) -> Any:
-    """A pipeline with a stage or several after it."""
+
+def composed(pipeline: Pipeline, stages: Stages) -> Pipeline:
+    """Return a pipeline with one stage or several stages after it."""
     if stages is None:
         return pipeline
     for stage in [stages] if callable(stages) or isinstance(stages, wds.PipelineStage) else stages:
         if isinstance(stage, wds.filters.FilterFunction) and stage.f is wds.filters._batched:
-            pipeline = pipeline.batched(*stage.args, **stage.kw)  # theirs takes one sample more than it hands on
+            pipeline = pipeline.batched(*stage.args, **stage.kw)  # webdataset's takes one sample more than it returns
         else:
             pipeline = pipeline.compose(stage)
     return pipeline
 
 
-def invoked(pipeline: Any, calls: Sequence[tuple[str, Mapping[str, Any]]] | None) -> Any:
-    """A pipeline after some of its methods were called."""
+def invoked(pipeline: Pipeline, calls: Sequence[Call] | None) -> Pipeline:
+    """Return a pipeline after calls of its methods, each ``(name, arguments)``."""
     for method, arguments in calls or ():
         pipeline = getattr(pipeline, method)(**arguments)
     return pipeline
@@ -49,17 +54,18 @@ def invoked(pipeline: Any, calls: Sequence[tuple[str, Mapping[str, Any]]] | None
 def open_members(
     directory: str | os.PathLike[str], pattern: str, suffixes: Sequence[str], kwargs: Mapping[str, Any]
 ) -> ResumablePipeline:
-    """The samples of a directory's tars, each a tuple of the values of some of its members.
+    """Return the samples of a directory's tars, each the tuple of the values of some of its members.
 
     Args:
-        directory, pattern: where the tars are, and which.
+        directory: where the tars are.
+        pattern: the pattern of their names.
         suffixes: the members' suffixes, or patterns for them: ``"tensor.pyd"``.
-        kwargs: arguments of ``webdataset.WebDataset``, or of :class:`~neurofmx_wds.WebDatasetLoader`. Unshuffled if
-            they do not say otherwise.
+        kwargs: arguments of ``webdataset.WebDataset``, or of :class:`~neurofmx_wds.WebDatasetLoader`; without any,
+            samples are not shuffled.
 
     Raises:
         TypeError: an unknown argument.
-        ValueError: one of webdataset's that has no meaning in our order.
+        ValueError: an argument of webdataset that has no meaning in our order.
         FileNotFoundError, ShardError, ManifestError: the tars cannot be opened.
     """
     samples = WebDatasetLoader(directory, shard_pattern=pattern, **_loader_options(kwargs))
@@ -75,7 +81,7 @@ _NEEDLESS = {"detshuffle", "empty_check", "verbose"}  # the order is always repr
 
 
 def _loader_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of ``webdataset.WebDataset`` as ours."""
+    """Translate arguments of ``webdataset.WebDataset`` into ours."""
     options: dict[str, Any] = {"shuffle": False}
     for name, value in kwargs.items():
         if name == "shardshuffle":
@@ -83,27 +89,27 @@ def _loader_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
         elif name == "nodesplitter" and value is None:
             options |= {"rank": 0, "world_size": 1}
         elif name in _OURS:
-            if not (value is None or (name == "cache_size" and value <= 0)):  # their ways of leaving it open
+            if not (value is None or (name == "cache_size" and value <= 0)):  # webdataset's ways of leaving it open
                 options[name] = value
         elif name not in _THEIRS:
             raise TypeError(f"neither WebDataset nor WebDatasetLoader takes an argument {name}")
         elif name not in _NEEDLESS and value not in (_THEIRS[name], wds.split_by_node, wds.split_by_worker):
             raise ValueError(
-                f"WebDataset({name}={value!r}) has no meaning here, where each sample of local tars comes once an "
-                f"epoch and is dealt evenly over ranks and workers: leave it out"
+                f"WebDataset({name}={value!r}) has no meaning here: each sample of the local tars is delivered once an "
+                f"epoch and samples are dealt evenly over ranks and workers; leave it out"
             )
     return options
 
 
 class _MemberReader(ShardReader):
-    """Reads samples as webdataset gives them, suffix → value, but decoded so that nothing can run."""
+    """Reads samples as webdataset does, suffix → value, but decoded so that nothing can run."""
 
     def __init__(self, reader: ShardReader, patterns: Sequence[str]) -> None:
         super().__init__(reader.shards, None, reader.selected, reader.io, checksums=reader.checksums)
         self.patterns = tuple(patterns)
 
     def read_samples(self, ids: np.ndarray) -> list[dict[str, Any]]:
-        """The samples with these ids, with ``__key__``, ``__url__`` and the members that the patterns ask for."""
+        """Return the samples with these ids: ``__key__``, ``__url__`` and the members that match the patterns."""
         return [self._members(*place) for place in zip(*self.locate(ids), strict=True)]
 
     def _members(self, shard_idx: int, row: int) -> dict[str, Any]:
@@ -118,12 +124,12 @@ class _MemberReader(ShardReader):
 
 @functools.lru_cache(maxsize=1024)
 def _fits(suffix: str, patterns: tuple[str, ...]) -> bool:
-    """Whether webdataset's ``extract_keys`` would take a member for one of the patterns."""
+    """Return whether webdataset's ``extract_keys`` would match a member with one of the patterns."""
     return any(fnmatch(f".{suffix}", each) or fnmatch(suffix, each) for each in ";".join(patterns).split(";"))
 
 
 class WebLoader(wds.WebLoader):  # type: ignore[misc]
-    """webdataset's loader over our samples: it knows where it is, and goes on from there.
+    """webdataset's loader over our samples; it has a state, from which another one continues.
 
     Args:
         samples: the dataset, with its stages.
@@ -132,9 +138,9 @@ class WebLoader(wds.WebLoader):  # type: ignore[misc]
 
     def __init__(self, samples: ResumablePipeline, **options: Any) -> None:
         samples = copy.copy(samples)
-        samples.progress = Progress()  # its own: another loader over the same dataset may be elsewhere
-        # A worker makes whole batches of what it gets: were it single samples in turn, a batch would not be of
-        # neighbours in the order, and no position would say which samples have been delivered.
+        samples.progress = Progress()  # its own: another loader over the same dataset may be at another place
+        # A worker makes whole batches of the samples it gets. If workers got single samples in turn, a batch would not
+        # hold neighbours in the order, and no position could describe which samples have been delivered.
         samples.samples_per_worker_chunk = samples.samples_in_item * (options.get("batch_size", 1) or 1)
         super().__init__(samples, **options)
         self.samples = samples
@@ -147,13 +153,13 @@ class WebLoader(wds.WebLoader):  # type: ignore[misc]
     batched = ResumablePipeline.batched
 
     def __len__(self) -> int:
-        """Batches in an epoch, where :meth:`with_epoch` has said it.
+        """Return the batches in an epoch, as set by :meth:`with_epoch`.
 
         Raises:
-            TypeError: it has not.
+            TypeError: it was not called.
         """
         if self.nsamples < 1:
-            raise TypeError("the number of batches is not known: say it by with_epoch(nbatches=…)")
+            raise TypeError("the number of batches is not known: set it by with_epoch(nbatches=…)")
         return int(self.nsamples)
 
     def __iter__(self) -> Iterator[Any]:
@@ -168,39 +174,39 @@ class WebLoader(wds.WebLoader):  # type: ignore[misc]
             self.set_epoch(self.epoch + 1)
 
     def close(self) -> None:
-        """Stop persistent workers; the next iteration starts others."""
+        """Stop persistent workers; the next iteration starts new ones."""
         self.pipeline[0]._iterator = None
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next iteration be of this epoch, from its start; a state loaded for this very epoch stays.
+        """Start the next iteration at the beginning of this epoch; a state loaded for this very epoch is kept.
 
         Raises:
             ValueError: `epoch` is not a whole number, or negative.
         """
-        epoch = self.samples.order.of_epoch(epoch).epoch  # refuses what is none; numpy's integers are not for JSON
+        epoch = self.samples.order.of_epoch(epoch).epoch  # rejects bad values; numpy's integers are not for JSON
         if epoch != self.epoch:
             self.epoch, self.n_delivered, self._resume_after = epoch, 0, 0
             self.samples.progress.set(Cursor(epoch, 0))
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the trainer is: for JSON, the same on every rank."""
+        """Return the place of the trainer: for JSON, the same on every rank."""
         return {"epoch": self.epoch, "batches": self.n_delivered, "samples": self.samples.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next iteration go on where `state` was taken.
+        """Continue in the next iteration where `state` was taken.
 
         Raises:
             StateError: it is of another kind of loader, of other tars, another seed or shuffle.
         """
         if not {"epoch", "batches", "samples"} <= set(state):
-            raise StateError("the state is not one of a WebLoader", remedy="pass what its state_dict() gave")
+            raise StateError("the state is not one of a WebLoader", remedy="pass what its state_dict() returned")
         self.samples.load_state_dict(state["samples"])
         self.epoch, self.n_delivered = state["epoch"], state["batches"]
         self._resume_after = self.n_delivered
 
 
 class _Counted:
-    """First stage after a DataLoader with workers: notes in the trainer's process what they have delivered."""
+    """First stage after a DataLoader with workers: counts in the trainer's process what they have delivered."""
 
     def __init__(self, samples: ResumablePipeline, n_each: int) -> None:
         self.samples = samples
@@ -216,6 +222,6 @@ class _Counted:
             progress.take(run, cursors.position_after(first, done, *size), False)
             progress.deliver(run)
             yield item
-        # Only now that all workers are done: one that has nothing to do may be late, and would begin what it is told.
+        # Only when all workers are done: a late one that has nothing to do would start the epoch announced here.
         progress.take(run, n_samples, True)
         progress.deliver(run)
