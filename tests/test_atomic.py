@@ -25,7 +25,7 @@ from neurofmx_wds.errors import OutputError
 from neurofmx_wds.format.shards import open_shards
 from neurofmx_wds.loading.readers import ShardReader
 from neurofmx_wds.storage import atomic
-from neurofmx_wds.storage.atomic import StagedDirectory, locked_file, write_atomic
+from neurofmx_wds.storage.atomic import StagedDirectory, write_atomic
 
 
 def in_child(work: Callable[[], Any]) -> int:
@@ -406,16 +406,3 @@ def test_a_file_that_many_write_at_once_is_always_one_of_theirs(tmp_path: Path) 
         assert path.read_bytes() in contents
     assert [ended(child) for child in children] == [0] * 5
     assert path.read_bytes() in contents and os.listdir(tmp_path) == ["a"]
-
-
-def test_a_locked_file_is_one_process_at_a_time(tmp_path: Path) -> None:
-    counter = tmp_path / "n"
-    counter.write_text("0")
-
-    def count() -> None:
-        for _ in range(50):
-            with locked_file(tmp_path / "lock"):
-                counter.write_text(str(int(counter.read_text()) + 1))
-
-    assert [ended(child) for child in [in_child(count) for _ in range(4)]] == [0] * 4
-    assert counter.read_text() == "200"

@@ -18,8 +18,8 @@ import neurofmx_wds
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "neurofmx_wds"
-CORE = {"webdataset", "torch", "numpy", "pynwb", "h5py", "tqdm"}
-COMES_WITH = {"hdmf": "pynwb"}  # what a core package cannot be without
+CORE = {"webdataset", "torch", "numpy", "pynwb", "h5py", "tqdm", "isal"}
+COMES_WITH = {"hdmf": "pynwb", "filelock": "torch"}  # what a core package cannot be without
 # imported on use only
 OPTIONAL_MODULES = {"convert/sources/zarr_store.py", "demo/picture.py", "integrations/splits.py", "lightning.py"}
 
@@ -53,7 +53,7 @@ def imports(module: str, everywhere: bool) -> Iterator[str]:
     yield from visit(ast.parse((PACKAGE / module).read_text()))
 
 
-def test_core_dependencies_are_the_six() -> None:
+def test_core_dependencies_are_the_seven() -> None:
     block = re.search(r"^dependencies = \[(.*?)^\]", pyproject, re.M | re.S)
     assert block is not None
     names = re.findall(r'"([a-z0-9]+)([^"]*)"', block[1])

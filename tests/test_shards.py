@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import random
 import shutil
-import signal
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,17 +17,14 @@ import pytest
 import webdataset as wds
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_atomic import ended, in_child
 from values import same
 
-import neurofmx_wds.storage.cache as cache_module
 from neurofmx_wds import WebDatasetWriter
 from neurofmx_wds.errors import ManifestError, NeurofmxError, ShardError, ShardIndexError
 from neurofmx_wds.format.index import index_path
 from neurofmx_wds.format.manifest import MANIFEST_NAME, Manifest, config_hash
 from neurofmx_wds.format.shards import open_shards
 from neurofmx_wds.loading.readers import ShardReader
-from neurofmx_wds.storage.cache import ShardCache
 
 
 def make(directory: Path, n: int = 7, **options: Any) -> Path:
@@ -305,92 +300,6 @@ def test_compressed_shards_read_as_others_do(tmp_path: Path, own_cache: Path, co
     assert {path.suffix for path in own_cache.iterdir()} == {".tar"}
 
 
-def packed_shard(path: Path, seed: int = 0, size: int = 100_000) -> tuple[Path, bytes]:
-    data = np.random.default_rng(seed).integers(0, 4, size, np.uint8).tobytes()
-    path.write_bytes(gzip.compress(data))
-    return path, data
-
-
-def test_a_shard_is_unpacked_once_among_many_processes(tmp_path: Path) -> None:
-    path, data = packed_shard(tmp_path / "a.tar.gz", size=3_000_000)
-    log = tmp_path / "log"
-    real = cache_module.ShardCache._write
-
-    def unpack() -> None:
-        def logged(*args: Any) -> None:
-            with open(log, "a") as stream:
-                stream.write("x")
-            real(*args)
-
-        cache_module.ShardCache._write = logged  # type: ignore[method-assign]
-        with ShardCache(tmp_path / "cache").open(path, len(data)) as stream:
-            assert stream.read() == data
-
-    assert [ended(child) for child in [in_child(unpack) for _ in range(6)]] == [0] * 6
-    assert log.read_text() == "x"
-    assert len(os.listdir(tmp_path / "cache")) == 1
-
-
-def test_the_least_recently_used_copy_leaves(tmp_path: Path) -> None:
-    cache = ShardCache(tmp_path / "cache", max_bytes=250_000)
-    shards = [packed_shard(tmp_path / f"{i}.tar.gz", i) for i in range(4)]
-    random.Random(0).shuffle(shards)
-    for i in (0, 1, 0, 2):
-        with cache.open(shards[i][0]) as stream:
-            assert stream.read() == shards[i][1]
-        time.sleep(0.01)
-        assert sum(path.stat().st_size for path in (tmp_path / "cache").iterdir()) <= 250_000
-    kept = {path.read_bytes() for path in (tmp_path / "cache").iterdir()}
-    assert kept == {shards[0][1], shards[2][1]}
-
-
-def test_a_shard_larger_than_the_cache_is_kept_while_it_is_used(tmp_path: Path) -> None:
-    path, data = packed_shard(tmp_path / "a.tar.gz")
-    cache = ShardCache(tmp_path / "cache", max_bytes=10)
-    with cache.open(path, len(data)) as stream:
-        other, more = packed_shard(tmp_path / "b.tar.gz", 1)
-        cache.open(other, len(more)).close()
-        assert stream.read() == data  # though its name is gone
-    assert len(os.listdir(tmp_path / "cache")) == 1
-
-
-def test_a_shard_that_nobody_knows_the_size_of_must_fit(tmp_path: Path) -> None:
-    path, data = packed_shard(tmp_path / "a.tar.gz")
-    with pytest.raises(ShardError, match=r"a\.tar\.gz: unpacks to more than 10 bytes.*raise cache_size"):
-        ShardCache(tmp_path / "cache", max_bytes=10).open(path)
-    with ShardCache(tmp_path / "cache", max_bytes=len(data)).open(path) as stream:
-        assert stream.read() == data
-
-
-def test_a_changed_shard_is_unpacked_again(tmp_path: Path) -> None:
-    path, _ = packed_shard(tmp_path / "a.tar.gz", 0)
-    cache = ShardCache(tmp_path / "cache")
-    cache.open(path).close()
-    os.utime(path, (1, 1))
-    path, data = packed_shard(path, 1)
-    with cache.open(path) as stream:
-        assert stream.read() == data
-
-
-def test_a_damaged_copy_is_made_again(tmp_path: Path) -> None:
-    path, data = packed_shard(tmp_path / "a.tar.gz")
-    cache = ShardCache(tmp_path / "cache")
-    cache.open(path, len(data)).close()
-    (copy,) = (tmp_path / "cache").glob("*.tar")
-    copy.write_bytes(b"cut")
-    with cache.open(path, len(data)) as stream:
-        assert stream.read() == data
-
-
-@pytest.mark.parametrize("expected", [99_999, 100_001, 0])
-def test_a_shard_of_another_size_than_its_index_says(tmp_path: Path, expected: int) -> None:
-    path, _ = packed_shard(tmp_path / "a.tar.gz")
-    with pytest.raises(ShardError, match=f"{expected}") as caught:
-        ShardCache(tmp_path / "cache").open(path, expected)
-    assert caught.value.file == str(path) and caught.value.remedy
-    assert not list((tmp_path / "cache").glob("*.tar")) and not list((tmp_path / "cache").glob(".*"))
-
-
 @pytest.mark.parametrize("compression", ["gz", "bz2", "xz"])
 def test_damage_to_a_compressed_shard_is_named(tmp_path: Path, compression: Any, own_cache: Path) -> None:
     """Their checksums find every flipped bit of the packed data, and every cut."""
@@ -413,42 +322,3 @@ def test_damage_to_a_compressed_shard_is_named(tmp_path: Path, compression: Any,
         else:
             assert found == [0, 1, 2]
         assert not list(own_cache.glob(".*"))
-
-
-def test_a_bomb_fills_no_disk(tmp_path: Path) -> None:
-    path = tmp_path / "a.tar.gz"
-    path.write_bytes(gzip.compress(bytes(64 << 20)))
-    with pytest.raises(ShardError, match="more than"):
-        ShardCache(tmp_path / "cache", max_bytes=1 << 20).open(path)
-    assert not list((tmp_path / "cache").glob(".*.part"))
-
-
-def test_a_killed_unpacking_leaves_no_lasting_rubbish(tmp_path: Path) -> None:
-    path, data = packed_shard(tmp_path / "a.tar.gz")
-
-    def die() -> None:
-        os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
-        ShardCache(tmp_path / "cache").open(path, len(data))
-
-    assert ended(in_child(die)) == -signal.SIGKILL
-    (part,) = (tmp_path / "cache").glob(".*.part")
-    with ShardCache(tmp_path / "cache").open(path, len(data)) as stream:
-        assert stream.read() == data
-    assert part.exists()  # might be another process's
-    os.utime(part, (1, 1))
-    other, more = packed_shard(tmp_path / "b.tar.gz", 1)
-    ShardCache(tmp_path / "cache").open(other, len(more)).close()
-    assert not part.exists()
-
-
-def test_a_full_disk_is_not_the_shards_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, data = packed_shard(tmp_path / "a.tar.gz")
-
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space") as caught:
-        ShardCache(tmp_path / "cache").open(path, len(data))
-    assert not isinstance(caught.value, ShardError)
-    assert not list((tmp_path / "cache").glob(".*.part"))

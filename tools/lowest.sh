@@ -11,6 +11,6 @@ venv=${NEUROFMX_LOWEST_VENV:-$PWD/.venv-lowest}
 constraints+=(-c tools/lowest.txt)
 make_environment "$venv" core-test
 "$venv/bin/python" -m pip list --disable-pip-version-check 2>/dev/null |
-    grep -iE '^(h5py|hdmf|numpy|pynwb|torch|tqdm|webdataset) ' >&2 || true
+    grep -iE '^(h5py|hdmf|isal|numpy|pynwb|torch|tqdm|webdataset) ' >&2 || true
 exec "$venv/bin/python" -m pytest -p no:cacheprovider -k "not killed and not executor and not worker" \
     tests/test_{fields,pickles,index,writer,shards,readers,collate,order,convert,verify}.py tests/test_nwb_*.py "$@"

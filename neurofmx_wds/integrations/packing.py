@@ -11,11 +11,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import filelock
+
 from ..errors import ManifestError, OutputError, SourceError
 from ..format.fields import Stored, field_of
 from ..format.manifest import Manifest
 from ..format.writer import WebDatasetWriter
-from ..storage.atomic import locked_file, refuse_url
+from ..storage.atomic import refuse_url
 
 logger = logging.getLogger("neurofmx_wds")
 
@@ -55,7 +57,7 @@ def pack_files(
     digest = hashlib.sha256(json.dumps([pattern, shard_size, files]).encode()).hexdigest()
     about = {field_of(suffix): {"packed_from": f"*.{suffix}", "packed_files": digest} for suffix in suffixes}
     target.parent.mkdir(parents=True, exist_ok=True)
-    with locked_file(target.with_name(f".{target.name}.lock")):  # other processes wait, and find the tars packed
+    with filelock.FileLock(target.with_name(f".{target.name}.lock")):  # other processes wait, and find the tars packed
         before = _packed_before(target, about)
         if before == digest:
             return

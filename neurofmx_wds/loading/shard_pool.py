@@ -5,7 +5,6 @@ Knows limits and open shards; knows nothing of samples or batches.
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import resource
@@ -13,6 +12,7 @@ import threading
 import weakref
 from collections import OrderedDict
 
+from ..storage.regular import is_out_of_files
 from .open_shard import OpenShard, ShardOpener
 
 _MAX_BYTES = 512 << 20  # of what one reader's open shards take beside their mapped files
@@ -25,11 +25,6 @@ _bookkeeping = threading.Lock()  # of what they have open; held for moments only
 def max_open_shards() -> int:
     """Return how many shards all readers together may keep open: half of the files that the process may open."""
     return max(16, min(_MAX_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
-
-
-def is_out_of_files(error: Exception) -> bool:
-    """Whether an error means that too many files are open: no sample is at fault then."""
-    return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
 
 
 class ShardPool:

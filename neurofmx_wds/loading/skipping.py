@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import NeurofmxError
+from ..storage.regular import is_out_of_files
 from .readers import Handler
 from .recipes import Recipe
-from .shard_pool import is_out_of_files
 
 
 @dataclass

@@ -13,7 +13,6 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import OVERWRITE, OutputError
@@ -250,14 +249,3 @@ def _exchange(a: Path, b: Path) -> None:
 def warn_not_finalized(target: Path) -> None:
     """Says of a writer that has gone that nobody finished it, when no error can be raised any more."""
     logger.warning("%s: not made, as finalize() was never called: nothing was kept (call it, or use `with`)", target)
-
-
-@contextlib.contextmanager
-def locked_file(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Hold an exclusive lock named by the file `path` (created when missing), waiting for other holders."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
