@@ -107,7 +107,7 @@ def test_too_short_a_session_is_refused() -> None:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[str]]:
     output, told = tmp_path_factory.mktemp("demo"), []
-    return output, run(output, seconds=60, epochs=4, say=told.append), told
+    return output, run(output, seconds=60, epochs=4, report=told.append), told
 
 
 def test_the_whole_demo(demo: tuple[Path, dict[str, Any], list[str]]) -> None:

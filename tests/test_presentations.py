@@ -97,7 +97,7 @@ def test_what_does_not_fit_is_refused_with_the_sum(a: int, b: int, c: int, d: in
         (
             StimulusNoise,
             {"noise_type": "pink"},
-            "no noise 'pink'; there are uniform, gaussian, poisson, salt",
+            "unknown noise 'pink'; choose one of uniform, gaussian, poisson, salt",
         ),
         (StimulusNoise, {"ssnr": -0.1}, r"ssnr must be in \[0, 1\]"),
         (StimulusNoise, {"temporal_mode": "correlated"}, '"static" or "dynamic", not \'correlated\''),

@@ -219,9 +219,9 @@ def test_get_data_loader_knows_the_names(shards: Path) -> None:
         (StimulusContrastDataLoader, StimulusContrastDataLoader),
     ):
         assert type(get_data_loader(Indexed(), dataloader=name)) is kind
-    with pytest.raises(ValueError, match="no loader 'Stimulus'; there are StandardDataLoader, StimulusRepetition"):
+    with pytest.raises(ValueError, match="unknown loader 'Stimulus'; choose one of StandardDataLoader, StimulusR"):
         get_data_loader(shards, "Stimulus")
-    with pytest.raises(TypeError, match="a name or a class"):
+    with pytest.raises(TypeError, match="the name or class"):
         get_data_loader(shards, torch.utils.data.DataLoader)  # type: ignore[arg-type]
     loader = get_data_loader(shards, "StimulusDuration", tsteps=9, stim=4, intro=2, voidinput=7, voidid=-5)
     data, labels = next(iter(loader))
@@ -265,7 +265,7 @@ def test_what_a_loader_cannot_keep_is_refused(shards: Path, tmp_path: Path) -> N
         StandardDataLoader(WebDatasetLoader(shards).map(fractions))
     with pytest.raises(TypeError, match="no longer write its checkpoints"):
         StandardDataLoader(ResumableWebDatasetLoader(shards, tmp_path / "state.json"))
-    with pytest.raises(TypeError, match="batch_size: these are settings of the loader"):
+    with pytest.raises(TypeError, match="batch_size: set this when making the loader"):
         StandardDataLoader(create_webdataset_dataloader(shards, num_workers=0), batch_size=4)
     for dataset in (iter([]), 5, Stream()):
         with pytest.raises(TypeError, match="map-style dataset, not"):
@@ -280,8 +280,8 @@ def test_arguments_that_nobody_takes_are_refused(kind: Any, shards: Path) -> Non
         with pytest.raises(ValueError, match="batch_size must be a positive integer, not 0"):
             kind(dataset, batch_size=0)
     for options, message in (
-        ({"tsteps": 3, "dsteps": 4}, "another name of n_timesteps; give it once"),
-        ({"tsteps": 3, "n_timesteps": 4}, "another name of n_timesteps; give it once"),
+        ({"tsteps": 3, "dsteps": 4}, "short name of n_timesteps; give only one of them"),
+        ({"tsteps": 3, "n_timesteps": 4}, "short name of n_timesteps; give only one of them"),
     ):
         with pytest.raises(TypeError, match=message):
             kind(shards, **options)
@@ -290,7 +290,7 @@ def test_arguments_that_nobody_takes_are_refused(kind: Any, shards: Path) -> Non
         ({"normalize": ((0.5,), (0.5, 0.5))}, "does not fit"),
         ({"normalize": ((0.5,), (0,))}, "std > 0"),
         ({"normalize": 0.5}, r"normalize must be \(mean, std\), not 0.5"),
-        ({"normalize": (MEAN, STD), "data_transform": "cifar10"}, "normalises already"),
+        ({"normalize": (MEAN, STD), "data_transform": "cifar10"}, "already normalises"),
         ({"fields": "image"}, "must name the data and the labels"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -312,7 +312,7 @@ def test_errors_name_what_is_wrong_with_a_batch(shards: Path, tmp_path: Path) ->
     with WebDatasetWriter(tmp_path / "uneven") as writer:
         for size in (3, 4):
             writer.write_sample({"image": np.ones((3, size, size), "uint8"), "label": size})
-    with pytest.raises(NeurofmxError, match=r"'image' is no tensor but a list of Tensor.*resizes"):
+    with pytest.raises(NeurofmxError, match=r"'image' is a list of Tensor, not a tensor.*resizes"):
         next(iter(StandardDataLoader(tmp_path / "uneven")))
     data, labels = next(iter(StandardDataLoader(tmp_path / "uneven", data_transform=["imagenet"], n_timesteps=2)))
     assert data.shape == (2, 2, 3, 224, 224) and labels.tolist() == [[3, 3], [4, 4]]

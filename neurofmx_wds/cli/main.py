@@ -448,5 +448,5 @@ def _demo(options: argparse.Namespace) -> int:
         check_arguments(options.seconds, options.epochs, options.seed)
     except ValueError as error:
         _refuse(options, error)
-    found = run(options.output, seconds=options.seconds, epochs=options.epochs, seed=options.seed, say=show)
+    found = run(options.output, seconds=options.seconds, epochs=options.epochs, seed=options.seed, report=show)
     return 0 if found["identical"] else 1

@@ -1,6 +1,6 @@
-"""The demo: a recording is converted and trained on; the training is killed, resumed, and compared with one left alone.
+"""End-to-end demo on synthetic data: convert a recording, train, kill and resume the training, and compare the result.
 
-It uses the package as any user would and is used by nothing else in it.
+Uses the public API only, and is used by nothing else in the package.
 """
 
 from __future__ import annotations

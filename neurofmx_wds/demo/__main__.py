@@ -1,4 +1,4 @@
-"""The training process that the demo starts and kills: ``python -m neurofmx_wds.demo JOB``, JOB being a Job as JSON."""
+"""The training process that the demo starts and kills: ``python -m neurofmx_wds.demo JOB``, with a Job as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo's model: a small recurrent network that reads where the animal is from what its cells fire.
+"""The demo's model: a small recurrent network that decodes the position of the animal from spike counts.
 
 Knows torch; it must know nothing of files or loaders.
 """
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 
 class Decoder(nn.Module):
-    """Spike counts of a window → position in each of its bins.
+    """Decode the position in each bin of a window from its spike counts.
 
     Args:
         units: number of units.
-        hidden: size of the recurrent state, per direction.
+        hidden: size of the recurrent state in each direction.
     """
 
     def __init__(self, units: int, hidden: int = 48) -> None:
@@ -23,7 +23,7 @@ class Decoder(nn.Module):
         self.place = nn.Linear(2 * hidden, 2)
 
     def forward(self, spikes: Tensor) -> Tensor:
-        """Decodes windows.
+        """Decode windows.
 
         Args:
             spikes: (B, L, units) float32 counts.
@@ -31,17 +31,19 @@ class Decoder(nn.Module):
         Returns:
             (B, L, 2) float32, metres.
         """
-        memory, _ = self.remember(self.encode(spikes.sqrt()))  # the square root evens out Poisson variance
+        memory, _ = self.remember(
+            self.encode(spikes.sqrt())
+        )  # the square root stabilises the variance of Poisson counts
         place: Tensor = self.place(memory)
         return place
 
 
 def squared_error(decoded: Tensor, position: Tensor, known: Tensor) -> Tensor:
-    """Mean squared error, square metres, over the values that are there.
+    """Return the mean squared error over the known values, in square metres.
 
     Args:
         decoded: (B, L, 2) float32, metres.
         position: (B, L, 2) float32, metres; NaN where unknown.
-        known: (B, L, 2) bool, false where `position` is not to be used.
+        known: (B, L, 2) bool, False where `position` must be ignored.
     """
     return (decoded - position)[known].square().mean()

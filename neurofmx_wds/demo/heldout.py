@@ -1,4 +1,4 @@
-"""Decodes windows that training never saw, and measures the error against a guess.
+"""Decode held-out windows, and compare the error with that of a constant guess.
 
 Knows the loader and the model; it must know nothing of the training or of plotting.
 """
@@ -18,15 +18,16 @@ from .decoder import Decoder
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Windows of a dataset, in the order of time, and what was decoded from them.
+    """Windows of a dataset in temporal order, and the position decoded from them.
 
     Attributes:
-        start_s: (windows,) float64, where each begins.
+        start_s: (windows,) float64, start of each window in seconds.
         spikes: (windows, bins, units) float32 counts.
         lfp: (windows, samples, channels) float32, volts.
-        position, decoded: (windows, bins, 2) float32, metres.
+        position: (windows, bins, 2) float32, true position in metres.
         known: (windows, bins, 2) bool, where the position is known.
-        guess: (2,) float32, metres: the mean position in training.
+        decoded: (windows, bins, 2) float32, decoded position in metres.
+        guess: (2,) float32, mean position during training in metres.
     """
 
     start_s: Tensor
@@ -39,12 +40,12 @@ class HeldOut:
 
     @property
     def error_cm(self) -> float:
-        """Median distance between decoded and true position."""
+        """Median distance between decoded and true position, in centimetres."""
         return self._median_cm(self.decoded)
 
     @property
     def baseline_cm(self) -> float:
-        """Median distance between the guess and the true position."""
+        """Median distance between the guess and the true position, in centimetres."""
         return self._median_cm(self.guess)
 
     def _median_cm(self, decoded: Tensor) -> float:
@@ -53,12 +54,12 @@ class HeldOut:
 
 
 def decode(weights: dict[str, Tensor], shards: Path, training_shards: Path) -> HeldOut:
-    """Decodes every window of a dataset.
+    """Decode every window of a dataset.
 
     Args:
-        weights: a trained Decoder's state.
+        weights: state of a trained :class:`~neurofmx_wds.demo.decoder.Decoder`.
         shards: the dataset to decode.
-        training_shards: the dataset whose mean position is the baseline's guess.
+        training_shards: the dataset whose mean position is the guess.
     """
     data = _load(shards)
     decoder = Decoder(data["spikes"].shape[-1])
@@ -79,7 +80,7 @@ def decode(weights: dict[str, Tensor], shards: Path, training_shards: Path) -> H
 
 
 def _load(shards: Path, modalities: list[str] | None = None) -> dict[str, Any]:
-    """A whole dataset as one batch, in the order in which it was converted."""
+    """Return a whole dataset as one batch, in stored order."""
     loader = create_webdataset_dataloader(
         shards, batch_size=1_000_000, num_workers=0, shuffle=False, modalities=modalities
     )

@@ -1,6 +1,6 @@
-"""Draws what the demo found: decoded paths, the interrupted training, and one window of data.
+"""Draw the demo's results: decoded paths, the interrupted training, and one window of data.
 
-Knows matplotlib, which is optional: importing this module without it is an ImportError.
+Needs matplotlib, which is optional: without it, importing this module raises ImportError.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ TRUE, DECODED, KILLED = "black", "tab:orange", "tab:red"
 
 
 def draw(path: Path, heldout: HeldOut, log: list[dict[str, Any]], killed_after: int) -> None:
-    """Draws a page of five panels.
+    """Draw a page of six panels.
 
     Args:
-        path: the PNG to write.
+        path: the PNG file to write.
         heldout: the decoded windows.
-        log: what the interrupted run logged: ``step`` and ``loss`` of every batch, redone ones twice.
-        killed_after: the number of lines in `log` when the run was killed.
+        log: ``step`` and ``loss`` of every batch of the interrupted run; repeated batches occur twice.
+        killed_after: number of entries in `log` when the run was killed.
     """
     figure = Figure(figsize=(12, 7), layout="constrained")
     axes = figure.subplot_mosaic(
@@ -39,7 +39,7 @@ def draw(path: Path, heldout: HeldOut, log: list[dict[str, Any]], killed_after: 
 
 
 def _paths(arena: Axes, x: Axes, y: Axes, heldout: HeldOut) -> None:
-    # Neighbouring windows overlap by half: their middle halves join up, and are decoded with context on both sides.
+    # Neighbouring windows overlap by half. Their middle halves are contiguous, and have context on both sides.
     stride = heldout.position.shape[1] // 2
     middle = torch.arange(stride) + stride // 2
     bin_s = float(heldout.start_s[1] - heldout.start_s[0]) / stride
@@ -61,7 +61,7 @@ def _paths(arena: Axes, x: Axes, y: Axes, heldout: HeldOut) -> None:
 
 def _loss(panel: Axes, log: list[dict[str, Any]], killed_after: int) -> None:
     for name, lines, style in (
-        ("until the kill", log[:killed_after], {"color": "tab:gray", "linewidth": 3}),
+        ("before the kill", log[:killed_after], {"color": "tab:gray", "linewidth": 3}),
         ("resumed", log[killed_after:], {"color": "tab:blue", "linewidth": 1}),
     ):
         panel.semilogy([each["step"] for each in lines], [each["loss"] for each in lines], label=name, **style)
@@ -76,7 +76,9 @@ def _window(raster: Axes, lfp: Axes, heldout: HeldOut) -> None:
     bins, units = np.nonzero(spikes)
     raster.scatter((bins + 0.5) * span / len(spikes), units, s=4 * spikes[bins, units], c=TRUE, marker="|")
     raster.axhline(N_PLACE - 0.5, color="tab:gray", linewidth=0.5)
-    raster.set(title="one window, as the model gets it: spikes and LFP", ylabel="unit", xlim=(0, span), xticklabels=[])
+    raster.set(
+        title="one window, as the model receives it: spikes and LFP", ylabel="unit", xlim=(0, span), xticklabels=[]
+    )
     spacing = 4 * volts.std()
     time = np.arange(len(volts)) * span / len(volts)
     lfp.plot(time, volts - spacing * np.arange(volts.shape[1]), color="tab:blue", linewidth=0.6)

@@ -1,4 +1,4 @@
-"""Makes a small, realistic NWB recording: an animal foraging in a square arena, two populations of units, LFP, trials.
+"""Simulate a small NWB recording: an animal foraging in a square arena, two populations of units, LFP and trials.
 
 Knows numpy and pynwb; it must know nothing of shards, loaders or models.
 """
@@ -29,13 +29,13 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Recording:
-    """What the animal did and what its cells fired, before it is written to a file.
+    """A simulated session.
 
     Attributes:
-        seconds: duration; everything lies in [0, seconds).
-        position: (n, 2) float64, metres from the arena's corner, at ``POSITION_HZ``.
-        spike_times: per unit, sorted float64 seconds; place cells first, then head-direction, then border cells.
-        lfp: (n, LFP_CHANNELS) int16 counts at ``LFP_HZ``, one being ``LFP_VOLT_PER_COUNT`` volts.
+        seconds: duration; all data lies in [0, seconds).
+        position: (n, 2) float64, metres from the corner of the arena, sampled at ``POSITION_HZ``.
+        spike_times: sorted float64 seconds for each unit: place cells, then head-direction cells, then border cells.
+        lfp: (n, LFP_CHANNELS) int16 at ``LFP_HZ``, in units of ``LFP_VOLT_PER_COUNT`` volts.
     """
 
     seconds: float
@@ -45,24 +45,29 @@ class Recording:
 
 
 def simulate(seconds: float, seed: int) -> Recording:
-    """Simulates a session; the same arguments give the same session.
+    """Simulate a session; equal arguments give equal sessions.
 
     Args:
-        seconds: duration, at least one trial (10 s).
-        seed: of every random number.
+        seconds: duration in seconds, at least one trial (10 s).
+        seed: seed of all random numbers.
 
     Raises:
-        ValueError: ``seconds`` is too short for one trial.
+        ValueError: ``seconds`` is less than one trial.
+
+    Example:
+        >>> session = simulate(seconds=10, seed=0)
+        >>> session.position.shape, len(session.spike_times), session.lfp.shape
+        ((600, 2), 60, (12500, 8))
     """
     if seconds < TRIAL_S:
-        raise ValueError(f"seconds={seconds}: a session is at least one trial, {TRIAL_S:g} s")
+        raise ValueError(f"seconds={seconds}: a session must have at least one trial of {TRIAL_S:g} s")
     rng = np.random.default_rng(seed)
     position = _walk(int(seconds * POSITION_HZ), rng)
     return Recording(seconds, position, _spikes(_rates(position, seconds, rng), seconds, rng), _lfp(seconds, rng))
 
 
 def _walk(n: int, rng: np.random.Generator) -> Floats:
-    """Positions (n, 2), metres: the velocity is an Ornstein-Uhlenbeck process (0.8 s, 0.25 m/s); walls reflect it."""
+    """Return positions (n, 2) in metres: velocity is an Ornstein-Uhlenbeck process (0.8 s, 0.25 m/s), walls reflect."""
     step_s, memory_s, speed = 1 / POSITION_HZ, 0.8, 0.25
     keep = np.exp(-step_s / memory_s)  # exact update of the process over one step
     kicks = speed * np.sqrt(1 - keep**2) * rng.standard_normal((n, 2))
@@ -79,7 +84,7 @@ def _walk(n: int, rng: np.random.Generator) -> Floats:
 
 
 def _rates(position: Floats, seconds: float, rng: np.random.Generator) -> Floats:
-    """Firing rates (units, milliseconds) in Hz: Gaussian fields, von Mises directions, exponential borders."""
+    """Return firing rates (units, milliseconds) in Hz: Gaussian place fields, von Mises tuning, exponential borders."""
     sampled = np.arange(len(position)) / POSITION_HZ
     fine = np.arange(0, seconds, 1e-3)
     x, y = (np.interp(fine, sampled, axis)[None] for axis in position.T)
@@ -98,7 +103,7 @@ def _rates(position: Floats, seconds: float, rng: np.random.Generator) -> Floats
 
 
 def _spikes(rates: Floats, seconds: float, rng: np.random.Generator) -> list[Floats]:
-    """Poisson spike times per unit: counts per millisecond, each spike at a uniform time in its millisecond."""
+    """Draw Poisson spike times of each unit in seconds: counts in 1 ms bins, then a uniform time in the bin."""
     counts = (rng.poisson(rate * 1e-3) for rate in rates)
     milliseconds = (np.repeat(np.arange(len(count)), count) for count in counts)
     times = (np.sort((ms + rng.random(len(ms))) * 1e-3) for ms in milliseconds)
@@ -106,7 +111,7 @@ def _spikes(rates: Floats, seconds: float, rng: np.random.Generator) -> list[Flo
 
 
 def _lfp(seconds: float, rng: np.random.Generator) -> NDArray[np.int16]:
-    """Theta (8 Hz, drifting; its phase shifts along the probe) over noise whose power falls as 1/f, in counts."""
+    """Return theta (8 Hz, drifting, with a phase shift along the probe) plus 1/f noise, (n, LFP_CHANNELS) int16."""
     n = int(seconds * LFP_HZ)
     phase = 2 * np.pi * np.cumsum(8 + 0.02 * np.cumsum(rng.standard_normal(n)) / np.sqrt(LFP_HZ)) / LFP_HZ
     theta = 150e-6 * np.cos(phase[:, None] - np.linspace(0, np.pi / 2, LFP_CHANNELS))
@@ -118,11 +123,11 @@ def _lfp(seconds: float, rng: np.random.Generator) -> NDArray[np.int16]:
 
 
 def write_nwb(recording: Recording, path: Path) -> None:
-    """Writes the session as an NWB 2 file: subject, electrodes, units, position, LFP and trials.
+    """Write a session as an NWB 2 file: subject, electrodes, units, position, LFP and trials.
 
     Args:
-        recording: what :func:`simulate` made.
-        path: file to write; one already there is replaced.
+        recording: the session, from :func:`simulate`.
+        path: the file to write; an existing file is replaced.
     """
     file = pynwb.NWBFile(
         session_description="an animal forages in a 1 m x 1 m arena (simulated)",
@@ -143,7 +148,7 @@ def write_nwb(recording: Recording, path: Path) -> None:
 
 def _add_units(file: pynwb.NWBFile, recording: Recording) -> None:
     device = file.create_device("probe", description="two shanks of four sites")
-    file.add_unit_column("cell_type", "what the cell is tuned to")
+    file.add_unit_column("cell_type", "tuning of the cell")
     groups = [
         file.create_electrode_group(region, description=f"shank in {region}", location=region, device=device)
         for region in ("CA1", "MEC")
@@ -183,4 +188,6 @@ def _add_series(file: pynwb.NWBFile, recording: Recording) -> None:
     file.create_processing_module("behavior", "where the animal was").add(Position(spatial_series=position))
     container = LFP()
     file.create_processing_module("ecephys", "filtered and downsampled").add(container)
-    container.add_electrical_series(lfp)  # only now: the series refers to the file's electrodes, so it must have a file
+    container.add_electrical_series(
+        lfp
+    )  # only now: the series refers to electrodes, so its container must belong to the file

@@ -1,6 +1,6 @@
-"""Tells the demo, step by step, and judges it: did the killed and resumed run see what the run left alone saw?
+"""The steps of the demo, and its verdict: did the killed and resumed run see the same batches as an uninterrupted one?
 
-Knows the package's public names; prints nothing itself.
+Knows the public names of the package; prints nothing itself.
 """
 
 from __future__ import annotations
@@ -33,15 +33,17 @@ SECONDS = (50, 1800)
 FEWEST_EPOCHS = 3
 GUARD_S = BINS * BIN_MS / 1000
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 def check_arguments(seconds: float, epochs: int, seed: int) -> None:
-    """Raises ValueError where the demo cannot run with these; see :func:`run`."""
+    """Raise ValueError if the demo cannot run with these arguments; see :func:`run`."""
     if not SECONDS[0] <= seconds <= SECONDS[1]:
-        raise ValueError(f"seconds={seconds:g}: the recording lasts {SECONDS[0]} to {SECONDS[1]} s")
+        raise ValueError(f"seconds={seconds:g}: it must be between {SECONDS[0]} and {SECONDS[1]}")
     if epochs < FEWEST_EPOCHS:
-        raise ValueError(f"epochs={epochs}: there must be at least {FEWEST_EPOCHS}, to interrupt and resume")
+        raise ValueError(
+            f"epochs={epochs}: it must be at least {FEWEST_EPOCHS}, so that a run can be interrupted and resumed"
+        )
     if seed < 0:
         raise ValueError(f"seed={seed}: it must not be negative")
 
@@ -52,67 +54,67 @@ def run(
     seconds: float = 240,
     epochs: int = 12,
     seed: int = 0,
-    say: Say = lambda line: None,
+    report: Report = lambda line: None,
 ) -> dict[str, Any]:
-    """Makes a recording, converts it, trains on it, kills the training in mid-epoch, resumes it, and compares.
+    """Simulate a recording, convert it, train on it, kill the training in mid-epoch, resume it, and compare.
 
     Args:
-        output: directory for everything that is made; new, empty, or an earlier demo's, which is replaced.
-        seconds: length of the recording; 50 to 1800.
-        epochs: passes over the training windows; at least 3.
-        seed: not negative; of the recording, the model and the order of the batches.
-        say: takes each line of the story.
+        output: directory for all results; it must be new, empty, or of an earlier demo, which is replaced.
+        seconds: length of the recording in seconds, 50 to 1800.
+        epochs: passes over the training windows, at least 3.
+        seed: non-negative seed of the recording, the model and the order of the batches.
+        report: receives each line of output.
 
     Returns:
-        What was found: ``windows`` (to train on), ``killed_after`` and ``resumed_after`` (batches), ``state`` (the
-        loader's, resumed from), ``batches`` (of the uninterrupted run), ``redone`` (batches), ``identical`` (True: a
-        difference is an error), ``error_cm`` and ``baseline_cm`` (medians over the held-out bins, centimetres),
-        ``picture`` (a path, or None without matplotlib).
+        The results: ``windows`` (number of training windows), ``killed_after`` and ``resumed_after`` (in batches),
+        ``state`` (of the loader, at the checkpoint), ``batches`` (of the uninterrupted run), ``redone`` (number of
+        repeated batches), ``identical`` (True, since a difference is an error), ``error_cm`` and ``baseline_cm``
+        (medians over the held-out bins, in centimetres), ``picture`` (a path, or None without matplotlib).
 
     Raises:
         ValueError: an argument is out of range.
         NeurofmxError: the resumed run differs from the uninterrupted one, or a training process failed.
-        OutputError: `output` holds something that is not an earlier demo's.
+        OutputError: `output` holds files that are not of an earlier demo.
     """
     check_arguments(seconds, epochs, seed)
     output = Path(output)
     _make_room(output)
-    _record(output / RECORDING, seconds, seed, say)
-    windows, units = _convert(output, seconds, say)
+    _record(output / RECORDING, seconds, seed, report)
+    windows, units = _convert(output, seconds, report)
     job = Job(str(output / TRAINING), str(output / INTERRUPTED), units, epochs, seed)
-    interruption = _interrupt(job, windows, say)
-    say("4. Start it again")
+    interruption = _interrupt(job, windows, report)
+    report("4. Start it again")
     _train(job)
-    say("   it went on there, to the end")
-    say("5. Train once more, undisturbed, to compare")
-    undisturbed = replace(job, directory=str(output / UNINTERRUPTED))
-    _train(undisturbed)
-    comparison = _compare(job, undisturbed, interruption, say)
-    quality = _evaluate(output, job, interruption["killed_after"], say)
+    report("   it continued from the checkpoint to the end")
+    report("5. Train again without interruption, to compare")
+    uninterrupted = replace(job, directory=str(output / UNINTERRUPTED))
+    _train(uninterrupted)
+    comparison = _compare(job, uninterrupted, interruption, report)
+    quality = _evaluate(output, job, interruption["killed_after"], report)
     return {"windows": windows, **interruption, **comparison, **quality}
 
 
 def _make_room(output: Path) -> None:
     if output.exists() and not (output / RECORDING).exists() and (not output.is_dir() or any(output.iterdir())):
-        raise OutputError("is in use, and not by an earlier demo", file=output, remedy="choose another --output")
+        raise OutputError("holds files that are not of an earlier demo", file=output, remedy="choose another --output")
     refuse_url(output)
     output.mkdir(parents=True, exist_ok=True)
     for made in (TRAINING, HELD_OUT, INTERRUPTED, UNINTERRUPTED):
         shutil.rmtree(output / made, ignore_errors=True)
 
 
-def _record(path: Path, seconds: float, seed: int, say: Say) -> None:
-    say("1. Make a recording")
+def _record(path: Path, seconds: float, seed: int, report: Report) -> None:
+    report("1. Simulate a recording")
     session = simulate(seconds, seed)
     write_nwb(session, path)
     units, spikes = len(session.spike_times), sum(map(len, session.spike_times))
-    say(f"   {seconds:g} s of foraging in a {ARENA_M:g} m arena: {units} units, {spikes:,} spikes, LFP")
-    say(f"   {path}")
+    report(f"   {seconds:g} s of foraging in a {ARENA_M:g} m arena: {units} units, {spikes:,} spikes, LFP")
+    report(f"   {path}")
 
 
-def _convert(output: Path, seconds: float, say: Say) -> tuple[int, int]:
-    """Makes both datasets; gives the numbers of training windows and of units."""
-    say("2. Convert it to shards: the beginning to train on, the end to test with")
+def _convert(output: Path, seconds: float, report: Report) -> tuple[int, int]:
+    """Make both datasets; return the number of training windows and the number of units."""
+    report("2. Convert it to shards: the first part for training, the rest held out")
     boundary = round(TRAINING_PART * seconds)
     parts = {TRAINING: (0.0, float(boundary)), HELD_OUT: (boundary + GUARD_S, float(seconds))}
     for directory, interval in parts.items():
@@ -127,36 +129,38 @@ def _convert(output: Path, seconds: float, say: Say) -> tuple[int, int]:
         converter.convert_nwb_file(output / RECORDING)
         summary = converter.finalize()
         windows, shards = summary["total_samples"], summary["total_shards"]
-        say(f"   {interval[0]:g}-{interval[1]:g} s: {windows} windows of {BINS} bins of {BIN_MS} ms, {shards} shards")
+        report(
+            f"   {interval[0]:g}-{interval[1]:g} s: {windows} windows of {BINS} bins of {BIN_MS} ms, {shards} shards"
+        )
         if directory == TRAINING:
             found = windows, summary["modalities"]["spikes"]["shape"][-1]
     return found
 
 
-def _interrupt(job: Job, windows: int, say: Say) -> dict[str, Any]:
-    """Trains and has the process killed about half way; says where it will go on."""
+def _interrupt(job: Job, windows: int, report: Report) -> dict[str, Any]:
+    """Train until the process is killed, about half way; return where it will resume."""
     steps = -(-windows // job.batch_size)
     kill_at = job.epochs // 2 * steps + steps // 2
     job = replace(job, checkpoint_every=max(2, min(job.checkpoint_every, kill_at // 3)))
-    kill_at += kill_at % job.checkpoint_every == 0  # not at a checkpoint: some batches must be lost
-    say(f"3. Train a decoder, {job.epochs} epochs of {steps} batches, and kill it in mid-epoch")
+    kill_at += kill_at % job.checkpoint_every == 0  # not at a checkpoint, so that some batches are lost
+    report(f"3. Train a decoder, {job.epochs} epochs of {steps} batches, and kill it in mid-epoch")
     _train(replace(job, kill_at=kill_at))
     saved = read_checkpoint(Path(job.directory))
     state = saved["loader"]
-    say(f"   SIGKILL after batch {kill_at}; last checkpoint after batch {saved['step']}:")
-    say(f"   epoch {state['epoch']}, next is sample {state['sample_offset']} of shard {state['shard_idx']}")
+    report(f"   SIGKILL after batch {kill_at}; last checkpoint after batch {saved['step']}:")
+    report(f"   epoch {state['epoch']}, next: sample {state['sample_offset']} of shard {state['shard_idx']}")
     return {"killed_after": kill_at, "resumed_after": saved["step"], "state": state}
 
 
 def _train(job: Job) -> None:
-    """Runs a job in a process of its own, which must end as the job says."""
+    """Run a job in a separate process, and check how it ends."""
     ended = subprocess.run([sys.executable, "-m", __package__, json.dumps(asdict(job))], check=False).returncode
     expected = 0 if job.kill_at is None else -signal.SIGKILL
     if ended != expected:
         raise NeurofmxError(
             f"the training process ended with status {ended}, not {expected}",
             file=job.directory,
-            remedy="its own message is above",
+            remedy="see its error message above",
         )
 
 
@@ -164,37 +168,39 @@ def _log(job: Job) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (Path(job.directory) / LOG).read_text().splitlines()]
 
 
-def _compare(job: Job, undisturbed: Job, interruption: dict[str, Any], say: Say) -> dict[str, Any]:
-    """Compares the two runs, batch by batch and weight by weight."""
-    say("6. Compare")
-    seen, reference = _log(job), _log(undisturbed)
+def _compare(job: Job, uninterrupted: Job, interruption: dict[str, Any], report: Report) -> dict[str, Any]:
+    """Compare the two runs, batch by batch and weight by weight."""
+    report("6. Compare")
+    seen, reference = _log(job), _log(uninterrupted)
     killed, resumed = interruption["killed_after"], interruption["resumed_after"]
-    expected = reference[:killed] + reference[resumed:]  # what was lost with the kill is done again
+    expected = reference[:killed] + reference[resumed:]  # batches after the last checkpoint are repeated
     if seen != expected:
         differ = next((a for a, b in zip(seen, expected, strict=False) if a != b), {"step": "the end"})
         raise NeurofmxError(f"the runs differ, first at batch {differ['step']}", file=job.directory)
-    weights, others = (read_checkpoint(Path(each.directory))["decoder"] for each in (job, undisturbed))
+    weights, others = (read_checkpoint(Path(each.directory))["decoder"] for each in (job, uninterrupted))
     if not all(torch.equal(weights[name], others[name]) for name in others):
-        raise NeurofmxError("the batches agree, but the trained weights differ", file=job.directory)
-    say(f"   all {len(reference)} batches are the same: samples, order, bytes, loss")
-    say(f"   {killed - resumed} came twice, those from the checkpoint to the kill: the same both times")
-    say("   the trained weights are the same, bit for bit")
+        raise NeurofmxError("the batches are equal, but the trained weights differ", file=job.directory)
+    report(f"   all {len(reference)} batches are equal: samples, order, bytes, loss")
+    report(f"   the {killed - resumed} batches between checkpoint and kill were repeated, and equal both times")
+    report("   the trained weights are equal, bit for bit")
     return {"batches": len(reference), "redone": killed - resumed, "identical": True}
 
 
-def _evaluate(output: Path, job: Job, killed_after: int, say: Say) -> dict[str, Any]:
-    """Decodes the held-out windows with the resumed run's model, and draws what came out."""
-    say("7. Decode where the animal was, at times that training never saw")
+def _evaluate(output: Path, job: Job, killed_after: int, report: Report) -> dict[str, Any]:
+    """Decode the held-out windows with the model of the resumed run, and draw the results."""
+    report("7. Decode the position in the held-out part")
     weights = read_checkpoint(Path(job.directory))["decoder"]
     heldout = decode(weights, output / HELD_OUT, output / TRAINING)
-    say(f"   median error {heldout.error_cm:.1f} cm; always guessing the mean place: {heldout.baseline_cm:.1f} cm")
+    report(
+        f"   median error {heldout.error_cm:.1f} cm; constant guess of the mean position: {heldout.baseline_cm:.1f} cm"
+    )
     picture: str | None = str(output / PICTURE)
     try:
         from .picture import draw
     except ImportError:
         picture = None
-        say("   for a picture of it: pip install 'neurofmx-wds[plot]'")
+        report("   to get a picture: pip install 'neurofmx-wds[plot]'")
     else:
         draw(output / PICTURE, heldout, _log(job), killed_after)
-        say(f"   {picture}")
+        report(f"   {picture}")
     return {"error_cm": heldout.error_cm, "baseline_cm": heldout.baseline_cm, "picture": picture}

@@ -1,6 +1,6 @@
-"""A training run as users write them: it logs what it saw, checkpoints itself, and goes on from its checkpoint.
+"""A training run as users write them: it logs every batch, saves checkpoints, and resumes from its checkpoint.
 
-Knows the loader and the model; it must know nothing of the demo around it, which runs it as a process of its own.
+Knows the loader and the model; it must know nothing of the rest of the demo, which runs it in a separate process.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ LOG, CHECKPOINT = "batches.jsonl", "checkpoint.pt"
 
 @dataclass(frozen=True)
 class Job:
-    """What to train, on what, and where to keep it.
+    """Settings of a training run.
 
     Attributes:
         shards: directory of the training shards.
-        directory: the run's own: its log and checkpoint. With a checkpoint in it, the run goes on from there.
+        directory: where the run keeps its log and checkpoint; it resumes from a checkpoint that it finds there.
         units: number of units in ``spikes``.
-        epochs: passes over the data.
-        seed: of the weights and of the order of the samples.
+        epochs: number of passes over the data.
+        seed: seed of the weights and of the order of the samples.
         batch_size: windows in a batch.
         checkpoint_every: batches between checkpoints.
-        kill_at: the batch (1 is the first) after which the process kills itself, before any checkpoint; None: never.
+        kill_at: number of the batch, from 1, after which the process kills itself before saving; None: never.
     """
 
     shards: str
@@ -49,8 +49,8 @@ class Job:
 
 
 def train(job: Job) -> None:
-    """Trains until `job.epochs` are done, leaving ``batches.jsonl`` (a line per batch) and ``checkpoint.pt``."""
-    torch.set_num_threads(1)  # sums are then added up in one order: weights can be compared bit by bit
+    """Train for `job.epochs` epochs; write ``batches.jsonl`` (one line per batch) and ``checkpoint.pt``."""
+    torch.set_num_threads(1)  # one order of summation, so that weights can be compared bit by bit
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(job.seed)
     directory = Path(job.directory)
@@ -92,13 +92,13 @@ def train(job: Job) -> None:
 
 
 def read_checkpoint(directory: Path) -> dict[str, Any]:
-    """What `train` last saved in `directory`: ``decoder``, ``optimizer`` and ``loader`` states, and ``step``."""
+    """Return the last checkpoint in `directory`: ``decoder``, ``optimizer`` and ``loader`` states, and ``step``."""
     saved: dict[str, Any] = torch.load(directory / CHECKPOINT, weights_only=True)
     return saved
 
 
 def checksum(batch: dict[str, Any]) -> str:
-    """SHA-256 over every tensor of a batch: names, dtypes, shapes and bytes."""
+    """Return the SHA-256 of all tensors of a batch: their names, dtypes, shapes and bytes."""
     digest = hashlib.sha256()
     for name, value in sorted(batch.items()):
         if isinstance(value, torch.Tensor):

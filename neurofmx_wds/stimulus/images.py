@@ -1,8 +1,8 @@
 """Operations on batches of images: sizes, crops, flips, colours, scales. Each works on the whole batch at once.
 
-What is random draws from one generator for each image, so that an image gets the same in any batch. Knows tensors;
-knows nothing of loaders or fields. uint8 images hold 0…255; whatever needs fractions turns them into float32 in [0, 1]
-first (:func:`as_float`), and the others keep uint8.
+Random operations draw from one generator for each image, so that the result for an image does not depend on its batch.
+uint8 images hold 0…255; operations that need fractions convert them to float32 in [0, 1] first (:func:`as_float`), the
+others keep uint8. Knows tensors; knows nothing of loaders or fields.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 class ImageTransform(Protocol):
-    """Images (B, C, H, W) → images (B, C', H', W')."""
+    """A function of images (B, C, H, W) that returns images (B, C', H', W')."""
 
     def __call__(self, images: torch.Tensor, rngs: Rngs | None = None) -> torch.Tensor:
-        """The transformed images; `rngs` holds a generator for each."""
+        """Return the transformed images; `rngs` holds one generator for each."""
 
 
 def as_float(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Images as floating-point numbers.
+    """Return images as floating-point numbers.
 
     Args:
-        images: uint8 (scaled from 0…255 to [0, 1]), floating-point (as they are) or of another dtype (values kept).
-        dtype: of the result where they are not floating-point already.
+        images: uint8 (scaled from 0…255 to [0, 1]), floating-point (unchanged) or of another dtype (values kept).
+        dtype: dtype of the result, unless the images are already floating-point.
     """
     if images.is_floating_point():
         return images
@@ -48,22 +48,22 @@ def formatted(
     channels_last: bool = False,
     memory: BatchMemory | None = None,
 ) -> torch.Tensor:
-    """Normalise, convert and lay out in one go.
+    """Normalise, convert and lay out images in one pass.
 
-    The arithmetic is in float32, image by image while it is in the processor's cache, and only its result is rounded to
-    `dtype`: on a CPU as fast as float16 arithmetic, and more exact.
+    Arithmetic is in float32, one image at a time so that it stays in the processor's cache, and only the result is
+    rounded to `dtype`. On a CPU this is as fast as float16 arithmetic, and more accurate.
 
     Args:
-        images: (B, C, …); uint8 stands for [0, 1].
+        images: (B, C, …); uint8 values stand for [0, 1].
         normalize: mean and standard deviation of each channel, in units of [0, 1]: ``(x − mean) / std``.
-        dtype: of the result, floating-point; by default float32 where integers are normalised, else that of `images`.
-        channels_last: put the channels of a pixel beside each other in memory (torch's ``channels_last``); the shape
-            stays (B, C, H, W).
-        memory: where the result is made; by default anew.
+        dtype: floating-point dtype of the result; by default float32 if integers are normalised, else that of `images`.
+        channels_last: make the channels of a pixel adjacent in memory (``torch.channels_last``); the shape stays
+            (B, C, H, W).
+        memory: where to allocate the result; by default it is new.
 
     Raises:
-        ValueError: mean and std are not one number for each channel, a std is not positive, `dtype` is an integer
-            type, or `channels_last` is asked for something else than (B, C, H, W).
+        ValueError: mean and std do not have one number for each channel, a std is not positive, `dtype` is not a
+            floating-point type, or images are not (B, C, H, W) and `channels_last` is set.
     """
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"dtype must be a floating-point type such as torch.float16, not {dtype!r}")
@@ -107,7 +107,7 @@ def empty_like_frames(
     channels_last: bool,
     memory: BatchMemory | None = None,
 ) -> torch.Tensor:
-    """Room for images (B, …), or for `n_timesteps` frames of each, (B, n_timesteps, …)."""
+    """Allocate images (B, …), or `n_timesteps` frames of each, (B, n_timesteps, …)."""
     time = () if n_timesteps is None else (n_timesteps,)
     rest = tuple(images.shape[1:])
     shape = (len(images), *time, *rest[1:], rest[0]) if channels_last else (len(images), *time, *rest)
@@ -119,16 +119,16 @@ def empty_like_frames(
 
 
 def has_channels_last(images: torch.Tensor) -> bool:
-    """Whether images (B, C, H, W) lie in memory with the channels of a pixel beside each other."""
+    """Return whether the channels of a pixel are adjacent in memory, in images (B, C, H, W)."""
     return images.ndim == 4 and not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
 
 
 def _drawn(rngs: Rngs | None, images: torch.Tensor, k: int, what: object) -> torch.Tensor:
-    """`k` numbers in [0, 1) for each image, float64, shape (B, k)."""
+    """Draw `k` numbers in [0, 1) for each image: (B, k) float64."""
     if rngs is None or len(rngs) != len(images):
         raise ValueError(
             f"{type(what).__name__} draws random numbers: call it with one numpy generator for each of the "
-            f"{len(images)} images, or give it to a loader as data_transform, which does"
+            f"{len(images)} images, or pass it to a loader as data_transform"
         )
     return torch.from_numpy(np.stack([rngs[i].random(k) for i in range(len(images))]))
 
@@ -140,15 +140,16 @@ def _gray(images: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Resize:
-    """Bilinear with antialiasing.
+    """Resize images, bilinearly with antialiasing.
 
     Attributes:
-        size: of the shorter side, the longer in proportion; or (height, width).
+        size: length of the shorter side, keeping the aspect ratio; or (height, width).
     """
 
     size: int | tuple[int, int]
 
     def __call__(self, images: torch.Tensor, rngs: Rngs | None = None) -> torch.Tensor:
+        """Return images (B, C, height, width) of the new size."""
         height, width = images.shape[-2:]
         if isinstance(self.size, int):
             short = min(height, width)
@@ -162,11 +163,12 @@ class Resize:
 
 @dataclass(frozen=True)
 class CenterCrop:
-    """The middle `size` × `size` pixels; a smaller image gets a border of zeros."""
+    """Take the central `size` × `size` pixels; a smaller image is padded with zeros."""
 
     size: int
 
     def __call__(self, images: torch.Tensor, rngs: Rngs | None = None) -> torch.Tensor:
+        """Return images (B, C, size, size)."""
         images = _padded_to(images, self.size)
         top, left = (round((side - self.size) / 2) for side in images.shape[-2:])
         return images[..., top : top + self.size, left : left + self.size]
@@ -182,12 +184,13 @@ def _padded_to(images: torch.Tensor, size: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """`size` × `size` pixels at a random place of each image, after a border of `padding` zeros was put around it."""
+    """Take `size` × `size` pixels at a random position of each image, after padding it with `padding` zeros."""
 
     size: int
     padding: int = 0
 
     def __call__(self, images: torch.Tensor, rngs: Rngs | None = None) -> torch.Tensor:
+        """Return images (B, C, size, size); `rngs` holds one generator for each."""
         images = _padded_to(functional.pad(images, [self.padding] * 4), self.size)
         rooms = torch.tensor(images.shape[-2:]) - self.size + 1
         corners = (_drawn(rngs, images, 2, self) * rooms).long().tolist()
@@ -197,13 +200,13 @@ class RandomCrop:
 
 @dataclass(frozen=True)
 class RandomResizedCrop:
-    """A random part of each image, resized: the usual training view of ImageNet.
+    """Take a random part of each image and resize it: the usual training augmentation for ImageNet.
 
     Attributes:
         size: height and width of the result.
-        scale: least and largest share of the image's area.
-        ratio: least and largest ratio of the part's width to its height, drawn log-uniformly. A part that would not fit
-            into the image is cut to it.
+        scale: smallest and largest share of the image's area.
+        ratio: smallest and largest ratio of width to height, drawn log-uniformly. A part that does not fit into the
+            image is clipped.
     """
 
     size: int
@@ -211,6 +214,7 @@ class RandomResizedCrop:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
     def __call__(self, images: torch.Tensor, rngs: Rngs | None = None) -> torch.Tensor:
+        """Return images (B, C, size, size); `rngs` holds one generator for each."""
         height, width = images.shape[-2:]
         views = []
         for image, (area, shape, y, x) in zip(images, _drawn(rngs, images, 4, self).tolist(), strict=True):
@@ -226,36 +230,38 @@ class RandomResizedCrop:
 
 @dataclass(frozen=True)
 class RandomHorizontalFlip:
-    """Mirror left and right with probability `p`."""
+    """Flip images left to right with probability `p`."""
 
     p: float = 0.5
 
     def __call__(self, images: torch.Tensor, rngs: Rngs | None = None) -> torch.Tensor:
+        """Return images of the same shape; `rngs` holds one generator for each."""
         flip = _drawn(rngs, images, 1, self)[:, 0] < self.p
         return torch.where(flip.view(-1, 1, 1, 1), images.flip(-1), images)
 
 
 @dataclass(frozen=True)
 class RandomAffine:
-    """Rotate about the middle, then shift; bilinear, what comes in from outside is 0.
+    """Rotate images about their centre, then shift them; bilinear, with zeros outside.
 
     Attributes:
         degrees: the angle is uniform in [−degrees, degrees], positive counter-clockwise.
-        translate: largest shift, as a share of width and height; whole pixels, uniform.
+        translate: largest shift as a share of width and height; uniform, in whole pixels.
     """
 
     degrees: float = 0.0
     translate: tuple[float, float] = (0.0, 0.0)
 
     def __call__(self, images: torch.Tensor, rngs: Rngs | None = None) -> torch.Tensor:
+        """Return float images of the same shape; `rngs` holds one generator for each."""
         images = as_float(images)
         height, width = images.shape[-2:]
         drawn = 2 * _drawn(rngs, images, 3, self) - 1
         angle = drawn[:, 0] * math.radians(self.degrees)
         largest = torch.tensor([self.translate[0] * width, self.translate[1] * height], dtype=torch.float64)
         shift = (drawn[:, 1:] * largest).round()
-        # From the result's pixels back to the image's: undo the shift, then the rotation. torch's coordinates run from
-        # −1 to 1 over both sides, whatever their lengths.
+        # From pixels of the result back to pixels of the image: undo the shift, then the rotation. torch's
+        # coordinates run from −1 to 1 over both sides, whatever their lengths.
         cos, sin = angle.cos(), angle.sin()
         x = -(cos * shift[:, 0] - sin * shift[:, 1]) * 2 / width
         y = -(sin * shift[:, 0] + cos * shift[:, 1]) * 2 / height
@@ -266,9 +272,9 @@ class RandomAffine:
 
 @dataclass(frozen=True)
 class ColorJitter:
-    """Brightness, contrast and saturation, in this order, each by a factor uniform in [1 − v, 1 + v].
+    """Change brightness, contrast and saturation, in this order, each by a factor uniform in [1 − v, 1 + v].
 
-    For images in [0, 1] or uint8; the result is clipped to [0, 1] after each.
+    For images in [0, 1] or uint8; the values are clipped to [0, 1] after each step.
     """
 
     brightness: float = 0.0
@@ -276,6 +282,7 @@ class ColorJitter:
     saturation: float = 0.0
 
     def __call__(self, images: torch.Tensor, rngs: Rngs | None = None) -> torch.Tensor:
+        """Return float images of the same shape; `rngs` holds one generator for each."""
         images = as_float(images)
         spread = torch.tensor([self.brightness, self.contrast, self.saturation], dtype=torch.float64)
         factors = (1 + (2 * _drawn(rngs, images, 3, self) - 1) * spread).clamp_(min=0)
@@ -290,40 +297,43 @@ class ColorJitter:
 
 @dataclass(frozen=True)
 class Grayscale:
-    """One channel of luma (or several equal ones) out of red, green and blue."""
+    """Convert red, green and blue to luma, in one channel or in several equal ones."""
 
     num_output_channels: int = 1
 
     def __call__(self, images: torch.Tensor, rngs: Rngs | None = None) -> torch.Tensor:
+        """Return images (B, num_output_channels, H, W)."""
         gray = images if images.shape[1] == 1 else _gray(as_float(images))
         return gray.expand(-1, self.num_output_channels, -1, -1)
 
 
 @dataclass(frozen=True)
 class ToFloat:
-    """float32; uint8 is scaled to [0, 1]."""
+    """Convert images to float32; uint8 is scaled to [0, 1]."""
 
     def __call__(self, images: torch.Tensor, rngs: Rngs | None = None) -> torch.Tensor:
+        """Return float images of the same shape."""
         return as_float(images)
 
 
 @dataclass(frozen=True)
 class Normalize:
-    """``(x − mean) / std`` by channel, in units of [0, 1]; uint8 images are scaled to [0, 1] first."""
+    """Compute ``(x − mean) / std`` for each channel, in units of [0, 1]; uint8 images are scaled to [0, 1] first."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def __call__(self, images: torch.Tensor, rngs: Rngs | None = None) -> torch.Tensor:
+        """Return float images of the same shape."""
         return formatted(images, (self.mean, self.std))
 
 
 @dataclass(frozen=True)
 class Compose:
-    """Several operations, one after the other.
+    """Apply several operations in order.
 
-    Takes images (B, C, H, W), or (B, H, W), which get one channel; or a list of B images (C, H, W) of unequal sizes,
-    which make one tensor as soon as an operation has made them equal.
+    Takes images (B, C, H, W); (B, H, W), which get one channel; or a list of B images (C, H, W) of unequal sizes, which
+    become one tensor as soon as an operation has made their sizes equal.
 
     Attributes:
         steps: the operations.
@@ -332,6 +342,7 @@ class Compose:
     steps: tuple[ImageTransform, ...]
 
     def __call__(self, images: Any, rngs: Rngs | None = None) -> Any:
+        """Return the transformed images; `rngs` holds one generator for each."""
         if isinstance(images, (list, tuple)):
             images = _stacked([torch.as_tensor(image) for image in images])
         elif images.ndim == 3:

@@ -1,6 +1,6 @@
-"""Noise on images, of a given share of their power, from one generator for each image.
+"""Noise on images, relative to their power, from one random generator for each image.
 
-Knows arrays; knows nothing of loaders or time, but that an image may be wanted several times, each with its own noise.
+Knows arrays; knows nothing of loaders or time, except that an image may be needed several times with different noise.
 """
 
 from __future__ import annotations
@@ -14,29 +14,39 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Noise:
-    """Adds noise of a kind and level to frames that show an image.
+    """Add noise to frames that show an image.
 
-    The level is the share of the signal in the whole, ``ssnr = signal power / (signal power + noise power)``. Signal
-    power is the variance of the image's own values, so an image gets the same noise in any batch (DynVision takes the
-    variance over the batch). At 1 there is no noise. At 0 the image is replaced by its mean, and the noise has the
-    image's power (DynVision divides by zero).
+    The level is the share of the signal in the total power, ``ssnr = signal power / (signal power + noise power)``. The
+    signal power is the variance of the values of the image, so that an image gets the same noise in any batch
+    (DynVision uses the variance over the batch). ``ssnr=1`` adds no noise; ``ssnr=0`` replaces the image by its mean
+    and adds noise with the power of the image (DynVision divides by zero).
 
-    Frames without stimulus get noise of the same power as the image's (in DynVision none, because it takes the
-    power of the empty frames themselves).
+    Frames without a stimulus get noise of the same power (in DynVision none, because it uses the power of the empty
+    frames).
 
     Attributes:
-        kind: ``"uniform"``; ``"gaussian"``, smoothed over space with ``spatially_correlated=True`` by a Gaussian of
-            `correlation_kernel_size` pixels and a sixth of that as standard deviation; ``"poisson"``: photons, counted
-            from the image's darkest value up, so that brighter values vary more; ``"saltpepper"``: single values
-            replaced by the image's largest (a share `salt_vs_pepper` of them) or smallest, as many as have that power,
-            at most all; ``"phasescrambled"``: waves of random phase and of zero mean, whose power falls with frequency
-            as ``f ** spectral_exponent`` or, with ``use_image_spectrum=True``, is the image's own, averaged over its
-            channels.
+        kind: ``"uniform"``; ``"gaussian"``, with ``spatially_correlated=True`` smoothed over space by a Gaussian of
+            `correlation_kernel_size` pixels whose standard deviation is a sixth of that; ``"poisson"``: photon counts
+            above the darkest value of the image, so that brighter values vary more; ``"saltpepper"``: random values are
+            replaced by the largest value of the image (a share `salt_vs_pepper`) or the smallest, as many as the power
+            requires and at most all; ``"phasescrambled"``: waves of random phase and zero mean, whose power falls with
+            frequency as ``f ** spectral_exponent`` or, with ``use_image_spectrum=True``, equals that of the image,
+            averaged over channels.
         ssnr: in [0, 1].
-        spatially_correlated, correlation_kernel_size, salt_vs_pepper, use_image_spectrum, spectral_exponent: above.
+        spatially_correlated: see `kind`.
+        correlation_kernel_size: in pixels; see `kind`.
+        salt_vs_pepper: in [0, 1]; see `kind`.
+        use_image_spectrum: see `kind`.
+        spectral_exponent: see `kind`.
 
     Raises:
-        ValueError: there is no such kind, or a number outside its range.
+        ValueError: the kind is unknown, or a number is out of range.
+
+    Example:
+        >>> image = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
+        >>> frames = np.broadcast_to(image, (5, 3, 4))
+        >>> Noise("gaussian", ssnr=0.7).on(frames, image, np.random.default_rng(0)).shape
+        (5, 3, 4)
     """
 
     kind: str = "uniform"
@@ -49,7 +59,7 @@ class Noise:
 
     def __post_init__(self) -> None:
         if self.kind not in _KINDS:
-            raise ValueError(f"there is no noise {self.kind!r}; there are {', '.join(_KINDS)}")
+            raise ValueError(f"unknown noise {self.kind!r}; choose one of {', '.join(_KINDS)}")
         for name in ("ssnr", "salt_vs_pepper"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], not {getattr(self, name)!r}")
@@ -57,19 +67,19 @@ class Noise:
             raise ValueError(f"correlation_kernel_size must be positive, not {self.correlation_kernel_size!r}")
 
     def image(self, image: np.ndarray) -> np.ndarray:
-        """What is left of an image before noise is added: itself, or its mean where ``ssnr=0``."""
+        """Return the image without noise; with ``ssnr=0``, its mean at every pixel."""
         return np.full_like(image, image.mean()) if self.ssnr == 0 else image
 
     def on(self, frames: np.ndarray, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Frames with noise, each with its own.
+        """Return frames with independent noise.
 
         Args:
-            frames: (F, …) float32, what is shown without noise: the image, or nothing.
-            image: (…) float32, the image, which sets the noise's power.
-            rng: where the random numbers come from.
+            frames: (F, …) float32, the frames without noise.
+            image: (…) float32, the image; its variance sets the power of the noise.
+            rng: the random generator.
 
         Returns:
-            (F, …) float32, in memory of its own.
+            (F, …) float32; a new array.
         """
         signal = float(image.var(dtype=np.float64))
         power = signal if self.ssnr == 0 else signal * (1 - self.ssnr) / self.ssnr
@@ -92,7 +102,7 @@ def _gaussian(
     _needs_space(frames, noise)
     kernel = _smoothing(noise.correlation_kernel_size)
     margin = len(kernel) - 1
-    # Drawn with a margin and cut: at the edges there is as much noise as in the middle.
+    # Drawn with a margin and cropped, so that the edges have as much noise as the middle.
     drawn = rng.standard_normal((*frames.shape[:-2], frames.shape[-2] + margin, frames.shape[-1] + margin), np.float32)
     for axis in (-2, -1):
         windows = np.lib.stride_tricks.sliding_window_view(drawn, len(kernel), axis)
@@ -102,7 +112,7 @@ def _gaussian(
 
 @functools.cache
 def _smoothing(size: int) -> np.ndarray:
-    """Weights of a Gaussian over an odd number of pixels; what it smooths keeps its variance."""
+    """Return Gaussian weights over an odd number of pixels, scaled so that smoothing white noise keeps its variance."""
     size += size % 2 == 0
     weights = np.exp(-0.5 * ((np.arange(size) - size // 2) / (size / 6)) ** 2)
     return (weights / np.sqrt((weights**2).sum())).astype(np.float32)
@@ -146,7 +156,7 @@ def _phasescrambled(
 
 @functools.lru_cache(maxsize=16)
 def _falling(size: tuple[int, int], exponent: float) -> np.ndarray:
-    """Amplitude of each wave for power ∝ f ** exponent; nothing at f = 0."""
+    """Return the amplitude of each wave for power ∝ f ** exponent; 0 at f = 0."""
     frequency = np.hypot(np.fft.fftfreq(size[0])[:, None], np.fft.rfftfreq(size[1])[None, :])
     frequency[0, 0] = 1
     amplitude = frequency ** (exponent / 2)
@@ -155,7 +165,7 @@ def _falling(size: tuple[int, int], exponent: float) -> np.ndarray:
 
 
 def _scaled_onto(frames: np.ndarray, drawn: np.ndarray, deviation: float) -> np.ndarray:
-    """``frames + deviation · drawn``, in the memory of `drawn`."""
+    """Return ``frames + deviation · drawn``, computed in place in `drawn`."""
     drawn *= np.float32(deviation)
     drawn += frames
     return drawn

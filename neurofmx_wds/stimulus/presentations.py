@@ -1,4 +1,4 @@
-"""When an image is shown, and what stands at the other steps: whole batches over time.
+"""When an image is shown, and what data holds at the other steps: whole batches over time.
 
 Knows tensors and batches; knows nothing of loaders.
 """
@@ -24,10 +24,14 @@ Period = tuple[int, int]
 
 
 def repeat_over_time(values: torch.Tensor, n_timesteps: int) -> torch.Tensor:
-    """The same at every step: (B, …) → (B, n_timesteps, …).
+    """Repeat values at every step: (B, …) → (B, n_timesteps, …).
 
-    The result is a view, as ``torch.expand`` gives it: no byte is copied, all steps share one memory, and what is
-    written into one step is in all of them (take ``.clone()`` first to write).
+    The result is a view, as ``torch.expand`` returns it: nothing is copied, and all steps share memory. Call
+    ``.clone()`` before writing to it.
+
+    Example:
+        >>> repeat_over_time(torch.zeros(2, 3), 4).shape
+        torch.Size([2, 4, 3])
     """
     return values.unsqueeze(1).expand(-1, n_timesteps, *values.shape[1:])
 
@@ -43,16 +47,15 @@ def show(
     """Show values during some steps: (B, …) → (B, n_timesteps, …).
 
     Args:
-        values: images, or anything else with one row for each sample.
-        n_timesteps: steps in all.
-        periods: first step and the one after the last of each presentation, ascending.
-        outside: the value at all other steps.
-        contrast: a factor for what is shown.
-        memory: where the result is made; by default anew.
+        values: images, or any other tensor with one row for each sample.
+        n_timesteps: number of steps.
+        periods: (start, stop) of each presentation in steps, ascending.
+        outside: value at all other steps.
+        contrast: factor applied to the values that are shown.
+        memory: where to allocate the result; by default it is new.
 
     Returns:
-        A tensor in memory of its own; every byte of it is written once. Images (B, C, H, W) whose channels are last in
-        memory give such frames.
+        A tensor that shares no memory with `values`. The memory layout of channels-last images (B, C, H, W) is kept.
 
     Raises:
         ValueError: the dtype of `values` cannot hold `outside`.
@@ -78,14 +81,16 @@ def _check_holds(dtype: torch.dtype, value: float) -> None:
         return
     least, most = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
     if value != int(value) or not least <= value <= most:
-        raise ValueError(f"{dtype} data cannot hold {value!r} where no stimulus is; convert it first (dtype=)")
+        raise ValueError(
+            f"{dtype} data cannot hold {value!r}, the value of steps without a stimulus; convert it first (dtype=)"
+        )
 
 
 def as_labels(labels: Any) -> torch.Tensor:
-    """Labels as a tensor (B,), int64 where they are whole numbers, so that −1 fits in.
+    """Return labels as a tensor (B,), int64 if they are integers, so that −1 is representable.
 
     Raises:
-        TypeError: they are no numbers.
+        TypeError: the labels are not numbers.
     """
     try:
         labels = torch.as_tensor(labels)
@@ -98,10 +103,10 @@ def as_labels(labels: Any) -> torch.Tensor:
 
 
 def field_of(batch: Any, name: str) -> Any:
-    """A field of a batch.
+    """Return a field of a batch.
 
     Raises:
-        NeurofmxError: there is none, or the batch is no dict.
+        NeurofmxError: the field does not exist, or the batch is not a dict.
     """
     if not isinstance(batch, Mapping):
         raise NeurofmxError(
@@ -110,22 +115,23 @@ def field_of(batch: Any, name: str) -> Any:
         )
     if name not in batch:
         raise NeurofmxError(
-            f"the batch has no field {name!r}; it has {', '.join(batch)}", remedy='name them: fields=("data", "label")'
+            f"the batch has no field {name!r}; it has {', '.join(batch)}",
+            remedy='name its fields: fields=("data", "label")',
         )
     return batch[name]
 
 
 @dataclass(frozen=True)
 class Presentation:
-    """When an image is shown. Base of the presentations; not made directly.
+    """Base class of presentations, which define at which steps an image is shown.
 
     A presentation is a function of a batch: a dict with the fields `fields`, or a tuple (data, labels, …).
 
     Attributes:
-        n_timesteps: steps in all.
-        non_input_value: data where nothing is shown.
-        non_label_index: label where nothing is shown.
-        fields: names of data and labels in a batch that is a dict.
+        n_timesteps: number of steps.
+        non_input_value: data at steps without a stimulus.
+        non_label_index: label at steps without a stimulus.
+        fields: names of data and labels, for batches that are dicts.
     """
 
     n_timesteps: int
@@ -149,7 +155,7 @@ class Presentation:
             )
 
     def _parts(self) -> list[tuple[str, int]]:
-        """Name and length of what comes one after the other, but the outro."""
+        """Return name and length of each part in order, without the outro."""
         raise NotImplementedError
 
     @property
@@ -159,7 +165,7 @@ class Presentation:
 
     @property
     def periods(self) -> list[Period]:
-        """First step, and the one after the last, of each showing."""
+        """(start, stop) of each presentation of the image, in steps."""
         found, start = [], 0
         for name, length in self._parts():
             if name == "stimulus_duration":
@@ -169,19 +175,19 @@ class Presentation:
 
     @functools.cached_property
     def memory(self) -> BatchMemory:
-        """Where data over time are made."""
+        """Where data over time is allocated."""
         return BatchMemory()
 
     def data(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (B, …) over time: (B, n_timesteps, …)."""
+        """Return images (B, …) over time: (B, n_timesteps, …)."""
         return show(images, self.n_timesteps, self.periods, self.non_input_value, memory=self.memory)
 
     def labels(self, labels: Any) -> torch.Tensor:
-        """Labels (B,) over time: (B, n_timesteps), int64."""
+        """Return labels (B,) over time: (B, n_timesteps), int64."""
         return show(as_labels(labels), self.n_timesteps, self.periods, self.non_label_index)
 
     def __call__(self, batch: Any) -> Any:
-        """The batch with data and labels over time; its other fields stay.
+        """Return the batch with data and labels over time and its other fields unchanged.
 
         Raises:
             NeurofmxError: the batch lacks a field.
@@ -208,7 +214,7 @@ def _whole(name: str, value: Any) -> int:
 
 @dataclass(frozen=True)
 class StimulusRepetition(Presentation):
-    """The image at every step; data and labels are views (see :func:`repeat_over_time`)."""
+    """Show the image at every step; data and labels are views (see :func:`repeat_over_time`)."""
 
     n_timesteps: int = 20
 
@@ -216,17 +222,17 @@ class StimulusRepetition(Presentation):
         return [("stimulus_duration", self.n_timesteps)]
 
     def data(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (B, …) over time: (B, n_timesteps, …), a view."""
+        """Return images (B, …) over time: (B, n_timesteps, …), a view."""
         return repeat_over_time(images, self.n_timesteps)
 
     def labels(self, labels: Any) -> torch.Tensor:
-        """Labels (B,) over time: (B, n_timesteps), int64, a view."""
+        """Return labels (B,) over time: (B, n_timesteps), int64, a view."""
         return repeat_over_time(as_labels(labels), self.n_timesteps)
 
 
 @dataclass(frozen=True)
 class StimulusDuration(Presentation):
-    """Nothing for `intro_duration` steps, the image for `stimulus_duration`, and nothing for the rest, the outro.
+    """Show nothing for `intro_duration` steps, the image for `stimulus_duration` steps, then nothing (the outro).
 
     Raises:
         ValueError: the durations do not fit into `n_timesteps`.
@@ -246,7 +252,7 @@ class StimulusDuration(Presentation):
 
 @dataclass(frozen=True)
 class StimulusInterval(Presentation):
-    """Twice the image, each for `stimulus_duration` steps, with `interval_duration` steps of nothing between.
+    """Show the image twice, each time for `stimulus_duration` steps, with `interval_duration` empty steps between.
 
     Raises:
         ValueError: the durations do not fit into `n_timesteps`.
@@ -270,10 +276,10 @@ class StimulusInterval(Presentation):
 
 @dataclass(frozen=True)
 class StimulusContrast(StimulusDuration):
-    """As :class:`StimulusDuration`, the image's values multiplied by `stimulus_contrast`, a number in [0, 1].
+    """Show the image as :class:`StimulusDuration` does, its values multiplied by `stimulus_contrast` in [0, 1].
 
-    So contrast 0 is the value 0, which is the mean only of normalised images: normalise them first. uint8 images become
-    float32 in [0, 1].
+    At contrast 0 the image is 0 everywhere, which is its mean only if it is normalised: normalise images first. uint8
+    images become float32 in [0, 1].
 
     Raises:
         ValueError: the contrast is not in [0, 1], or the durations do not fit into `n_timesteps`.
@@ -290,7 +296,7 @@ class StimulusContrast(StimulusDuration):
             raise ValueError(f"stimulus_contrast must be in [0, 1], not {self.stimulus_contrast!r}")
 
     def data(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (B, …) over time: (B, n_timesteps, …), floating-point."""
+        """Return images (B, …) over time: (B, n_timesteps, …), floating-point."""
         contrast = self.stimulus_contrast
         return show(
             as_float(images), self.n_timesteps, self.periods, self.non_input_value, contrast, memory=self.memory
@@ -299,23 +305,24 @@ class StimulusContrast(StimulusDuration):
 
 @dataclass(frozen=True)
 class StimulusNoise(StimulusDuration):
-    """As :class:`StimulusDuration`, with noise; see :class:`~neurofmx_wds.stimulus.noise.Noise` for kinds and level.
+    """Show the image as :class:`StimulusDuration` does, with noise of :class:`~neurofmx_wds.stimulus.noise.Noise`.
 
-    It is a function of a batch and one numpy generator for each of its samples, for a loader's `batch_transform`: a
-    sample's noise depends on seed, epoch and sample only, not on the batch that it comes in. uint8 images become
-    float32 in [0, 1].
+    It is a function of a batch and of one numpy generator for each sample, for use as `batch_transform` of a loader:
+    the noise of a sample then depends only on seed, epoch and sample, not on the batch. uint8 images become float32 in
+    [0, 1].
 
     Attributes:
         noise_type: ``"uniform"``, ``"gaussian"``, ``"poisson"``, ``"saltpepper"`` or ``"phasescrambled"``.
         ssnr: signal power / (signal power + noise power), in [0, 1]; 1: no noise.
-        noise_seed: another number gives each sample other noise; None: what the loader's seed gives.
-        noise_void: noise also where nothing is shown.
-        temporal_mode: ``"dynamic"``: new noise at every step; ``"static"``: the same during the stimulus, and the same
-            during the intro, and during the outro.
-        spatially_correlated, correlation_kernel_size, salt_vs_pepper, use_image_spectrum, spectral_exponent: as there.
+        noise_seed: changes the noise of every sample; None: the seed of the loader alone determines it.
+        noise_void: whether steps without a stimulus have noise too.
+        temporal_mode: ``"dynamic"``: new noise at every step; ``"static"``: constant noise during the intro, during the
+            stimulus, and during the outro.
+        spatially_correlated, correlation_kernel_size, salt_vs_pepper, use_image_spectrum, spectral_exponent: see
+            :class:`~neurofmx_wds.stimulus.noise.Noise`.
 
     Raises:
-        ValueError: there is no such kind or mode, a number is outside its range, or the durations do not fit into
+        ValueError: the kind or mode is unknown, a number is out of range, or the durations do not fit into
             `n_timesteps`.
     """
 
@@ -339,7 +346,7 @@ class StimulusNoise(StimulusDuration):
             raise ValueError(f'temporal_mode must be "static" or "dynamic", not {self.temporal_mode!r}')
         if self.noise_seed is not None:
             object.__setattr__(self, "noise_seed", _whole("noise_seed", self.noise_seed))
-        self.noise  # noqa: B018  # refuses bad values now
+        self.noise  # noqa: B018  # rejects bad values now
 
     @functools.cached_property
     def noise(self) -> Noise:
@@ -348,19 +355,22 @@ class StimulusNoise(StimulusDuration):
         return Noise(self.noise_type, **{name: getattr(self, name) for name in shared})
 
     def __call__(self, batch: Any, rngs: Rngs) -> Any:  # type: ignore[override]
-        """The batch with data and labels over time; `rngs` holds a generator for each sample."""
+        """Return the batch with data and labels over time; `rngs` holds one generator for each sample."""
         return self._with(batch, functools.partial(self.noisy, rngs=rngs))
 
     def data(self, images: torch.Tensor) -> torch.Tensor:
-        """Not without random numbers: see :meth:`noisy`."""
+        """Raise TypeError: noise needs random numbers; call :meth:`noisy`."""
         raise TypeError("StimulusNoise draws random numbers: call noisy(images, rngs)")
 
     def noisy(self, images: torch.Tensor, rngs: Rngs) -> torch.Tensor:
-        """Images (B, …) over time: (B, n_timesteps, …), floating-point.
+        """Return images (B, …) over time with noise: (B, n_timesteps, …), floating-point.
 
         Args:
-            images: on the CPU.
-            rngs: a numpy generator for each.
+            images: (B, …), on the CPU.
+            rngs: one numpy generator for each image.
+
+        Raises:
+            ValueError: there are not B generators.
         """
         if len(rngs) != len(images):
             raise ValueError(f"there must be one generator for each of {len(images)} images, not {len(rngs)}")

@@ -1,4 +1,4 @@
-"""Names for what is usually done to the images and labels of well-known datasets.
+"""Names of the usual operations on the images and labels of well-known datasets.
 
 Knows the operations on images; knows nothing of loaders.
 """
@@ -29,6 +29,7 @@ from .images import (  # fmt: skip
 )
 
 Named = str | Callable[..., Any]
+Transforms = Named | list[Named] | tuple[Named, ...]
 
 # Mean and standard deviation of each channel over the training images, in units of [0, 1].
 STATISTICS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -86,26 +87,25 @@ LABEL_GROUPS: Mapping[str, Mapping[str, tuple[int, ...]]] = {
 _WHOLE_DATASETS = ("mnist", "cifar10", "cifar100", "tinyimagenet", "imagenet", "imagenette")
 
 
-def get_data_transform(
-    transform: Named | list[Named] | tuple[Named, ...] | None = None, data_name: str | None = None
-) -> Compose:
-    """Named operations on batches of images.
+def get_data_transform(transform: Transforms | None = None, data_name: str | None = None) -> Compose:
+    """Return named operations on batches of images.
 
     Args:
-        transform: ``"train"`` (turn by up to 10°, shift by up to a tenth, mirror, jitter colours), ``"test"``
-            (nothing), ``"train_mnist"``, ``"train_cifar"`` (crop out of a border of 4, mirror), ``"train_imagenet"``
-            (crop and resize to 224, mirror); a dataset's name: what its images always get, resizing and cropping where
-            they vary in size, and normalising by its known statistics; a function of images, or of images and their
-            generators; or a list of any of these, done in this order. Normalising is put last, whatever the order.
-        data_name: a dataset whose own operations come first: ``("train", "imagenet")`` means ``["imagenet", "train"]``.
+        transform: ``"train"`` (rotate by up to 10°, shift by up to a tenth, flip, jitter colours), ``"test"`` (no
+            operation), ``"train_mnist"``, ``"train_cifar"`` (random crop after padding by 4, flip),
+            ``"train_imagenet"`` (crop and resize to 224, flip); the name of a dataset, for the operations that its
+            images always need: resizing and cropping if their sizes vary, and normalisation by its statistics; a
+            function of images, or of images and their generators; or a list of these, applied in order.
+            Normalisation is always applied last.
+        data_name: a dataset whose operations come first: ``("train", "imagenet")`` means ``["imagenet", "train"]``.
 
     Returns:
-        A function ``f(images, rngs)`` of images (B, C, H, W) and one numpy generator for each; iterating over it gives
-        its operations. As a loader's `data_transform`, its random numbers depend on seed, epoch and sample only.
+        A function ``f(images, rngs)`` of images (B, C, H, W) and B numpy generators; iterating over it yields its
+        operations. As `data_transform` of a loader, its random numbers depend only on seed, epoch and sample.
 
     Raises:
-        ValueError: there is no such name, or two different normalisations.
-        TypeError: something that is neither a name nor a function.
+        ValueError: a name is unknown, or the operations normalise in two different ways.
+        TypeError: an entry is neither a name nor a function.
 
     Example:
         >>> images = torch.full((2, 3, 32, 32), 255, dtype=torch.uint8)
@@ -128,7 +128,7 @@ def _steps(name: Named) -> Sequence[Any]:
     if isinstance(name, str):
         return _found(name, TRANSFORMS, "data transform")
     if not callable(name):
-        raise TypeError(f"a transform is a name, a function of images or a list of them, not {name!r}")
+        raise TypeError(f"a transform must be a name, a function of images, or a list of these, not {name!r}")
     return (name if takes_rng(name) else functools.partial(_without_rngs, name),)
 
 
@@ -138,17 +138,17 @@ def _without_rngs(function: Callable[[Any], Any], images: Any, rngs: Any = None)
 
 def _found(name: str, among: Mapping[str, Any], what: str) -> Any:
     if name not in among:
-        raise ValueError(f"there is no {what} {name!r}; there are {', '.join(among)}")
+        raise ValueError(f"unknown {what} {name!r}; choose one of {', '.join(among)}")
     return among[name]
 
 
 @dataclass(frozen=True)
 class LabelGroup:
-    """Some of a dataset's labels, numbered 0…n−1 in ascending order.
+    """Map some labels of a dataset to 0…n−1, in ascending order.
 
     Attributes:
-        name: of the group.
-        labels: the dataset's labels, ascending.
+        name: name of the group.
+        labels: the labels in the dataset, ascending.
 
     Example:
         >>> LabelGroup("mnist_38", (3, 8))(torch.tensor([8, 3, 3]))
@@ -159,10 +159,10 @@ class LabelGroup:
     labels: tuple[int, ...]
 
     def __call__(self, label: Any) -> Any:
-        """The number of a label in the group: int → int, tensor or array → int64 tensor or array of its shape.
+        """Return the index of a label in the group: int → int; tensor or array → int64 of the same shape.
 
         Raises:
-            ValueError: a label that is not in the group.
+            ValueError: a label is not in the group.
         """
         if isinstance(label, torch.Tensor):
             return torch.from_numpy(self(label.numpy()))
@@ -172,26 +172,26 @@ class LabelGroup:
         if outside.any():
             raise ValueError(
                 f"label {values[outside].flat[0]} is not in {self.name}, which has {list(self.labels)}; "
-                "load only its samples, by select="
+                "select its samples with select="
             )
         return place if isinstance(label, np.ndarray) else int(place)
 
 
 def get_target_transform(transform: str | None) -> LabelGroup | None:
-    """What maps the labels of a group of classes to 0…n−1, for training on that group alone.
+    """Return the mapping from the labels of a group of classes to 0…n−1, for training on that group alone.
 
-    A loader's ``group="cifar100/invertebrates", groups=LABEL_GROUPS`` does the same and loads only the group's samples.
-    DynVision's function of this name goes the other way, from the numbers that a directory of the group's images gives
-    its classes back to the dataset's labels; shards hold the dataset's labels already.
+    A loader with ``group="cifar100/invertebrates", groups=LABEL_GROUPS`` does the same and loads only the samples of
+    the group. DynVision's function of this name maps in the opposite direction, from the class numbers of a directory
+    of images back to the labels of the dataset; shards already hold the labels of the dataset.
 
     Args:
-        transform: ``"cifar100_invertebrates"`` and the like; ``"<dataset>_all"`` and None need no mapping.
+        transform: a name such as ``"cifar100_invertebrates"``; ``"<dataset>_all"`` and None need no mapping.
 
     Returns:
-        A function for a loader's `target_transform`, of one label or of a tensor or array of labels; or None.
+        A function for `target_transform` of a loader, of one label or of a tensor or array of labels; or None.
 
     Raises:
-        ValueError: there is no such group; the message lists what there is.
+        ValueError: no group has this name; the message lists the names.
 
     Example:
         >>> invertebrates = get_target_transform("cifar100_invertebrates")
