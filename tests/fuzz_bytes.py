@@ -19,7 +19,7 @@ import atheris
 
 with atheris.instrument_imports(include=["neurofmx_wds", "tarfile", "webdataset"]):
     from neurofmx_wds.errors import NeurofmxError
-    from neurofmx_wds.format import fields
+    from neurofmx_wds.format.decoding import _DECODERS, decode
     from neurofmx_wds.format.export import export
     from neurofmx_wds.format.manifest import MANIFEST_NAME, Manifest
     from neurofmx_wds.format.shards import open_shards
@@ -34,7 +34,7 @@ import torch
 from webdataset import autodecode
 
 # without parsers of others, in C
-SUFFIXES = [*sorted({*fields._DECODERS, *autodecode.decoders} - {"mp", "msg", "cbor"}), "npy.gz", "pyd.gz", "jpg"]
+SUFFIXES = [*sorted({*_DECODERS, *autodecode.decoders} - {"mp", "msg", "cbor"}), "npy.gz", "pyd.gz", "jpg"]
 PLACE = Path(tempfile.mkdtemp(prefix="neurofmx-fuzz-"))
 os.environ["NEUROFMX_CACHE"] = str(PLACE / "cache")
 
@@ -52,17 +52,17 @@ def use(value: Any, depth: int = 0) -> None:
 
 def member(data: bytes) -> None:
     """The first byte chooses the kind, the rest is a payload."""
-    use(fields.decode(f"x.{SUFFIXES[data[0] % len(SUFFIXES)]}" if data else "x.npy", data[1:]))
+    use(decode(f"x.{SUFFIXES[data[0] % len(SUFFIXES)]}" if data else "x.npy", data[1:]))
 
 
 def pickled(data: bytes) -> None:
     """A pickle."""
-    use(fields.decode("x.pyd", data))
+    use(decode("x.pyd", data))
 
 
 def torch_file(data: bytes) -> None:
     """A file that torch.save wrote."""
-    use(fields.decode("x.pth", data))
+    use(decode("x.pth", data))
 
 
 def tar(data: bytes) -> None:

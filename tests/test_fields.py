@@ -25,13 +25,17 @@ from hypothesis import strategies as st
 from values import FIELD_NAMES, JSON_FIELDS, NUMBERS, PLAIN_DTYPES, TENSORS, VALUES, arrays, plain, same
 from webdataset import autodecode
 
-import neurofmx_wds.format.fields as fields_module
+import neurofmx_wds.format.limits as limits
 from neurofmx_wds.errors import FieldError, UnsafeDataError
-from neurofmx_wds.format import fields
+from neurofmx_wds.format.decoding import _DECODERS, decode, decode_json
+from neurofmx_wds.format.encoding import encode, encode_json
+from neurofmx_wds.format.names import check_key, field_of
+from neurofmx_wds.format.npy import npy_layout
+from neurofmx_wds.format.pickles import decode_pickle
 
 
 def encoded(name: str, value: Any, **options: Any) -> tuple[str, bytes]:
-    suffix, buffers, _ = fields.encode(name, value, **options)
+    suffix, buffers, _ = encode(name, value, **options)
     return suffix, b"".join(buffers)
 
 
@@ -48,8 +52,8 @@ def test_an_array_is_stored_as_numpy_saves_it(array: np.ndarray) -> None:
 @given(name=FIELD_NAMES, value=VALUES)
 def test_a_value_is_read_back_as_it_was(name: str, value: Any) -> None:
     suffix, payload = encoded(name, value)
-    assert fields.field_of(suffix) == name
-    assert same(fields.decode(suffix, payload), plain(value))
+    assert field_of(suffix) == name
+    assert same(decode(suffix, payload), plain(value))
 
 
 @given(value=VALUES)
@@ -66,15 +70,15 @@ def test_pyd_is_a_pickle_of_the_array(value: Any) -> None:
     suffix, payload = encoded("x", value, field_format="pyd")
     assert suffix == "x.pyd"
     reference = pickle.loads(payload)  # numpy's, which may be in this machine's byte order
-    assert same(fields.decode(suffix, payload), reference)
+    assert same(decode(suffix, payload), reference)
     assert same(reference.astype(plain(value).dtype), plain(value))
 
 
 @given(array=arrays())
 def test_the_layout_tells_where_the_array_lies(array: np.ndarray) -> None:
-    suffix, buffers, layout = fields.encode("x", array)
+    suffix, buffers, layout = encode("x", array)
     payload = b"".join(buffers)
-    assert fields.npy_layout(payload) == layout
+    assert npy_layout(payload) == layout
     if layout is not None:
         assert payload[layout.header_size :] == array.tobytes()
         assert (layout.dtype, layout.shape) == (array.dtype.str, array.shape)
@@ -83,7 +87,7 @@ def test_the_layout_tells_where_the_array_lies(array: np.ndarray) -> None:
 @given(array=arrays())
 def test_decoded_arrays_are_writable_and_own_their_memory(array: np.ndarray) -> None:
     payload = bytearray(encoded("x", array)[1])
-    first, second = fields.decode("x.npy", payload), fields.decode("x.npy", payload)
+    first, second = decode("x.npy", payload), decode("x.npy", payload)
     payload[-8:] = b"\xff" * 8
     assert first.flags.writeable
     assert same(first, array)
@@ -94,7 +98,7 @@ def test_decoded_arrays_are_writable_and_own_their_memory(array: np.ndarray) -> 
 def test_fortran_arrays_that_others_wrote_are_read(value: np.ndarray) -> None:
     stream = io.BytesIO()
     np.save(stream, np.asfortranarray(value))
-    read = fields.decode("x.npy", stream.getvalue())
+    read = decode("x.npy", stream.getvalue())
     assert same(read, np.load(io.BytesIO(stream.getvalue())))
 
 
@@ -102,7 +106,7 @@ def test_a_header_with_names_beyond_latin1() -> None:
     array = np.array([(1, 2.5)], [("刺激", "i4"), ("y", "f8")])
     suffix, payload = encoded("x", array)
     assert payload[6] == 3  # numpy's format version for such names
-    assert same(fields.decode(suffix, payload), array)
+    assert same(decode(suffix, payload), array)
     assert same(autodecode.decoders["npy"](payload), array)
 
 
@@ -122,10 +126,10 @@ def test_names_with_extensions_go_through_webdatasets_encoder() -> None:
         suffix, payload = encoded(name, value)
         official = encoder({"__key__": "k", name: value})[name]
         assert suffix == name
-        assert fields.field_of(suffix) == name.split(".")[0]
+        assert field_of(suffix) == name.split(".")[0]
         if name not in ("x.npz", "w.pth"):  # zip files hold the time of day
             assert payload == official
-        read, reference = fields.decode(suffix, payload), autodecode.decoders[name.split(".")[1]](payload)
+        read, reference = decode(suffix, payload), autodecode.decoders[name.split(".")[1]](payload)
         assert same(read, reference), name
 
 
@@ -133,23 +137,23 @@ def test_an_image_is_webdatasets_png() -> None:
     image = pytest.importorskip("PIL.Image")
     pixels = np.random.default_rng(0).integers(0, 256, (8, 9, 3), np.uint8)
     suffix, payload = encoded("image.png", pixels)
-    assert (suffix, fields.field_of(suffix)) == ("image.png", "image")
+    assert (suffix, field_of(suffix)) == ("image.png", "image")
     assert np.array_equal(np.asarray(image.open(io.BytesIO(payload))), pixels)
-    assert fields.decode(suffix, payload) == payload  # images stay bytes until they are asked for
+    assert decode(suffix, payload) == payload  # images stay bytes until they are asked for
 
 
 @given(value=arrays(PLAIN_DTYPES) | st.text() | JSON_FIELDS | st.binary())
 def test_gz_comes_back_as_what_was_given(value: Any) -> None:
     suffix, payload = encoded("x.gz", value)
-    assert suffix.endswith(".gz") and fields.field_of(suffix) == "x"
-    assert same(fields.decode(suffix, payload), value)
+    assert suffix.endswith(".gz") and field_of(suffix) == "x"
+    assert same(decode(suffix, payload), value)
     assert payload == encoded("x.gz", value)[1]
 
 
 def test_json_gz_is_read_by_webdataset() -> None:
     suffix, payload = encoded("x.json.gz", {"a": 1})
     assert suffix == "x.json.gz"
-    assert json.loads(gzip.decompress(payload)) == {"a": 1} == fields.decode(suffix, payload)
+    assert json.loads(gzip.decompress(payload)) == {"a": 1} == decode(suffix, payload)
 
 
 @given(value=JSON_FIELDS)
@@ -161,7 +165,7 @@ def test_json_is_json(value: Any) -> None:
 
 def test_json_takes_numpy_and_torch_numbers() -> None:
     value = {"a": np.float32(0.5), "b": np.arange(3), "c": torch.tensor([1, 2]), "d": np.bool_(True)}
-    assert fields.decode_json(fields.encode_json(value)) == {"a": 0.5, "b": [0, 1, 2], "c": [1, 2], "d": True}
+    assert decode_json(encode_json(value)) == {"a": 0.5, "b": [0, 1, 2], "c": [1, 2], "d": True}
 
 
 # --- what is refused when written ------------------------------------------------------------------------------------
@@ -173,7 +177,6 @@ BAD_VALUES: dict[str, Any] = {
     "ragged": np.array([[1], [1, 2]], dtype=object),
     "object field": np.zeros(2, [("a", "i4"), ("b", "O")]),
     "masked": np.ma.array([1, 2], mask=[True, False]),
-    "bfloat16": torch.zeros(2, dtype=torch.bfloat16),
     "sparse": torch.eye(2).to_sparse(),
     "none": None,
     "object": object(),
@@ -188,21 +191,21 @@ BAD_VALUES: dict[str, Any] = {
 @pytest.mark.parametrize("name", BAD_NAMES)
 def test_bad_field_names_are_refused(name: Any) -> None:
     with pytest.raises(FieldError) as caught:
-        fields.encode(name, 1)
+        encode(name, 1)
     assert caught.value.remedy
 
 
 @pytest.mark.parametrize("key", BAD_KEYS)
 def test_bad_keys_are_refused(key: Any) -> None:
     with pytest.raises(FieldError) as caught:
-        fields.check_key(key)
+        check_key(key)
     assert caught.value.remedy
 
 
 @pytest.mark.parametrize("kind", BAD_VALUES)
 def test_bad_values_are_refused(kind: str) -> None:
     with pytest.raises(FieldError, match="x") as caught:
-        fields.encode("x", BAD_VALUES[kind])
+        encode("x", BAD_VALUES[kind])
     assert caught.value.member == "x"
     assert caught.value.remedy
 
@@ -222,7 +225,7 @@ def test_bad_values_are_refused(kind: str) -> None:
 )
 def test_what_an_extension_cannot_hold_is_refused(name: str, value: Any) -> None:
     with pytest.raises(FieldError) as caught:
-        fields.encode(name, value)
+        encode(name, value)
     assert caught.value.member and caught.value.remedy
 
 
@@ -265,7 +268,7 @@ def test_hostile_npy(kind: str) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(UnsafeDataError):
-            read = fields.decode("x.npy", HOSTILE_NPY[kind])
+            read = decode("x.npy", HOSTILE_NPY[kind])
             assert read.size == 0 and kind in ("huge and empty", "beyond int64")
             raise UnsafeDataError("an empty array is harmless too")
         assert tracemalloc.get_traced_memory()[1] < 20 << 20
@@ -355,7 +358,7 @@ def test_hostile_pickles_run_nothing(kind: str, suffix: str, tmp_path: Path) -> 
     tracemalloc.start()
     try:
         with pytest.raises(UnsafeDataError):
-            fields.decode(suffix, gzip.compress(payload) if suffix.endswith("gz") else payload)
+            decode(suffix, gzip.compress(payload) if suffix.endswith("gz") else payload)
         assert tracemalloc.get_traced_memory()[1] < 50 << 20
     finally:
         tracemalloc.stop()
@@ -377,7 +380,8 @@ def test_a_pickle_of_pickles_is_not_walked_for_ever() -> None:
     nested: Any = ("x",)
     for _ in range(60):
         nested = (nested, nested)
-    assert isinstance(fields.decode_pickle(pickle.dumps(nested)), tuple)
+    with pytest.raises(UnsafeDataError, match="repeats"):
+        decode_pickle(pickle.dumps(nested))
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
@@ -394,12 +398,12 @@ def test_plain_pickles_of_every_protocol_are_read(protocol: int) -> None:
         "i": b"x",
     }
     payload = pickle.dumps(value, protocol=protocol)
-    assert same(fields.decode_pickle(payload), pickle.loads(payload))
+    assert same(decode_pickle(payload), pickle.loads(payload))
 
 
 def test_pickled_tensors_are_read() -> None:
     for tensor in (torch.arange(6.0).reshape(2, 3).T, torch.zeros(0, 3), torch.ones(2, dtype=torch.bfloat16)):
-        assert torch.equal(fields.decode_pickle(pickle.dumps(tensor)), tensor)
+        assert torch.equal(decode_pickle(pickle.dumps(tensor)), tensor)
 
 
 def test_an_array_made_by_an_older_numpy_is_read() -> None:
@@ -408,18 +412,19 @@ def test_an_array_made_by_an_older_numpy_is_read() -> None:
     start = payload.index(b"\x95")
     frame = len(payload) - start - 9
     payload = payload[: start + 1] + frame.to_bytes(8, "little") + payload[start + 9 :]
-    assert same(fields.decode_pickle(payload), np.arange(3))
+    assert same(decode_pickle(payload), np.arange(3))
 
 
 @pytest.mark.parametrize("suffix", ["x.json", "metadata.json", "x.jsn"])
 @pytest.mark.parametrize("payload", [b"", b"{", b"\xff", b"[" * 100_000, b'{"a": 1} x', b"nonsense"])
 def test_hostile_json(suffix: str, payload: bytes) -> None:
     with pytest.raises(UnsafeDataError):
-        fields.decode(suffix, payload)
+        decode(suffix, payload)
 
 
 def test_bombs_stop_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fields_module, "_MAX_UNPACKED", 1 << 20)
+    monkeypatch.setattr(limits, "_SMALL", 1 << 20)
+    monkeypatch.setattr(limits, "_GROWTH", 1)
     zipped = io.BytesIO()
     np.savez_compressed(zipped, a=np.zeros(1 << 20))
     for suffix, payload in [
@@ -428,7 +433,7 @@ def test_bombs_stop_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
         ("x.bin.gz.gz", gzip.compress(gzip.compress(bytes(8 << 20)))),
     ]:
         with pytest.raises(UnsafeDataError, match="unpacks"):
-            fields.decode(suffix, payload)
+            decode(suffix, payload)
 
 
 @pytest.mark.parametrize("size", [-64, -(2**63), 2**62, 145])
@@ -439,16 +444,16 @@ def test_tensors_whose_chunks_lead_astray_are_refused(size: int) -> None:
         payload = bytearray(good)
         payload[place + 8 : place + 16] = size.to_bytes(8, "little", signed=True)
         for suffix in ("x.ten", "x.tb"):
-            assert same(fields.decode(suffix, good)[0], np.arange(4.0, dtype="f4"))
+            assert same(decode(suffix, good)[0], np.arange(4.0, dtype="f4"))
             with pytest.raises(UnsafeDataError, match="claims"):
-                fields.decode(suffix, payload)
+                decode(suffix, payload)
 
 
 def test_an_npz_of_objects_is_refused() -> None:
     stream = io.BytesIO()
     np.savez(stream, a=np.array([object], object))
     with pytest.raises(UnsafeDataError):
-        fields.decode("x.npz", stream.getvalue())
+        decode("x.npz", stream.getvalue())
 
 
 def test_a_torch_file_that_calls_is_refused(tmp_path: Path) -> None:
@@ -456,14 +461,14 @@ def test_a_torch_file_that_calls_is_refused(tmp_path: Path) -> None:
     stream = io.BytesIO()
     torch.save({"a": _Calls(eval, f"open({str(canary)!r}, 'w').close()")}, stream)
     with pytest.raises(UnsafeDataError):
-        fields.decode("x.pth", stream.getvalue())
+        decode("x.pth", stream.getvalue())
     assert not canary.exists()
 
 
 def test_npz_is_read_as_numpy_reads_it() -> None:
     stream = io.BytesIO()
     np.savez_compressed(stream, a=np.arange(3), b=np.asfortranarray(np.ones((2, 3))), c=np.array("x"))
-    assert same(fields.decode("x.npz", stream.getvalue()), dict(np.load(io.BytesIO(stream.getvalue()))))
+    assert same(decode("x.npz", stream.getvalue()), dict(np.load(io.BytesIO(stream.getvalue()))))
     with zipfile.ZipFile(io.BytesIO(stream.getvalue())) as archive:
         assert archive.namelist()
 
@@ -495,16 +500,16 @@ def test_damage_gives_a_value_or_a_named_error(data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 3))):
         payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
     del payload[data.draw(st.integers(0, len(payload)) | st.just(len(payload))) :]
-    _value_or_named_error(lambda: fields.decode(suffix, payload))
+    _value_or_named_error(lambda: decode(suffix, payload))
 
 
 @given(
     payload=st.binary(max_size=200),
-    suffix=st.sampled_from(sorted({*fields._DECODERS, *autodecode.decoders}) + ["gz", "jpg", "", "x"]),
+    suffix=st.sampled_from(sorted({*_DECODERS, *autodecode.decoders}) + ["gz", "jpg", "", "x"]),
 )
 @settings(max_examples=300)
 def test_rubbish_gives_a_value_or_a_named_error(payload: bytes, suffix: str) -> None:
-    _value_or_named_error(lambda: fields.decode(suffix, payload))
+    _value_or_named_error(lambda: decode(suffix, payload))
 
 
 def _value_or_named_error(read: Callable[[], Any]) -> None:

@@ -20,12 +20,13 @@ from test_index import HOSTILE_TARS, make_shard
 from test_pickles import GOOD, SHAPES, legacy, zipped
 from webdataset import autodecode
 
-from neurofmx_wds.format import fields
+from neurofmx_wds.format.decoding import _DECODERS
+from neurofmx_wds.format.encoding import encode
 
 pytestmark = pytest.mark.fuzz
 SECONDS = int(os.environ.get("NEUROFMX_FUZZ_SECONDS", "60"))
 # as in fuzz_bytes.py
-SUFFIXES = [*sorted({*fields._DECODERS, *autodecode.decoders} - {"mp", "msg", "cbor"}), "npy.gz", "pyd.gz", "jpg"]
+SUFFIXES = [*sorted({*_DECODERS, *autodecode.decoders} - {"mp", "msg", "cbor"}), "npy.gz", "pyd.gz", "jpg"]
 
 
 def corpora(shard: Path) -> dict[str, list[bytes]]:
@@ -48,7 +49,7 @@ def corpora(shard: Path) -> dict[str, list[bytes]]:
         "index": [index],
         "manifest": [json.dumps(manifest).encode()],
         "state": [json.dumps(s).encode() for s in (place, whole | place | {"num_samples": 7, "fingerprint": "f" * 32})],
-        "compressed": [bytes([0]) + fields.encode("x.bin.gz", bytes(999))[1][0]],
+        "compressed": [bytes([0]) + encode("x.bin.gz", bytes(999))[1][0]],
     }
 
 

@@ -26,8 +26,8 @@ from hypothesis import strategies as st
 from values import official, same
 
 from neurofmx_wds.errors import NeurofmxError, ShardError, ShardIndexError
-from neurofmx_wds.format.fields import ArrayLayout
 from neurofmx_wds.format.index import ShardIndex, index_path, index_tar
+from neurofmx_wds.format.npy import ArrayLayout
 from neurofmx_wds.format.shard_file import ShardFile
 from neurofmx_wds.format.shards import open_shards
 from neurofmx_wds.format.verify import verify, write_indexes

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from values import same
 
 from neurofmx_wds.errors import UnsafeDataError
-from neurofmx_wds.format import fields
+from neurofmx_wds.format.decoding import decode
 from neurofmx_wds.format.pickles import decode_pickle, decode_torch
 
 DTYPES = [
@@ -215,12 +215,12 @@ def test_hostile_torch_files_run_nothing(
     monkeypatch.chdir(tmp_path)
     payload = container({**calls(str(tmp_path / "canary")), **SHAPES}[kind])
     with pytest.raises(UnsafeDataError):
-        value = fields.decode("x.pth", payload)
+        value = decode("x.pth", payload)
         assert kind == "a function alone" and callable(value)
         raise UnsafeDataError("a name that nobody calls is harmless")
     if container is legacy:  # the same, as a tensor's pickle holds it
         with pytest.raises(UnsafeDataError):
-            fields.decode("x.pyd", hostile_pickle(Names("torch.storage", "_load_from_bytes", (payload,))))
+            decode("x.pyd", hostile_pickle(Names("torch.storage", "_load_from_bytes", (payload,))))
     assert os.listdir(tmp_path) == []
 
 

@@ -423,9 +423,7 @@ def _laughs() -> list[Any]:
     return found
 
 
-@pytest.mark.parametrize(
-    "value", [_cycle(), _laughs(), {1}, np.zeros(2), 1j, len, io.BytesIO, ["x"] * 1001, np.dtype("O")]
-)
+@pytest.mark.parametrize("value", [_cycle(), _laughs(), {1}, np.zeros(2), len, io.BytesIO, ["x"] * 1001, np.dtype("O")])
 def test_other_objects_are_refused(value: Any) -> None:
     with pytest.raises(UnsafeDataError):
         decode_objects(pickled(value))

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import OutputError, SourceError, refuse_unknown
-from ..format.fields import FieldFormat
+from ..format.encoding import FieldFormat
 from ..format.shard_file import Compression
 from ..format.writer import DEFAULT_PATTERN
 from ..storage.atomic import warn_not_finalized

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import hide_secrets
-from ..format import fields
+from ..format.encoding import encode
 from ..format.shard_file import tar_header
 from ..storage.processes import OrderedMap
 from .plan import ConversionPlan, Piece, as_source_error
@@ -79,7 +79,7 @@ def _sample_bytes(first: Piece) -> int:
         finally:
             source.close()
         key = sample.pop("__key__", "sample_000000000")
-        encoded = [fields.encode(*pair, "npy") for pair in {**sample, "metadata": metadata}.items()]
+        encoded = [encode(*pair, "npy") for pair in {**sample, "metadata": metadata}.items()]
     except Exception as error:
         raise as_source_error(error, first.file.path) from error
     sizes = {f"{key}.{suffix}": sum(map(len, buffers)) for suffix, buffers, _ in encoded}

@@ -16,9 +16,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..errors import FieldError, NeurofmxError, SourceError, hide_secrets, missing_package
-from ..format.fields import FieldFormat, check_key
+from ..format.encoding import FieldFormat
 from ..format.index import file_sha256
 from ..format.manifest import config_hash
+from ..format.names import check_key
 from ..format.shard_file import Compression
 from ..format.writer import DEFAULT_PATTERN, check_config, shard_name
 from ..storage.location import Version, as_utf8, failure_of, is_url, is_zarr, name_of, version_of

@@ -23,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import FieldError, OutputError, ShardError, SourceError
-from ..format import fields
+from ..format.encoding import encode
 from ..format.index import ShardIndex, index_path, modalities_of
 from ..format.manifest import Manifest, config_hash
 from ..format.shard_file import ShardFile
@@ -543,7 +543,7 @@ def _compare_shard(shard: ShardPlan, path: Path, spread: set[int], cache: ShardC
             stored = {suffix: payload for _, suffix, payload in members(index, tar, range(i, i + 1))}
             [(sample, metadata)] = _read(replace(piece, start=number, stop=number + 1))
             keys = {sample.pop("__key__", index.sample_keys[i]), index.sample_keys[i]}
-            encoded = [fields.encode(*pair, shard.field_format) for pair in {**sample, "metadata": metadata}.items()]
+            encoded = [encode(*pair, shard.field_format) for pair in {**sample, "metadata": metadata}.items()]
             given = {suffix: b"".join(buffers) for suffix, buffers, _ in encoded} if len(keys) == 1 else {}
             names = sorted(suffix for suffix in stored | given if stored.get(suffix) != given.get(suffix))
             differing += [(index.sample_keys[i], suffix) for suffix in names]

@@ -26,8 +26,9 @@ import numpy as np
 from ..errors import CONVERT_FIRST, REBUILD_INDEX, RESTORE, ShardError, ShardIndexError
 from ..storage.atomic import write_atomic
 from ..storage.checksums import crc32_of
-from . import fields
-from .fields import ArrayLayout
+from .decoding import decode_json
+from .names import field_of
+from .npy import ArrayLayout, layout_of
 
 INDEX_SUFFIX = ".index"
 INDEX_VERSION = 2
@@ -153,7 +154,7 @@ class ShardIndex:
         """The fields, by name. Suffixes that would give a sample two values of one name keep their extensions."""
         by_name: dict[str, list[int]] = {}
         for i, suffix in enumerate(self.suffixes):
-            by_name.setdefault(fields.field_of(suffix), []).append(i)
+            by_name.setdefault(field_of(suffix), []).append(i)
         columns: dict[str, Column] = {}
         for name, suffix_ids in by_name.items():
             taken = name in self.suffixes and self.suffixes.index(name) not in suffix_ids
@@ -476,7 +477,7 @@ def _add_sample(
             raise ShardError("the sample has this member twice", file=path, sample=key, member=suffix, remedy=RESTORE)
         with memoryview(view)[info.offset_data : info.offset_data + info.size] as payload:
             crc32 = crc32_of([payload]) if checksum else None
-            members.append((suffix, fields.layout_of(suffix, payload), info.offset_data, info.size, crc32))
+            members.append((suffix, layout_of(suffix, payload), info.offset_data, info.size, crc32))
             if suffix == METADATA_SUFFIX:
                 metadata = _json_or_nothing(payload)
     builder.add(key, members, metadata)
@@ -503,7 +504,7 @@ def _regular_members(tar: tarfile.TarFile, view: mmap.mmap, path: Path) -> Itera
 
 def _json_or_nothing(payload: memoryview) -> bytes:
     try:
-        fields.decode_json(payload)
+        decode_json(payload)
     except ShardError:
         return b""  # found again, and named, when the sample is read
     return bytes(payload)
@@ -525,7 +526,7 @@ def modalities_of(indexes: Iterable[ShardIndex]) -> dict[str, dict[str, Any]]:
                 continue
             layout = index.layouts[layout_id] if layout_id >= 0 else None
             kind = suffix.rpartition(".")[2] if layout is None else (np.dtype(layout.dtype).name, layout.shape)
-            seen.setdefault(fields.field_of(suffix), set()).add(kind)
+            seen.setdefault(field_of(suffix), set()).add(kind)
     return {name: _describe(kinds) for name, kinds in sorted(seen.items())}
 
 

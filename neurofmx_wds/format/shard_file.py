@@ -29,9 +29,11 @@ from ..errors import FieldError, OutputError
 from ..storage.atomic import ASIDE_SUFFIX, fsync_path
 from ..storage.checksums import crc32_of
 from ..storage.mounts import is_local
-from . import fields
-from .fields import Buffer, FieldFormat
+from .encoding import FieldFormat, encode
 from .index import METADATA_SUFFIX, IndexBuilder, ShardIndex, index_path
+from .limits import Buffer
+from .names import check_key, field_of
+from .npy import ArrayLayout
 
 Compression = Literal["none", "gz", "bz2", "xz"]
 COMPRESSIONS: tuple[Compression, ...] = ("none", "gz", "bz2", "xz")
@@ -90,23 +92,23 @@ class IndexedTarWriter(wds.TarWriter):  # type: ignore[misc]
             FieldError: the key, a field's name or a value cannot be stored.
         """
         key = obj.get("__key__")
-        fields.check_key(key)
+        check_key(key)
         key = cast(str, key)
         if key in self._keys:
             raise FieldError("the shard already has a sample with this key", sample=key, remedy="use unique sample ids")
         values = [(name, value) for name, value in obj.items() if name != "__key__"]
         try:
-            encoded = [fields.encode(name, value, self.field_format) for name, value in values]
+            encoded = [encode(name, value, self.field_format) for name, value in values]
         except FieldError as error:
             raise FieldError(error.problem, sample=key, member=error.member, remedy=error.remedy) from error
         encoded.sort(key=operator.itemgetter(0))
-        names = [fields.field_of(suffix) for suffix, _, _ in encoded]
+        names = [field_of(suffix) for suffix, _, _ in encoded]
         if len(set(names)) < len(names) or not names:
             problem = f"two fields would be read back under one name: {sorted(names)}" if names else "has no fields"
             raise FieldError(problem, sample=key, remedy="rename one" if names else "give it data")
         return self._append(key, encoded)
 
-    def _append(self, key: str, encoded: Sequence[tuple[str, list[Buffer], fields.ArrayLayout | None]]) -> int:
+    def _append(self, key: str, encoded: Sequence[tuple[str, list[Buffer], ArrayLayout | None]]) -> int:
         parts: list[Buffer] = []
         members = []
         metadata = b""

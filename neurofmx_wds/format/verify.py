@@ -26,9 +26,10 @@ from ..errors import INDEX_SHARDS, REBUILD_INDEX, RESTORE, ManifestError, Neurof
 from ..storage.atomic import ASIDE_SUFFIX
 from ..storage.cache import ShardCache, is_compressed
 from ..storage.processes import ordered_map
-from . import fields
+from .decoding import decode
 from .index import INDEX_SUFFIX, ShardIndex, index_path
 from .manifest import MANIFEST_NAME, Manifest, ShardRecord
+from .names import field_of
 from .shards import build_index
 
 _REMAKE = f"remove it, and {INDEX_SHARDS}"
@@ -296,10 +297,10 @@ def members(index: ShardIndex, tar: mmap.mmap, samples: range | None = None) -> 
 
 def _check_member(suffix: str, data: bytes, modalities: Mapping[str, Mapping[str, Any]] | None) -> str | None:
     try:
-        value = fields.decode(suffix, data)
+        value = decode(suffix, data)
     except ShardError as error:
         return error.problem
-    name = fields.field_of(suffix)
+    name = field_of(suffix)
     if modalities is None or name == "metadata":
         return None
     if name not in modalities:

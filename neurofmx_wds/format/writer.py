@@ -20,10 +20,11 @@ from tqdm import tqdm
 from ..errors import FieldError, OutputError
 from ..storage.atomic import StagedDirectory, warn_not_finalized
 from ..version import CREATED_BY
-from . import fields
-from .fields import FieldFormat
+from .decoding import decode_json
+from .encoding import FieldFormat, encode_json
 from .index import ShardIndex, modalities_of
 from .manifest import Manifest, ShardRecord, refuse_to_replace
+from .names import check_field_name
 from .shard_file import COMPRESSIONS, Compression, ShardFile
 
 DEFAULT_PATTERN = "shard_{shard_idx:06d}.tar"
@@ -82,7 +83,7 @@ class WebDatasetWriter:
         self.pattern = shard_name_pattern
         self.total_samples = 0
         self.summary: dict[str, Any] = {}
-        self._described = fields.decode_json(fields.encode_json(modalities or {}, "modalities"))
+        self._described = decode_json(encode_json(modalities or {}, "modalities"))
         self._indexes: list[Future[ShardIndex]] = []
         self._shard: ShardFile | None = None
         self._closer = ThreadPoolExecutor(1, "neurofmx_wds fsync")  # a shard reaches the disk while the next is made
@@ -334,7 +335,7 @@ def create_shards_from_arrays(
     """
     _check_named(data_dict, "the data")
     for name in data_dict:
-        fields.check_field_name(name)
+        check_field_name(name)
     lengths = {name: len(array) if np.ndim(array) else None for name, array in data_dict.items()}
     if not lengths or None in lengths.values() or len(set(lengths.values())) != 1:
         raise FieldError(

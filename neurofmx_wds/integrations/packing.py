@@ -14,8 +14,9 @@ from pathlib import Path
 import filelock
 
 from ..errors import ManifestError, OutputError, SourceError
-from ..format.fields import Stored, field_of
+from ..format.encoding import Stored
 from ..format.manifest import Manifest
+from ..format.names import field_of
 from ..format.writer import WebDatasetWriter
 from ..storage.atomic import refuse_url
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..errors import FieldError
-from ..format.fields import decode_json
+from ..format.decoding import decode_json
 
 
 class MetadataList:

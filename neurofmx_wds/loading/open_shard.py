@@ -17,9 +17,10 @@ import numpy as np
 import torch
 
 from ..errors import INDEX_SHARDS, RESTORE, NeurofmxError, ShardError
-from ..format import fields
-from ..format.fields import Buffer
+from ..format.decoding import decode
 from ..format.index import Column, ShardIndex
+from ..format.limits import Buffer
+from ..format.names import field_of
 from ..format.shards import ShardSet
 from ..storage.cache import is_compressed
 from ..storage.checksums import crc32_of
@@ -117,7 +118,7 @@ class OpenShard:
             self.copy([self.source], [int(column.offset[row])], Rows(memoryview(payload)))
         self._compare(column, row, [payload])
         try:
-            return fields.decode(suffix, payload)
+            return decode(suffix, payload)
         except NeurofmxError as error:
             raise type(error)(
                 error.problem,
@@ -153,7 +154,7 @@ Signature = tuple[tuple[str, torch.dtype | None, tuple[int, ...]], ...]
 
 def _columns(index: ShardIndex, names: Iterable[str]) -> list[tuple[str, Column | None]]:
     """Return the fields with these names, None for those of other shards; without those that are in several columns."""
-    held = {fields.field_of(suffix) for suffix in index.suffixes} - set(index.columns) | {"metadata"}
+    held = {field_of(suffix) for suffix in index.suffixes} - set(index.columns) | {"metadata"}
     return [(name, index.columns.get(name)) for name in names if name not in held]
 
 

@@ -27,7 +27,7 @@ from ..errors import (
     available_hint,
     join_some,
 )
-from ..format import fields
+from ..format.decoding import decode
 from ..format.groups import Group, Groups, linked_group
 from ..format.index import Column, ShardIndex
 from ..format.manifest import ShardRecord
@@ -279,7 +279,7 @@ def _bad_label(shards: ShardSet, i: int, column: Column, row: int, problem: str)
 
 
 def _value(suffix: str, payload: bytes) -> Any:
-    value = fields.decode(suffix, payload)
+    value = decode(suffix, payload)
     return value.item() if isinstance(value, (np.ndarray, np.generic)) and value.size == 1 else value
 
 

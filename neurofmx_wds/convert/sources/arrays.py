@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import FieldError, NeurofmxError, SourceError, did_you_mean
-from ...format.fields import check_field_name
+from ...format.names import check_field_name
 from ...storage.location import is_url, name_of, open_binary
 from . import SourceConfig, SourceDescription
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import UnsafeDataError
-from ...format.fields import decode_pickle
+from ...format.pickles import decode_pickle
 from .images import ImageSet, Part
 from .listing import Entry, Listing
 

@@ -13,7 +13,8 @@ from typing import Any
 from webdataset.tariterators import base_plus_ext
 
 from ...errors import FieldError
-from ...format.fields import Stored, check_field_name, check_key, field_of
+from ...format.encoding import Stored
+from ...format.names import check_field_name, check_key, field_of
 from . import SourceConfig, SourceDescription
 from .listing import Entry, list_files
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import SourceError
-from ...format.fields import Stored
+from ...format.encoding import Stored
 from ...format.pixels import SUFFIXES, decode_image
 from . import SourceConfig, SourceDescription
 from .files import left_out_lines
