@@ -1,1 +1,1 @@
-"""Measurements of reading, writing and conversion beside the peers, and the targets that they must meet."""
+"""Benchmarks of reading, writing and conversion against other libraries, with targets; see README.md in this folder."""

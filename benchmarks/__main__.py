@@ -1,6 +1,7 @@
-"""``python -m benchmarks``: run groups of measurements, print a table of each, write JSON and a picture.
+"""``python -m benchmarks``: run groups of measurements, print a table for each, write JSON and a figure.
 
-Talks to people; knows nothing of what is measured. A module with groups has a ``GROUPS``: name → function of a Setting.
+Knows the command line; knows nothing of what is measured. A module with groups has ``GROUPS``: name → function of a
+Setting.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _LIBRARIES = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what the command line asks for; 1 if something broke that should have been measured."""
+    """Run the groups that the command line names; return 1 if a measurement failed."""
     options = _parse(arguments)
     machine = about_machine()
     print("  ".join(f"{name}: {value}" for name, value in machine.items() if name != "versions"))
@@ -59,17 +60,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m benchmarks", description="Reading and writing, beside the peers.")
-    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(GROUPS)}; all by default")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds that count (5)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="draw them there (needs matplotlib)")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="keep the data there for the next time")
-    parser.add_argument("--quick", action="store_true", help="little data: shows that it works, not how fast it is")
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks", description="Measure reading and writing against other libraries."
+    )
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"one of {', '.join(GROUPS)}; all by default")
+    parser.add_argument("--repeats", type=int, default=5, help="measured rounds (5)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="draw the figures into this file (needs matplotlib)")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="keep the data in this directory, for later runs")
+    parser.add_argument(
+        "--quick", action="store_true", help="use little data: checks that everything runs, not how fast"
+    )
     options = parser.parse_args(arguments)
     unknown = [name for name in options.groups if name not in GROUPS]
     if unknown:
-        parser.error(f"no group {', '.join(unknown)}; there are {', '.join(GROUPS)}")
+        parser.error(f"unknown group {', '.join(unknown)}; choose from {', '.join(GROUPS)}")
     if options.repeats < 1:
         parser.error("--repeats must be positive")
     return options
@@ -86,7 +91,7 @@ def _directory(keep: Path | None) -> Iterator[Path]:
 
 
 def about_machine() -> dict[str, Any]:
-    """Processor, memory, system and versions."""
+    """Return processor, memory, system and versions."""
     models = [line for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     total = [line for line in _lines("/proc/meminfo") if line.startswith("MemTotal")]
     versions = {}
@@ -121,7 +126,7 @@ def _conclude(results: Sequence[Result]) -> None:
 
 
 def draw(results: Sequence[Result], caption: str, path: Path) -> None:
-    """One panel of bars for each group that compares speeds: medians on a logarithmic scale, and the repeats' range."""
+    """Draw a panel of bars for each group that compares speeds: medians on a logarithmic scale, with their range."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter, StrMethodFormatter
 

@@ -1,6 +1,6 @@
-"""How fast a recording becomes a dataset, beside reading it with h5py and writing the same number of bytes.
+"""Speed of converting a recording, against reading it with h5py and writing the same number of bytes.
 
-Knows the ways of converting; knows nothing of how the figures are taken.
+Knows the ways of converting; knows nothing of how measurements are taken.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _SHARD_SIZE = 250  # more shards than workers, so that two can share them evenly
 
 
 def recording(root: Path, seconds: int) -> Path:
-    """An NWB file of `seconds` s: 64 units and 32 channels of LFP at 1250 Hz, int16, 80 kB/s."""
+    """Make an NWB file of `seconds` s: 64 units and 32 channels of int16 LFP at 1250 Hz, 80 kB/s."""
 
     def make(path: Path) -> None:
         path.mkdir()
         rng = np.random.default_rng(0)
         start = dt.datetime(2024, 5, 17, 9, 30, tzinfo=dt.timezone.utc)
-        nwb = pynwb.NWBFile("a made-up session", "benchmark", start, session_id="session-1")
+        nwb = pynwb.NWBFile("a synthetic session", "benchmark", start, session_id="session-1")
         device = nwb.create_device("probe")
         group = nwb.create_electrode_group("shank0", description="a shank", location="CA1", device=device)
         for channel in range(_CHANNELS):
@@ -80,7 +80,7 @@ def read_with_h5py(path: Path) -> None:
 
 
 def conversion(setting: Setting) -> Group:
-    """NWB to shards; windows of 1 s, each half in the next."""
+    """Convert NWB to shards; windows of 1 s that overlap by half."""
     out = setting.root / "converted"
     seconds = 500 if setting.quick else 5000  # 1.9 GB of shards
     one, two = "neurofmx_wds, 1 worker", "neurofmx_wds, 2 workers"
@@ -93,7 +93,7 @@ def conversion(setting: Setting) -> Group:
             converter.convert_nwb_file(path)
         return float(sum(shard["n_bytes"] for shard in converter.summary["shards"]))
 
-    def on_one_core() -> float:  # elsewhere one worker keeps more than one busy
+    def on_one_core() -> float:  # one worker otherwise keeps more than one core busy
         cores = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {min(cores)})
         try:
@@ -146,7 +146,7 @@ def conversion(setting: Setting) -> Group:
 
 
 def planning(setting: Setting) -> Group:
-    """Looking at many small NWB files: their windows counted, their checksums taken."""
+    """Plan the conversion of many small NWB files: count their windows, compute their checksums."""
     n = 50 if setting.quick else 500
 
     def files(path: Path) -> None:
@@ -161,7 +161,7 @@ def planning(setting: Setting) -> Group:
             return float(len(look_at(paths, SourceConfig(), apply)))
 
     def case(workers: int) -> Case:
-        return Case(f"{workers} at work", lambda: functools.partial(plan, workers), ours=True)
+        return Case(f"{workers} workers", lambda: functools.partial(plan, workers), ours=True)
 
     one, two = case(1), case(2)
     return Group(

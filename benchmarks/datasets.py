@@ -1,4 +1,4 @@
-"""The data that is read: the same samples as each library writes them, made once and kept under one directory.
+"""The same samples, written by each library; made once and kept in one directory.
 
 Knows how each library writes; knows nothing of reading or measuring.
 """
@@ -26,12 +26,13 @@ Sample = dict[str, Any]
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples to be written: random spikes and behavior, and metadata.
+    """Samples to write: random spikes and behavior, with metadata.
 
     Attributes:
-        name: of the directory that they go to.
-        n: how many.
-        spikes, behavior: shapes of one sample's arrays, float32.
+        name: name of their directory.
+        n: number of samples.
+        spikes: shape of the float32 spikes of one sample.
+        behavior: shape of the float32 behavior of one sample.
         shard_size: samples in a shard.
         batch_size: samples in a batch when they are read.
     """
@@ -45,11 +46,11 @@ class Samples:
 
     @property
     def sample_bytes(self) -> int:
-        """Bytes of one sample's arrays."""
+        """Bytes of the arrays of one sample."""
         return 4 * int(np.prod(self.spikes) + np.prod(self.behavior))
 
     def __iter__(self) -> Iterator[tuple[str, Sample, dict[str, Any]]]:
-        """Key, arrays and metadata of each sample; the same every time."""
+        """Yield key, arrays and metadata of each sample; equal in every iteration."""
         rng = np.random.default_rng(0)
         for i in range(self.n):
             arrays = {
@@ -60,7 +61,7 @@ class Samples:
 
 
 def made(path: Path, make: Callable[[Path], None]) -> Path:
-    """The directory that `make` fills, made only if it is not there, and never half."""
+    """Return a directory that `make` fills; make it, atomically, if it does not exist."""
     if not path.exists():
         aside = path.with_name(f".{path.name}.making")
         shutil.rmtree(aside, ignore_errors=True)
@@ -71,7 +72,7 @@ def made(path: Path, make: Callable[[Path], None]) -> Path:
 
 
 def ours(root: Path, samples: Samples) -> Path:
-    """A dataset that this package wrote, with its defaults."""
+    """Write a dataset with this package and its defaults."""
 
     def make(path: Path) -> None:
         with WebDatasetWriter(path, shard_size=samples.shard_size) as writer:
@@ -82,7 +83,7 @@ def ours(root: Path, samples: Samples) -> Path:
 
 
 def webdataset(root: Path, samples: Samples) -> list[str]:
-    """Shards that ``webdataset.ShardWriter`` wrote, with its defaults."""
+    """Write shards with ``webdataset.ShardWriter`` and its defaults."""
 
     def make(path: Path) -> None:
         path.mkdir()
@@ -94,12 +95,12 @@ def webdataset(root: Path, samples: Samples) -> list[str]:
 
 
 def webdataset_sample(key: str, arrays: Sample, metadata: dict[str, Any]) -> Sample:
-    """A sample as webdataset's writer wants it."""
+    """Return a sample in the form that the writer of webdataset takes."""
     return {"__key__": key, **{f"{name}.npy": a for name, a in arrays.items()}, "metadata.json": metadata}
 
 
 def litdata(root: Path, samples: Samples) -> Path:
-    """Chunks of 64 MB, the size that LitData's documentation uses; metadata as text, which costs it least."""
+    """Write chunks of 64 MB, the size in LitData's documentation; metadata as text, its fastest form."""
     from litdata import optimize
 
     def make(path: Path) -> None:
@@ -118,12 +119,14 @@ def litdata(root: Path, samples: Samples) -> Path:
 
 def _litdata_samples(samples: Samples, _: int) -> Iterator[Sample]:
     for _key, arrays, metadata in samples:
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}  # it reads them faster than arrays
+        tensors = {
+            name: torch.from_numpy(array) for name, array in arrays.items()
+        }  # LitData reads tensors faster than arrays
         yield {**tensors, "metadata": json.dumps(metadata)}
 
 
 def mosaicml(root: Path, samples: Samples) -> Path:
-    """MosaicML Streaming's shards of its default size, arrays of a fixed dtype and shape; metadata as text."""
+    """Write shards of MosaicML Streaming's default size, arrays of fixed dtype and shape; metadata as text."""
     from streaming import MDSWriter
 
     columns = {
@@ -141,7 +144,7 @@ def mosaicml(root: Path, samples: Samples) -> Path:
 
 
 def energon(root: Path, samples: Samples) -> Path:
-    """The shards that webdataset wrote, prepared for Energon."""
+    """Prepare the shards of webdataset for Energon."""
     from megatron.energon.flavors import BaseWebdatasetFactory
 
     tars = webdataset(root, samples)
@@ -162,7 +165,7 @@ def energon(root: Path, samples: Samples) -> Path:
 
 
 def ffcv(root: Path, samples: Samples) -> Path:
-    """FFCV's one file; arrays only, it has no field for metadata."""
+    """Write FFCV's single file; arrays only, since it has no field for metadata."""
     from ffcv.fields import NDArrayField
     from ffcv.writer import DatasetWriter
 
@@ -179,6 +182,6 @@ def ffcv(root: Path, samples: Samples) -> Path:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Let nothing that other libraries print come between our tables."""
+    """Suppress what other libraries print."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         yield

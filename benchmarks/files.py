@@ -1,6 +1,6 @@
-"""How fast a directory of paired files becomes shards, beside a plain script with webdataset's writer.
+"""Speed of packing a directory of paired files into shards, against a plain script with webdataset's writer.
 
-Knows the ways of packing; knows nothing of how the figures are taken.
+Knows the ways of packing; knows nothing of how measurements are taken.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FOLDER, _SHARD_SIZE = 500, 500  # files in a folder, samples in a shard
 
 
 def pairs(root: Path, n: int) -> Path:
-    """A directory of `n` pairs of an image (30 kB of noise: nobody looks into it) and a text, in folders."""
+    """Make a directory of `n` pairs of an image (30 kB of random bytes, never decoded) and a text, in folders."""
 
     def make(path: Path) -> None:
         rng = np.random.default_rng(0)
@@ -40,7 +40,7 @@ def pairs(root: Path, n: int) -> Path:
 
 
 def pack_with_webdataset(directory: Path, out: Path) -> None:
-    """What people write: sorted names, each file read, `ShardWriter`."""
+    """Pack files as a user's script does: sort the names, read each file, pass it to ``ShardWriter``."""
     out.mkdir()
     with wds.ShardWriter(f"{out}/shard-%06d.tar", maxcount=_SHARD_SIZE, verbose=0) as sink:
         for image in sorted(directory.rglob("*.jpg")):
@@ -58,7 +58,7 @@ def read_and_write(directory: Path, out: Path) -> None:
 
 
 def files(setting: Setting) -> Group:
-    """Pairs of a small image and a text, as the file system's cache holds them."""
+    """Pack pairs of a small image and a text, from the page cache."""
     n = setting.n_samples
     out = setting.root / "packed"
     one, two = "neurofmx_wds, 1 worker", "neurofmx_wds, 2 workers"

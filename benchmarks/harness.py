@@ -1,6 +1,6 @@
-"""Interleaved measurements of cases that do the same work, and the ratios that are asked of them.
+"""Interleaved measurements of cases that do the same work, and target ratios between them.
 
-Knows how to measure and tell; knows nothing of what is measured.
+Knows how to measure and report; knows nothing of what is measured.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ Work = Callable[[], float]
 
 
 class Unavailable(Exception):
-    """Why a case cannot be measured on this machine."""
+    """A case cannot be measured on this machine; the message says why."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all groups are told.
+    """Settings of all groups.
 
     Attributes:
         root: directory for data.
         n_samples: samples in a dataset of ordinary samples.
-        quick: make everything small: shows that it works, not how fast it is.
+        quick: whether to use little data, which checks that everything runs, not how fast.
     """
 
     root: Path
@@ -40,14 +40,14 @@ class Setting:
 
 @dataclass(frozen=True)
 class Case:
-    """Something to measure.
+    """One thing to measure.
 
     Attributes:
-        name: what it is.
-        make: prepares it, unmeasured, and returns the work, which returns how much it did; raises ImportError or
-            :class:`Unavailable` where there is nothing to measure.
-        before: called before each repeat, unmeasured.
-        ours: whether it is this package.
+        name: name of the row in the table.
+        make: prepares the case (not measured) and returns the work, a function that returns how much it has done.
+            Raises ImportError or :class:`Unavailable` if the case cannot be measured.
+        before: called before each repeat (not measured).
+        ours: whether the case measures this package.
     """
 
     name: str
@@ -58,11 +58,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Target:
-    """What is asked of one case's median, as a ratio to another's or, with no `under`, by itself.
+    """A bound on the median of a case, relative to that of another case or, without `under`, by itself.
 
     Attributes:
-        over, under: names of cases; of several, the slowest counts.
-        at_least, at_most: what it must be; with neither the ratio is only shown.
+        over: name of the case; of several, the slowest counts.
+        under: name of the case to divide by; of several, the slowest counts.
+        at_least: lower bound; with neither bound, the ratio is only reported.
+        at_most: upper bound.
     """
 
     over: str | tuple[str, ...]
@@ -76,11 +78,13 @@ class Group:
     """Cases that are compared with each other.
 
     Attributes:
-        title: what they do.
-        unit: of the figures.
-        per_second: whether a figure is work by second or what the work returns.
-        scale: work in one `unit`.
-        once: one figure, of a fresh process, is all.
+        title: what the cases do.
+        cases: the cases.
+        targets: bounds on their ratios.
+        unit: unit of the figures.
+        scale: amount of work in one `unit`.
+        per_second: whether a figure is work per second, or else the value that the work returns.
+        once: whether to measure only once, in a fresh process.
     """
 
     title: str
@@ -97,7 +101,7 @@ Build = Callable[[Setting], Group]
 
 @dataclass
 class Row:
-    """What was measured of a case: a figure for each repeat, or why there is none."""
+    """The figures of a case, one for each repeat, or the reason why there are none."""
 
     name: str
     ours: bool
@@ -107,13 +111,13 @@ class Row:
 
     @property
     def median(self) -> float:
-        """Of the figures; 0 where there are none."""
+        """Median of the figures; 0 if there are none."""
         return statistics.median(self.values) if self.values else 0.0
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A target beside what was found; `ratio` and `met` are None where they cannot be told."""
+    """A target and the measured ratio; `ratio` and `met` are None if they are unknown."""
 
     target: Target
     ratio: float | None
@@ -122,7 +126,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Result:
-    """A group's figures."""
+    """The figures of a group."""
 
     name: str
     group: Group
@@ -130,20 +134,20 @@ class Result:
 
     @property
     def verdicts(self) -> list[Verdict]:
-        """The group's targets, judged."""
+        """The targets of the group with their ratios."""
         return [judge(target, self.rows) for target in self.group.targets]
 
 
 def measure(name: str, build: Build, setting: Setting, repeats: int) -> Result:
-    """Run all cases in turn, A, B, C, A, B, C, …, after one round that does not count.
+    """Run all cases in turn, A, B, C, A, B, C, …, after one round of warm-up.
 
-    Each case has a process of its own, so that none is slowed down by the threads that another library leaves.
+    Each case runs in its own process, so that threads left behind by one library do not slow down another.
 
     Args:
-        name: the group's short name.
+        name: short name of the group.
         build: makes the group; called in each process.
         setting: its argument.
-        repeats: rounds that count.
+        repeats: number of measured rounds.
     """
     group = build(setting)
     rows = [Row(case.name, case.ours) for case in group.cases]
@@ -164,7 +168,7 @@ def measure(name: str, build: Build, setting: Setting, repeats: int) -> Result:
 
 
 def _ask(row: Row, process: Executor, function: Callable[..., Any], *arguments: Any) -> Any:
-    """What the case's process answers; where it fails, the row says so and the other cases go on."""
+    """Call a function in the process of a case; if it fails, record that in the row, so that the other cases go on."""
     try:
         return process.submit(function, *arguments).result()
     except (ImportError, Unavailable) as error:
@@ -175,7 +179,7 @@ def _ask(row: Row, process: Executor, function: Callable[..., Any], *arguments: 
     return None
 
 
-_prepared: list[tuple[Group, Case, Work]] = []  # of a case's own process
+_prepared: list[tuple[Group, Case, Work]] = []  # in the process of a case
 
 
 def _prepare(build: Build, setting: Setting, i: int) -> None:
@@ -186,12 +190,12 @@ def _prepare(build: Build, setting: Setting, i: int) -> None:
 
 def _forget() -> None:
     _prepared.clear()
-    gc.collect()  # worker processes that a case started would otherwise be waited for at exit, and never end
+    gc.collect()  # else the exit would wait forever for worker processes that a case started
 
 
 def _figure() -> float:
     [(group, case, work)] = _prepared
-    gc.collect()  # first: a file that something still maps cannot be dropped from the page cache
+    gc.collect()  # first: a file that is still mapped cannot be dropped from the page cache
     if case.before is not None:
         case.before()
     begin = time.perf_counter()
@@ -201,7 +205,7 @@ def _figure() -> float:
 
 
 def judge(target: Target, rows: Sequence[Row]) -> Verdict:
-    """Whether a target is met; None where one of its cases was not measured."""
+    """Compare a target with the figures; the verdict is open if one of its cases was not measured."""
     medians = {row.name: row.median for row in rows if row.values}
     over, under = (_names(target.over), _names(target.under))
     if not medians.keys() >= {*over, *under}:
@@ -218,7 +222,7 @@ def _names(names: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def table(result: Result) -> Iterator[str]:
-    """Lines to print: the figures, then the ratios beside their targets."""
+    """Yield the lines of a table: the figures, then the ratios and their targets."""
     width = max(map(len, (row.name for row in result.rows)), default=0) + 2
     yield f"{result.name}: {result.group.title}"
     yield f"  {result.group.unit:{width}} {'min':>10} {'median':>10} {'max':>10}"
@@ -233,12 +237,12 @@ def table(result: Result) -> Iterator[str]:
 
 
 def number(x: float) -> str:
-    """Three figures, with no exponent."""
+    """Format a number with three significant digits and no exponent."""
     return f"{x:,.0f}" if abs(x) >= 100 else f"{x:.3g}"
 
 
 def verdict_line(verdict: Verdict) -> str:
-    """One ratio beside its target."""
+    """Format a ratio and its target."""
     target = verdict.target
     what = " ÷ ".join(
         f"slower of ({', '.join(names)})" if len(names) > 1 else names[0]
@@ -253,7 +257,7 @@ def verdict_line(verdict: Verdict) -> str:
 
 
 def to_json(result: Result) -> dict[str, Any]:
-    """A group's figures, as they go into the JSON file."""
+    """Return the figures of a group in the form of the JSON file."""
     return {
         "name": result.name,
         "title": result.group.title,

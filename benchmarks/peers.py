@@ -1,4 +1,4 @@
-"""Each library's own way to read the same samples: functions that return an iterable of batches, and the limit.
+"""How each library reads the same samples: functions that return an iterable of batches, and the limit.
 
 Knows how each library reads; knows nothing of measuring.
 """
@@ -25,7 +25,7 @@ NAMES = ("spikes.npy", "behavior.npy", "metadata.json")
 
 
 def webdataset(urls: list[str], batch_size: int, transform: Map | None = None) -> wds.WebDataset:
-    """webdataset as its documentation reads arrays."""
+    """Read with webdataset, as its documentation shows for arrays."""
     dataset = wds.WebDataset(urls, shardshuffle=False).decode()
     if transform is not None:
         dataset = dataset.map(transform)
@@ -33,21 +33,21 @@ def webdataset(urls: list[str], batch_size: int, transform: Map | None = None) -
 
 
 def webloader(urls: list[str], batch_size: int, num_workers: int) -> Batches:
-    """webdataset in worker processes that stay."""
+    """Read with webdataset in persistent worker processes."""
     return wds.WebLoader(
         webdataset(urls, batch_size), batch_size=None, num_workers=num_workers, persistent_workers=True
     )
 
 
 def torchdata(urls: list[str], batch_size: int) -> Batches:
-    """webdataset made resumable by torchdata."""
+    """Read with webdataset, made resumable by torchdata."""
     from torchdata.stateful_dataloader import StatefulDataLoader
 
     return StatefulDataLoader(webdataset(urls, batch_size), batch_size=None, num_workers=0)
 
 
 def litdata(root: Path, samples: Samples, num_workers: int = 0) -> Batches:
-    """LitData, from its own chunks."""
+    """Read with LitData from its own chunks."""
     from litdata import StreamingDataLoader, StreamingDataset
 
     dataset = StreamingDataset(str(datasets.litdata(root, samples)), shuffle=False)
@@ -57,7 +57,7 @@ def litdata(root: Path, samples: Samples, num_workers: int = 0) -> Batches:
 
 
 def mosaicml(root: Path, samples: Samples) -> Batches:
-    """MosaicML Streaming, from its own shards."""
+    """Read with MosaicML Streaming from its own shards."""
     from streaming import StreamingDataset
     from streaming.base.util import clean_stale_shared_memory
 
@@ -69,7 +69,7 @@ def mosaicml(root: Path, samples: Samples) -> Batches:
 
 
 def energon(root: Path, samples: Samples) -> Batches:
-    """Megatron-Energon, from webdataset's shards, in order and once: its way to read validation data."""
+    """Read with Megatron-Energon from the shards of webdataset, in order and once, as it reads validation data."""
     from megatron.energon import (
         Cooker,
         DefaultTaskEncoder,
@@ -112,7 +112,7 @@ def energon(root: Path, samples: Samples) -> Batches:
 
 
 class Dali:
-    """NVIDIA DALI's reader on the CPU: raw bytes of the members, nothing decoded."""
+    """Read with NVIDIA DALI on the CPU: raw bytes of the members, without decoding."""
 
     def __init__(self, urls: list[str], batch_size: int) -> None:
         from nvidia.dali import fn, pipeline_def
@@ -134,7 +134,7 @@ class Dali:
 
 
 def ffcv(root: Path, samples: Samples) -> Batches:
-    """FFCV in order, from its own file; arrays only."""
+    """Read with FFCV in order from its own file; arrays only."""
     from ffcv.fields.decoders import NDArrayDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import ToTensor
@@ -152,12 +152,12 @@ def ffcv(root: Path, samples: Samples) -> Batches:
 
 
 class Limit:
-    """The same payloads copied out of mapped shards, one after the other, into one buffer that is used again.
+    """Copy the same payloads from mapped shards, one after another, into one buffer that is reused.
 
     Args:
-        directory: of our shards.
+        directory: directory of our shards.
         batch_size: samples that the buffer holds.
-        shuffled: copy them in random order, which memory and its page tables like less.
+        shuffled: whether to copy them in random order, which is slower because of cache and page-table misses.
     """
 
     def __init__(self, directory: Path, batch_size: int, shuffled: bool = False) -> None:

@@ -1,6 +1,6 @@
-"""How fast samples come: in order and shuffled, with workers and transforms, beside the peers and the limit.
+"""Speed of reading: in order and shuffled, with workers and transforms, against other libraries and the limit.
 
-Knows which loaders are compared and what is asked of them; knows nothing of how the figures are taken.
+Knows which loaders are compared, and their targets; knows nothing of how measurements are taken.
 """
 
 from __future__ import annotations
@@ -32,57 +32,57 @@ SHUFFLES: dict[str, bool | str] = {
 
 
 def rows(batch: Any) -> int:
-    """Samples in a batch of any of the libraries."""
+    """Return the number of samples in a batch of any of the libraries."""
     if isinstance(batch, dict):
         return len(batch["behavior"])
     return len(batch.behavior if hasattr(batch, "behavior") else batch[0])
 
 
 def epoch(batches: peers.Batches, n: int) -> Work:
-    """The work of going once through `batches`, which must hold `n` samples."""
+    """Return the work of iterating once over `batches`, which must hold `n` samples."""
 
     def work() -> float:
         count = sum(map(rows, batches))
         if count != n:
-            raise RuntimeError(f"{count} samples came, not {n}")
+            raise RuntimeError(f"received {count} samples, not {n}")
         return n
 
     return work
 
 
 def reads(name: str, batches: Callable[[], peers.Batches], n: int, before: Callable[[], None] | None = None) -> Case:
-    """A case that goes through what `batches` opens."""
+    """Return a case that iterates over the batches that `batches` opens."""
     return Case(name, lambda: epoch(batches(), n), before, ours=name.startswith(OURS))
 
 
 def ordinary(setting: Setting) -> Samples:
-    """The samples of most groups."""
+    """Return the samples of most groups."""
     return Samples("ordinary", setting.n_samples)
 
 
 def our_loader(setting: Setting, samples: Samples, **options: Any) -> peers.Batches:
-    """Our loader with its defaults, in order and in this process unless the options say otherwise."""
+    """Open our loader with its defaults, but in order and in this process unless the options say otherwise."""
     options = {"batch_size": samples.batch_size, "num_workers": 0, "shuffle": False, **options}
     return create_webdataset_dataloader(datasets.ours(setting.root, samples), **options)
 
 
 def plain(setting: Setting, samples: Samples, transform: peers.Map | None = None) -> peers.Batches:
-    """webdataset on the shards that it wrote."""
+    """Read with webdataset the shards that it wrote."""
     return peers.webdataset(datasets.webdataset(setting.root, samples), samples.batch_size, transform)
 
 
 def limit(setting: Setting, samples: Samples, shuffled: bool = False) -> peers.Batches:
-    """The limit on our shards."""
+    """Copy the payloads of our shards."""
     return peers.Limit(datasets.ours(setting.root, samples), samples.batch_size, shuffled)
 
 
 def first_epoch(setting: Setting, samples: Samples) -> Work:
-    """The work of opening our loader and going through it once, which compares every checksum."""
+    """Return the work of opening our loader and iterating once, which compares every checksum."""
     return lambda: epoch(our_loader(setting, samples), samples.n)()
 
 
 def in_order(setting: Setting) -> Group:
-    """One process, nothing shuffled."""
+    """Read in one process, without shuffling."""
     samples, root = ordinary(setting), setting.root
     first = f"{OURS}, first epoch (compares checksums)"
     cases = [
@@ -108,7 +108,7 @@ def in_order(setting: Setting) -> Group:
 
 
 def shuffled(setting: Setting) -> Group:
-    """What shuffling costs."""
+    """Measure the cost of shuffling."""
     samples = ordinary(setting)
     loaders = {name: functools.partial(our_loader, setting, samples, shuffle=how) for name, how in SHUFFLES.items()}
     unshuffled, *others = SHUFFLES
@@ -124,7 +124,7 @@ _LIMITS = ("in order", "shuffled")
 
 
 def two_workers(setting: Setting) -> Group:
-    """Worker processes that stay: epochs after the first."""
+    """Read in persistent worker processes, in epochs after the first."""
     samples, root = ordinary(setting), setting.root
     cases = [
         (OURS, lambda: our_loader(setting, samples, num_workers=2, persistent_workers=True)),
@@ -139,7 +139,7 @@ def two_workers(setting: Setting) -> Group:
 
 
 def one_modality(setting: Setting) -> Group:
-    """Reading a part of the fields."""
+    """Read some of the fields."""
     samples = ordinary(setting)
     every, one = f"{OURS}, all", f'{OURS}, modalities=["behavior"]'
     return Group(
@@ -153,12 +153,12 @@ def one_modality(setting: Setting) -> Group:
 
 
 def root_of(field: str, sample: dict[str, Any]) -> dict[str, Any]:
-    """A transform: the square root of a field, as one takes of spike counts."""
+    """Take the square root of a field, a common transform of spike counts."""
     return {**sample, field: np.sqrt(sample[field])}
 
 
 def transformed(setting: Setting) -> Group:
-    """The same function on every sample."""
+    """Apply the same function to every sample."""
     samples = ordinary(setting)
     ours = functools.partial(root_of, "spikes")
     theirs = functools.partial(root_of, "spikes.npy")
@@ -173,7 +173,7 @@ def transformed(setting: Setting) -> Group:
 
 
 def small(setting: Setting) -> Group:
-    """Samples where overhead rules."""
+    """Read small samples, where overhead dominates."""
     samples = Samples("small", setting.n_samples, spikes=(10, 8), behavior=(10, 2))
     return Group(
         "one process, in order, small samples (10, 8)",
@@ -186,7 +186,7 @@ def small(setting: Setting) -> Group:
 
 
 def large(setting: Setting) -> Group:
-    """Samples where copying rules."""
+    """Read large samples, where copying dominates."""
     n = 16 if setting.quick else 64
     samples = Samples("large", n, spikes=(2000, 1024), shard_size=16, batch_size=4)
     return Group(
@@ -202,7 +202,7 @@ def large(setting: Setting) -> Group:
 
 
 def our_shards(setting: Setting) -> Group:
-    """What our way of writing brings those who read with webdataset alone."""
+    """Read our shards with webdataset, and compare with shards that it wrote itself."""
     samples = ordinary(setting)
 
     def on_ours() -> peers.Batches:
@@ -220,7 +220,7 @@ def our_shards(setting: Setting) -> Group:
 
 
 def no_index(setting: Setting) -> Group:
-    """Tars that webdataset wrote: indexed in the first epoch."""
+    """Read tars that webdataset wrote, which are indexed in the first epoch."""
     samples = ordinary(setting)
     first, later, theirs = f"{OURS}, first epoch", f"{OURS}, later epochs", "webdataset"
 
@@ -249,7 +249,7 @@ def no_index(setting: Setting) -> Group:
 
 
 def cold(setting: Setting) -> Group:
-    """Nothing in the page cache."""
+    """Read with an empty page cache."""
     samples = ordinary(setting)
     piece = memoryview(bytearray(4 << 20))
 
@@ -292,18 +292,18 @@ def _bytes_from_disk() -> int:
     try:
         lines = Path("/proc/self/io").read_text().splitlines()
     except OSError as error:
-        raise Unavailable(f"cannot tell what comes from the disk: {error}") from error
+        raise Unavailable(f"cannot measure what is read from the disk: {error}") from error
     return int(dict(line.split(": ") for line in lines)["read_bytes"])
 
 
 def overlap(setting: Setting) -> Group:
-    """A training step beside loading."""
+    """Load while a training step runs."""
     samples = ordinary(setting)
     n_batches = -(-samples.n // samples.batch_size)
 
     @functools.cache
     def step() -> Callable[[], object]:
-        """A step that leaves the interpreter to others and takes as long as loading a batch: hashing."""
+        """Return a step that takes as long as loading a batch and releases the GIL: hashing."""
         load = epoch(our_loader(setting, samples), samples.n)
         load()
         seconds = min(_seconds(load) for _ in range(3)) / n_batches
@@ -341,7 +341,7 @@ def overlap(setting: Setting) -> Group:
         return work
 
     loading, stepping, both, neither = "loading alone", "the step alone", f"{OURS}, both", f"{OURS}, prefetch_factor=0"
-    apart = "both, nothing handed over"
+    apart = "both, no batch passed on"
     return Group(
         "one process, a step that takes as long as loading a batch",
         [
@@ -363,7 +363,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def memory_growth(setting: Setting, samples: Samples, shuffle: bool | str) -> float:
-    """Growth of this process's resident memory from the end of the first epoch to that of the fifth, in %."""
+    """Return the growth of resident memory between the ends of the first and the fifth epoch, in %."""
     import psutil
 
     loader = our_loader(setting, samples, shuffle=shuffle)
@@ -375,7 +375,7 @@ def memory_growth(setting: Setting, samples: Samples, shuffle: bool | str) -> fl
 
 
 def memory(setting: Setting) -> Group:
-    """Whether epochs leave something behind."""
+    """Check whether memory grows from epoch to epoch."""
     samples = ordinary(setting)
 
     def growth(shuffle: bool | str) -> Work:
@@ -394,13 +394,13 @@ def memory(setting: Setting) -> Group:
 
 
 def many_shards(setting: Setting) -> Samples:
-    """1,000 shards of a few small samples."""
+    """Return 1,000 shards of a few small samples."""
     size = 4 if setting.quick else 32
     return Samples("many-shards", 1000 * size, spikes=(10, 8), behavior=(10, 2), shard_size=size)
 
 
 def open_files(setting: Setting, samples: Samples) -> float:
-    """The most files that this process has open while it reads."""
+    """Return the largest number of files that this process has open while it reads."""
     import psutil
 
     process = psutil.Process()
@@ -409,7 +409,7 @@ def open_files(setting: Setting, samples: Samples) -> float:
 
 
 def open_memory(setting: Setting, samples: Samples) -> float:
-    """The most memory of its own (no file's pages) that reading adds to this process, bytes."""
+    """Return the peak of private memory (without pages of files) that reading adds, in bytes."""
     import psutil
 
     process = psutil.Process()
@@ -424,7 +424,7 @@ def open_memory(setting: Setting, samples: Samples) -> float:
 
 
 def handles(setting: Setting) -> Group:
-    """Files held open."""
+    """Count open files."""
     samples = many_shards(setting)
     name = f'{OURS}, shuffle="full"'
     allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -445,7 +445,7 @@ def handles(setting: Setting) -> Group:
 
 
 def shards_memory(setting: Setting) -> Group:
-    """Memory of what is held of the shards."""
+    """Measure the memory that open shards take."""
     samples = many_shards(setting)
     name = f'{OURS}, shuffle="full"'
 

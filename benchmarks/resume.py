@@ -1,7 +1,7 @@
-"""``python -m benchmarks.resume``: what it costs to go on from a state, and to open a large dataset.
+"""``python -m benchmarks.resume``: the time to resume from a state, and to open a large dataset.
 
-Prints two tables. The dataset of a million samples and the one of 10,000 shards are made here: true manifests and
-indexes beside sparse tars, whose arrays read as zeros and take no room on the disk.
+Prints two tables. The datasets of a million samples and of 10,000 shards are made here: real manifests and indexes with
+sparse tars, whose arrays are zeros and take no space on disk.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SHAPE = (25, 40)
 
 
 def sparse_dataset(directory: Path, n_shards: int, shard_size: int) -> Path:
-    """A dataset whose first shard is true; the others are holes of its size, with its index and a few headers."""
+    """Make a dataset whose first shard is real; the others are sparse files with its size, index and a few headers."""
 
     def make(path: Path) -> None:
         with WebDatasetWriter(path, shard_size=shard_size) as writer:
@@ -49,12 +49,14 @@ def sparse_dataset(directory: Path, n_shards: int, shard_size: int) -> Path:
         records = []
         for i in range(n_shards):
             shard = first.with_name(f"shard_{i:06d}.tar")
-            checksums = index.member_crc32[: 0 if i else None]  # a hole's bytes are others
+            checksums = index.member_crc32[: 0 if i else None]  # they do not hold for zeros
             twin = replace(index, shard_name=shard.name, member_crc32=checksums)
             if i:
                 with open(shard, "wb") as stream:
                     stream.truncate(index.tar_size)
-                    for payload in np.concatenate(ends).tolist():  # a shard is known by its first and last sample
+                    for payload in np.concatenate(
+                        ends
+                    ).tolist():  # the reader checks the first and last sample of a shard
                         stream.seek(payload - 512)
                         stream.write(tar[payload - 512 : payload])
                 index_path(shard).write_bytes(twin.to_bytes())
@@ -65,7 +67,7 @@ def sparse_dataset(directory: Path, n_shards: int, shard_size: int) -> Path:
 
 
 def first_batch_ms(make: Callable[[], Any], state: Any) -> float:
-    """Milliseconds from nothing to the first batch after `state`."""
+    """Return the milliseconds from making a loader to its first batch after `state`."""
     begin = time.perf_counter()
     loader = make()
     loader.load_state_dict(state)
@@ -74,13 +76,13 @@ def first_batch_ms(make: Callable[[], Any], state: Any) -> float:
 
 
 def medians(make: Callable[[], Any], states: list[Any], repeats: int = REPEATS) -> list[float]:
-    """The median for each state; one round first does not count."""
+    """Return the median for each state, in milliseconds, after one round of warm-up."""
     rounds = [[first_batch_ms(make, state) for state in states] for _ in range(repeats + 1)][1:]
     return [statistics.median(times) for times in zip(*rounds, strict=True)]
 
 
 def our_row(directory: Path, n_samples: int, **options: Any) -> list[float]:
-    """Our loader at each of PLACES; its state is arithmetic, nothing has to be run to get there."""
+    """Measure our loader at each of PLACES; its states are computed, without running it."""
 
     def make() -> Any:
         return create_webdataset_dataloader(directory, BATCH, **options)
@@ -97,7 +99,7 @@ def our_row(directory: Path, n_samples: int, **options: Any) -> list[float]:
 
 
 def states_on_the_way(loader: Any, n_samples: int) -> list[Any]:
-    """A loader's states at PLACES, by running it."""
+    """Run a loader, and return its states at PLACES."""
     states, batches = [], iter(loader)
     steps = [int(n_samples * place) // BATCH for place in PLACES]
     for before, after in itertools.pairwise([0, *steps]):
@@ -108,7 +110,7 @@ def states_on_the_way(loader: Any, n_samples: int) -> list[Any]:
 
 
 def stateful_row(directory: Path, n_samples: int) -> list[float]:
-    """torchdata's StatefulDataLoader over plain webdataset, which reads again what was read before."""
+    """Measure torchdata's StatefulDataLoader on webdataset, which reads earlier samples again."""
     from torchdata.stateful_dataloader import StatefulDataLoader
 
     shards = sorted(map(str, directory.glob("*.tar")))
@@ -121,7 +123,7 @@ def stateful_row(directory: Path, n_samples: int) -> list[float]:
 
 
 def litdata_row(directory: Path, n_samples: int) -> list[float]:
-    """LitData's loader over a dataset of the same arrays."""
+    """Measure LitData's loader on a dataset of the same arrays."""
     import litdata
 
     inputs = directory.with_name(f"{directory.name}-litdata")
@@ -138,20 +140,20 @@ def _write_litdata(litdata: Any, path: Path, n_samples: int) -> None:
 
 
 def litdata_sample(i: int) -> dict[str, np.ndarray]:
-    """One sample for LitData's own conversion."""
+    """Return a sample for LitData's own conversion."""
     return {"spikes": np.full(SHAPE, i, np.float32)}
 
 
 def opening(directory: Path) -> tuple[float, float, float]:
-    """In a fresh process: seconds to open a dataset and to its first batch; the most memory that this takes, MB."""
-    code = f"import benchmarks.resume as b; b.open_and_tell({str(directory)!r})"
+    """Return, for a fresh process, seconds to open a dataset, seconds to the first batch, and peak memory in MB."""
+    code = f"import benchmarks.resume as b; b.open_and_print({str(directory)!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600)
     opened, first, memory = map(float, done.stdout.split())
     return opened, first, memory
 
 
-def open_and_tell(directory: str) -> None:
-    """Open a dataset, take a batch, and print what it took; for :func:`opening`."""
+def open_and_print(directory: str) -> None:
+    """Open a dataset, take a batch, and print time and memory; for :func:`opening`."""
     before = _memory_kb("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     begin = time.perf_counter()
@@ -168,7 +170,7 @@ def _memory_kb(what: str) -> int:
 
 
 def rows(root: Path) -> Iterator[tuple[str, Callable[[], list[float]]]]:
-    """What is measured, by name."""
+    """Yield the name of each row and the function that measures it."""
     small = sparse_dataset(root / "10k", 10, 1000)
     large = sparse_dataset(root / "1M", 1000, 1000)
     for name, directory, n in (("10 k", small, 10_000), ("1 M", large, 1_000_000)):
@@ -189,7 +191,7 @@ def _write_true(path: Path, n_samples: int) -> None:
 
 def main() -> int:
     """Measure and print."""
-    logging.disable(logging.WARNING)  # torchdata says of every resume that it reads everything again
+    logging.disable(logging.WARNING)  # torchdata warns at every resume that it reads everything again
     warnings.filterwarnings("ignore", message=".*set_vital.*")
     with tempfile.TemporaryDirectory(prefix="neurofmx-benchmarks-", ignore_cleanup_errors=True) as name:
         root = Path(name)

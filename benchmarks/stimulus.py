@@ -1,6 +1,6 @@
-"""How fast stimulus experiments come: the time axis and what goes before it on whole batches, and sample by sample.
+"""Speed of stimulus experiments: preparing images and adding the time axis on whole batches, and sample by sample.
 
-Knows what is done to images; knows nothing of how the figures are taken.
+Knows what is done to images; knows nothing of how measurements are taken.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SHOW: dict[str, Any] = {"stimulus_duration": SHOWN, "intro_duration": INTRO}
 
 
 def images_of(setting: Setting) -> tuple[Path, np.ndarray, np.ndarray]:
-    """Shards of random images, and the same in memory."""
+    """Make random images, in shards and in memory."""
     n = 320 if setting.quick else 3200
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (n, 3, SIZE, SIZE), "uint8"), rng.integers(0, 100, n)
@@ -43,30 +43,30 @@ def images_of(setting: Setting) -> tuple[Path, np.ndarray, np.ndarray]:
 
 
 def normalised(image: np.ndarray) -> np.ndarray:
-    """One image as the model takes it, float32."""
+    """Normalise an image, as float32."""
     return (image.astype("float32") / 255 - MEAN) / STD
 
 
 def repeated(image: np.ndarray, label: Any) -> tuple[np.ndarray, np.ndarray]:
-    """One image at every step."""
+    """Show an image at every step."""
     return np.repeat(normalised(image).astype("float16")[None], STEPS, 0), np.full(STEPS, label)
 
 
 def for_a_while(image: np.ndarray, label: Any) -> tuple[np.ndarray, np.ndarray]:
-    """One image during some steps."""
+    """Show an image during some steps."""
     film, labels = np.zeros((STEPS, *image.shape), "float16"), np.full(STEPS, -1)
     film[INTRO : INTRO + SHOWN], labels[INTRO : INTRO + SHOWN] = normalised(image), label
     return film, labels
 
 
 def under_noise(image: np.ndarray, label: Any) -> tuple[np.ndarray, np.ndarray]:
-    """One image during some steps, with noise of its own power at every step."""
+    """Show an image during some steps, with noise of the same power at every step."""
     film, labels = for_a_while(image, label)
     return film + film[INTRO].std(dtype="float32") * np.random.default_rng().standard_normal(film.shape), labels
 
 
 class InMemory(torch.utils.data.Dataset):
-    """Images that become films one by one."""
+    """Images that are expanded over time one by one."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, film: Any) -> None:
         self.images, self.labels, self.film = images, labels, film
@@ -80,29 +80,29 @@ class InMemory(torch.utils.data.Dataset):
 
 
 def sample_film(film: Any, sample: dict[str, Any]) -> dict[str, Any]:
-    """A transform of a sample."""
+    """Expand a sample over time, as a transform."""
     data, labels = film(sample["image"], sample["label"])
     return {**sample, "image": data.astype("float16", copy=False), "label": labels}
 
 
 def compared(setting: Setting, title: str, kind: Any, film: Any, at_least: float, **options: Any) -> Group:
-    """The same experiment on batches, and twice by the sample."""
+    """Compare an experiment on batches with two that work sample by sample."""
     shards, images, labels = images_of(setting)
 
     def going_through(batches: Any) -> Work:
         def work() -> float:
             count, threads = 0, torch.get_num_threads()
-            torch.set_num_threads(1)  # numpy has no more, either
+            torch.set_num_threads(1)  # numpy has only one, too
             try:
                 for batch in batches:
                     data = batch["image"] if isinstance(batch, dict) else batch[0]
                     if data.shape[1:] != (STEPS, 3, SIZE, SIZE) or data.dtype != torch.float16:
-                        raise RuntimeError(f"{data.dtype} {tuple(data.shape)} came")
+                        raise RuntimeError(f"received {data.dtype} {tuple(data.shape)}")
                     count += len(data)
             finally:
                 torch.set_num_threads(threads)
             if count != len(images):
-                raise RuntimeError(f"{count} samples came, not {len(images)}")
+                raise RuntimeError(f"received {count} samples, not {len(images)}")
             return count
 
         return work
@@ -125,17 +125,17 @@ def compared(setting: Setting, title: str, kind: Any, film: Any, at_least: float
 
 
 def repetition(setting: Setting) -> Group:
-    """The image at every step."""
+    """Show the image at every step."""
     return compared(setting, "repeated: views", StandardDataLoader, repeated, 5)
 
 
 def duration(setting: Setting) -> Group:
-    """The image during some steps."""
+    """Show the image during some steps."""
     return compared(setting, f"shown during {SHOWN}", StimulusDurationDataLoader, for_a_while, 3, **SHOW)
 
 
 def noise(setting: Setting) -> Group:
-    """Noise of its own at every step and for every sample: drawing numbers rules."""
+    """Draw new noise at every step and for every sample, which takes most of the time."""
     options = {**SHOW, "noise_type": "gaussian", "temporal_mode": "dynamic"}
     return compared(setting, "new gaussian noise at each", StimulusNoiseDataLoader, under_noise, 1, **options)
 

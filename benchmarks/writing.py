@@ -1,6 +1,6 @@
-"""How fast samples become shards, beside webdataset's writer and a plain write of the same bytes.
+"""Speed of writing samples to shards, against webdataset's writer and a plain write of the same bytes.
 
-Knows the ways of writing; knows nothing of how the figures are taken.
+Knows the ways of writing; knows nothing of how measurements are taken.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .harness import Case, Group, Setting, Target, Work
 
 
 def raw_write(directory: Path, files: Sequence[bytes], sync: bool) -> None:
-    """Write files, each with one call, and put them on the disk if asked."""
+    """Write files, each with one call, and fsync them if `sync`."""
     directory.mkdir(parents=True)
     for i, data in enumerate(files):
         with open(directory / f"{i:06d}", "wb", buffering=0) as stream:
@@ -33,7 +33,7 @@ def raw_write(directory: Path, files: Sequence[bytes], sync: bool) -> None:
 
 
 def writing(setting: Setting) -> Group:
-    """The same arrays under the same names."""
+    """Write the same arrays under the same names."""
     samples = Samples("ordinary", setting.n_samples)
     out = setting.root / "written"
     ours, theirs, on_disk, in_cache = "neurofmx_wds", "webdataset", "raw write and fsync", "raw write, no fsync"
