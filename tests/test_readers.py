@@ -33,7 +33,6 @@ from neurofmx_wds.format.verify import verify, write_indexes
 from neurofmx_wds.integrations.webloader import open_members
 from neurofmx_wds.loading import copying, open_shard
 from neurofmx_wds.loading.readers import ShardReader
-from neurofmx_wds.storage.checksums import crc32_of
 
 IOS: tuple[Literal["mmap", "pread"], ...] = ("mmap", "pread")
 
@@ -373,11 +372,12 @@ def test_plain_arrays_are_compared_once_in_a_process(
 ) -> None:
     compared: list[int] = []
 
-    def counted(parts: Any) -> int:
-        compared.append(1)
-        return crc32_of(parts)
+    def counted(*args: Any) -> list[int]:
+        compared.extend(args[1])
+        return access.copy_and_sum(*args)
 
-    monkeypatch.setattr(open_shard, "crc32_of", counted)
+    access = copying.MAPPED if io == "mmap" else copying.PREAD
+    monkeypatch.setattr(open_shard, "MAPPED" if io == "mmap" else "PREAD", access._replace(copy_and_sum=counted))
     ids = np.arange(8)
     reader = ShardReader(open_shards(ragged), ["x"], io=io, max_open=1)
     for _ in range(3):
@@ -392,12 +392,12 @@ def test_workers_compare_what_no_other_has_compared(ragged: Path, monkeypatch: p
     """Those of the next epoch, too."""
     compared = multiprocessing.Value("i", 0)
 
-    def counted(parts: Any) -> int:
+    def counted(*args: Any) -> list[int]:
         with compared.get_lock():
-            compared.value += 1
-        return crc32_of(parts)
+            compared.value += len(args[1])
+        return copying.copy_mapped_and_sum(*args)
 
-    monkeypatch.setattr(open_shard, "crc32_of", counted)
+    monkeypatch.setattr(open_shard, "MAPPED", copying.MAPPED._replace(copy_and_sum=counted))
     loader = create_webdataset_dataloader(
         ragged, batch_size=2, num_workers=2, modalities=["x"], multiprocessing_context="fork"
     )
@@ -435,7 +435,6 @@ def test_a_read_may_give_less_than_was_asked_for(tmp_path: Path, monkeypatch: py
     pread, preadv = os.pread, os.preadv
     monkeypatch.setattr(os, "pread", lambda file, size, at: pread(file, min(size, some), at))
     monkeypatch.setattr(os, "preadv", lambda file, rows, at: preadv(file, [rows[0][:some]], at))
-    monkeypatch.setattr(copying, "_PIECE", 3000)
     batch = ShardReader(open_shards(tmp_path), io="pread").read_batch(np.array([0]))
     assert batch["x"].tolist() == [list(range(1000))]
 
@@ -443,12 +442,12 @@ def test_a_read_may_give_less_than_was_asked_for(tmp_path: Path, monkeypatch: py
 def test_two_threads_may_compare_the_last_sample_of_a_shard(ragged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both = threading.Barrier(2)
 
-    def together(parts: Any) -> int:
-        found = crc32_of(parts)
+    def together(*args: Any) -> list[int]:
+        found = copying.copy_mapped_and_sum(*args)
         both.wait(10)
         return found
 
-    monkeypatch.setattr(open_shard, "crc32_of", together)
+    monkeypatch.setattr(open_shard, "MAPPED", copying.MAPPED._replace(copy_and_sum=together))
     reader = ShardReader(open_shards(ragged), ["x"])
     with ThreadPoolExecutor(2) as threads:
         first, second = threads.map(reader.read_batch, [np.arange(3), np.arange(3)])

@@ -6,12 +6,13 @@ Knows an index and a tar; knows nothing of other shards, order or batches.
 from __future__ import annotations
 
 import functools
+import itertools
 import mmap
 import sys
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,12 +20,11 @@ import torch
 from ..errors import INDEX_SHARDS, RESTORE, NeurofmxError, ShardError
 from ..format.decoding import decode
 from ..format.index import Column, ShardIndex
-from ..format.limits import Buffer
 from ..format.names import field_of
 from ..format.shards import ShardSet
 from ..storage.cache import is_compressed
 from ..storage.checksums import crc32_of
-from .copying import copy_mapped, copy_pread, pieces
+from .copying import MAPPED, PREAD
 from .memory import Rows
 
 _MAPPING: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}  # keep no file handle of its own
@@ -68,11 +68,11 @@ class OpenShard:
 
     Attributes:
         source: its tar: a memoryview of the mapped file, or the open file.
-        copy: the function that copies payloads out of `source`.
-        signature: name, dtype (None where the samples differ or are not plain arrays) and shape of each field. Shards
-            that are alike have the very same object.
-        records: for each sample where its fields' data begin, its key and its metadata: one look-up returns all.
-        to_check: whether there may be samples whose plain arrays have not been compared with their checksums yet.
+        access: how bytes get out of `source`.
+        signature: what its fields are. Shards that are alike have the very same object.
+        records: for each sample where the data of its first field begin and the field's checksum (-1: none to compare),
+            likewise for the other fields, then its key and its metadata: one look-up returns all.
+        to_check: whether there may be samples whose copied fields have not been compared with their checksums yet.
     """
 
     def __init__(self, shards: ShardSet, i: int, names: Iterable[str], mapped: bool, checksums: bool) -> None:
@@ -80,7 +80,7 @@ class OpenShard:
         self.path = shards.paths[i]
         stream = shards.open(i)
         self.source: Any = stream
-        self.copy = copy_mapped if mapped else copy_pread
+        self.access = MAPPED if mapped else PREAD
         self._remedy = _RESTORE
         if is_compressed(self.path):  # whose own checksum was compared when it was unpacked
             self._remedy = f"remove its unpacked copy, {shards.cache.copy_of(self.path)}; else {_RESTORE}"
@@ -91,17 +91,21 @@ class OpenShard:
         else:
             weakref.finalize(self, stream.close)
         here = _columns(self.index, names)
-        self.signature = _same(tuple((name, *_plain_array(column)) for name, column in here))
-        starts = [column.data_starts if column else [-1] * self.index.n_samples for _, column in here]
-        self.records = list(zip(*starts, self.index.sample_keys, self.index.sample_metadata, strict=True))
+        self._columns = [column for _, column in here]
+        self.signature = _same(tuple(_described(name, column) for name, column in here))
         self._checksums = checksums
-        self._copied = [column for _, column in here if column and column.layout]
-        self.to_check = checksums and self.index.has_checksums and bool(self._copied)
+        self.to_check = checksums and self.index.has_checksums and any(field.dtype for field in self.signature)
+        absent = [-1] * self.index.n_samples
+        starts = [column.data_starts if column else absent for column in self._columns]
+        crc32s = [column.crc32 if column and self.to_check else None for column in self._columns]
+        sums = [absent if crc32 is None else crc32.tolist() for crc32 in crc32s]
+        numbers = itertools.chain.from_iterable(zip(starts, sums, strict=True))
+        self.records = list(zip(*numbers, self.index.sample_keys, self.index.sample_metadata, strict=True))
 
     @property
     def n_bytes(self) -> int:
         """Memory that it takes, roughly, in bytes."""
-        return len(self.records) * (250 + 40 * len(self.signature)) + self.index.n_bytes
+        return len(self.records) * (250 + 80 * len(self.signature)) + self.index.n_bytes
 
     def decode(self, name: str, row: int) -> Any:
         """Return the value of one field of one sample; None where the sample lacks it.
@@ -112,11 +116,12 @@ class OpenShard:
         column = self.index.columns.get(name)
         if column is None or column.offset[row] < 0:
             return None
-        suffix = self.index.suffixes[column.suffix_id[row]]
         payload = bytearray(int(column.size[row]))
         if payload:
-            self.copy([self.source], [int(column.offset[row])], Rows(memoryview(payload)))
-        self._compare(column, row, [payload])
+            self.access.copy([self.source], [int(column.offset[row])], Rows(memoryview(payload)))
+        if self._checksums and column.crc32 is not None and crc32_of([payload]) != column.crc32[row]:
+            raise self._changed(column, row)
+        suffix = self.index.suffixes[column.suffix_id[row]]
         try:
             return decode(suffix, payload)
         except NeurofmxError as error:
@@ -128,28 +133,39 @@ class OpenShard:
                 remedy=error.remedy or _RESTORE,
             ) from error
 
-    def check(self, row: int) -> None:
-        """Compare a sample's plain arrays with their checksums.
+    def changed(self, f: int, row: int) -> ShardError:
+        """Return the error for a sample whose field at place `f` of `signature` is not what was written."""
+        column = self._columns[f]
+        assert column is not None
+        return self._changed(column, row)
 
-        Raises:
-            ShardError: they are not what was written.
-        """
-        for column in self._copied:
-            start = int(column.offset[row])
-            self._compare(column, row, pieces(self.source, start, start + int(column.size[row])))
-
-    def _compare(self, column: Column, row: int, payload: Iterable[Buffer]) -> None:
-        if self._checksums and column.crc32 is not None and crc32_of(payload) != column.crc32[row]:
-            raise ShardError(
-                "the bytes have changed since they were written: their checksum differs",
-                file=self.path,
-                sample=self.index.sample_keys[row],
-                member=self.index.suffixes[column.suffix_id[row]],
-                remedy=self._remedy,
-            )
+    def _changed(self, column: Column, row: int) -> ShardError:
+        return ShardError(
+            "the bytes have changed since they were written: their checksum differs",
+            file=self.path,
+            sample=self.index.sample_keys[row],
+            member=self.index.suffixes[column.suffix_id[row]],
+            remedy=self._remedy,
+        )
 
 
-Signature = tuple[tuple[str, torch.dtype | None, tuple[int, ...]], ...]
+class Field(NamedTuple):
+    """One field of a shard.
+
+    Attributes:
+        name: its name.
+        dtype: of its arrays, if they can be copied as they are; None: each must be decoded.
+        shape: of each sample's array.
+        header_size: bytes before an array's data.
+    """
+
+    name: str
+    dtype: torch.dtype | None = None
+    shape: tuple[int, ...] = ()
+    header_size: int = 0
+
+
+Signature = tuple[Field, ...]
 
 
 def _columns(index: ShardIndex, names: Iterable[str]) -> list[tuple[str, Column | None]]:
@@ -163,10 +179,14 @@ def _same(signature: Signature) -> Signature:
     return signature
 
 
-def _plain_array(column: Column | None) -> tuple[torch.dtype | None, tuple[int, ...]]:
-    if column is None or column.layout is None:
-        return None, ()
-    return torch_dtype(column.layout.dtype), column.layout.shape
+def _described(name: str, column: Column | None) -> Field:
+    """Describe a field. It can be copied if each payload is a header, some bytes of one kind of array, and no more."""
+    layout = column.layout if column else None
+    if column is None or layout is None or not layout.n_bytes:
+        return Field(name)
+    if (column.size != layout.header_size + layout.n_bytes).any():
+        return Field(name)
+    return Field(name, torch_dtype(layout.dtype), layout.shape, layout.header_size)
 
 
 @functools.lru_cache(maxsize=256)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import mmap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,7 +89,7 @@ class ShardReader:
         self.selected = selected
         self._starts = np.concatenate([[0], np.cumsum(shards.counts)])
         self._first = self._starts.tolist()
-        self._checked = _flags(shards.n_samples)  # of each sample, whether its plain arrays have been
+        self._compared = _flags(shards.n_samples)  # of each sample, whether its plain arrays have been
         self._memory = BatchMemory()
         self._check_modalities()
         mapped = io == "mmap" or (io == "auto" and all(map(is_local, {path.parent for path in shards.paths})))
@@ -167,27 +167,44 @@ class ShardReader:
         where, rows = self.locate(ids)
         if len(ids) > self._pool.n_at_once and len(set(where)) > self._pool.n_at_once:
             return self._read_in_parts(ids, memory)
-        opened = {i: self._pool[i] for i in dict.fromkeys(where)}
+        held = self._pool.held
+        opened = {i: held.get(i) or self._pool[i] for i in dict.fromkeys(where)}
         shards = [opened[i] for i in where]
+        if all(shard.signature is shards[0].signature for shard in opened.values()):
+            return self._read_alike(ids, opened, shards, rows, memory or self._memory)
+        names = dict.fromkeys(field.name for shard in opened.values() for field in shard.signature)
+        batch = {name: _decoded(name, shards, rows) for name in names}
+        keys, texts = zip(*[shard.records[row][-2:] for shard, row in zip(shards, rows, strict=True)], strict=True)
+        return {**batch, "metadata": _metadata(texts, shards, rows), "__key__": list(keys)}
+
+    def _read_alike(
+        self,
+        ids: np.ndarray,
+        opened: Mapping[int, OpenShard],
+        shards: Sequence[OpenShard],
+        rows: Sequence[int],
+        memory: Memory,
+    ) -> dict[str, Any]:
+        """Read samples from shards that have the same fields; each field that can be copied is, into one tensor."""
         records = [shard.records[row] for shard, row in zip(shards, rows, strict=True)]
-        signature = shards[0].signature
+        *numbers, keys, texts = zip(*records, strict=True)
+        sources = [shard.source for shard in shards]
+        copy, copy_and_sum = shards[0].access
+        is_new = any(shard.to_check for shard in opened.values()) and self._is_new(ids)
         batch: dict[str, Any] = {}
-        if all(shard.signature is signature for shard in opened.values()):
-            *starts, keys, metadata = zip(*records, strict=True)
-            for (name, dtype, shape), begin in zip(signature, starts, strict=True):
-                if dtype is None:
-                    batch[name] = _decoded(name, shards, rows)
-                else:
-                    batch[name] = _copied(shards, begin, dtype, shape, memory or self._memory)
-        else:
-            keys, metadata = zip(*[record[-2:] for record in records], strict=True)
-            for name in dict.fromkeys(name for shard in opened.values() for name, *_ in shard.signature):
+        for f, (name, dtype, shape, header_size) in enumerate(shards[0].signature):
+            if dtype is None:
                 batch[name] = _decoded(name, shards, rows)
-        if any(shard.to_check for shard in opened.values()):  # only now: copying has brought the bytes from the disk
-            self._check(opened, where, rows)
-        batch["metadata"] = MetadataList(metadata if all(metadata) else _metadata(metadata, shards, rows))
-        batch["__key__"] = list(keys)
-        return batch
+                continue
+            batch[name], out = memory.with_rows((len(ids), *shape), dtype)
+            starts, sums = numbers[2 * f : 2 * f + 2]
+            if not is_new:
+                copy(sources, starts, out)
+            else:
+                _compare(copy_and_sum(sources, starts, out, header_size), sums, f, shards, rows)
+        if is_new:
+            self._mark_compared(ids, opened)
+        return {**batch, "metadata": _metadata(texts, shards, rows), "__key__": list(keys)}
 
     def _read_in_parts(self, ids: np.ndarray, memory: Memory | None) -> dict[str, Any]:
         """Read a batch of samples in more shards than may be open at once."""
@@ -197,15 +214,14 @@ class ShardReader:
         batch["metadata"] = MetadataList(batch["metadata"])
         return memory.pin(batch) if isinstance(memory, BatchMemory) else batch
 
-    def _check(self, opened: dict[int, OpenShard], where: Sequence[int], rows: Sequence[int]) -> None:
-        """Compare the samples here that have not been read before with their checksums."""
-        for i, row in zip(where, rows, strict=True):
-            place = self._first[i] + row
-            if opened[i].to_check and not self._checked[place]:
-                opened[i].check(row)
-                self._checked[place] = 1
+    def _is_new(self, ids: np.ndarray) -> bool:
+        """Return whether any of these samples' copied fields have not been compared with their checksums yet."""
+        return b"\0" in np.frombuffer(self._compared, np.uint8)[self.dataset_ids(ids)].tobytes()
+
+    def _mark_compared(self, ids: np.ndarray, opened: Mapping[int, OpenShard]) -> None:
+        np.frombuffer(self._compared, np.uint8)[self.dataset_ids(ids)] = 1
         for i, shard in opened.items():
-            shard.to_check = shard.to_check and self._checked.find(b"\0", self._first[i], self._first[i + 1]) >= 0
+            shard.to_check = shard.to_check and self._compared.find(b"\0", self._first[i], self._first[i + 1]) >= 0
 
     def read_samples(self, ids: np.ndarray) -> list[dict[str, Any]]:
         """Read the samples with these ids, each a dict of writable numpy arrays, ``metadata`` and ``__key__``.
@@ -225,29 +241,32 @@ class ShardReader:
         return [_sample(columns, row) for row in range(len(ids))]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pool": copy.copy(self._pool), "_checked": None}
+        return {**self.__dict__, "_pool": copy.copy(self._pool), "_compared": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _checked=_flags(state["shards"].n_samples))
+        self.__dict__.update(state, _compared=_flags(state["shards"].n_samples))
 
 
-def _copied(
-    shards: Sequence[OpenShard], starts: Sequence[int], dtype: torch.dtype, shape: tuple[int, ...], memory: Memory
-) -> torch.Tensor:
-    out, out_rows = memory.with_rows((len(shards), *shape), dtype)
-    if out.numel():
-        shards[0].copy([shard.source for shard in shards], starts, out_rows)
-    return out
+def _compare(
+    found: Sequence[int], expected: Sequence[int], f: int, shards: Sequence[OpenShard], rows: Sequence[int]
+) -> None:
+    """Refuse the first sample whose `f`-th field has another checksum than expected (-1: any)."""
+    if found != list(expected):
+        for shard, row, crc32, wanted in zip(shards, rows, found, expected, strict=True):
+            if wanted not in (crc32, -1):
+                raise shard.changed(f, row)
 
 
 def _decoded(name: str, shards: Sequence[OpenShard], rows: Sequence[int]) -> Any:
     return stack([shard.decode(name, row) for shard, row in zip(shards, rows, strict=True)])
 
 
-def _metadata(texts: Sequence[bytes], shards: Sequence[OpenShard], rows: Sequence[int]) -> list[Any]:
+def _metadata(texts: Sequence[bytes], shards: Sequence[OpenShard], rows: Sequence[int]) -> MetadataList:
     """Return the samples' metadata, decoded from their members where the index has no JSON of them; {} where absent."""
+    if all(texts):
+        return MetadataList(texts)
     given = [text or shard.decode("metadata", row) for text, shard, row in zip(texts, shards, rows, strict=True)]
-    return [{} if about is None else about for about in given]
+    return MetadataList([{} if about is None else about for about in given])
 
 
 def _sample(columns: dict[str, Any], row: int) -> dict[str, Any]:

@@ -35,13 +35,16 @@ class ShardPool:
     Args:
         opener: opens a shard.
         max_open: shards that this pool keeps open at most.
+
+    Attributes:
+        held: the shards that are open now; looking there first saves a call.
     """
 
     def __init__(self, opener: ShardOpener, max_open: int | None = None) -> None:
         self.opener = opener
         self.max_open = max_open or _MAX_OPEN
         self.n_at_once = min(self.max_open, max_open_shards() // 2)  # others may be reading too
-        self._open: OrderedDict[int, OpenShard] = OrderedDict()
+        self.held: OrderedDict[int, OpenShard] = OrderedDict()
         self._bytes = 0
         self._opening = threading.Lock()
         with _bookkeeping:
@@ -49,7 +52,7 @@ class ShardPool:
 
     def __len__(self) -> int:
         """How many shards are open."""
-        return len(self._open)
+        return len(self.held)
 
     def __getitem__(self, i: int) -> OpenShard:
         """Return the i-th shard, opened if it is not open yet.
@@ -58,21 +61,21 @@ class ShardPool:
             ShardError: as :class:`ShardOpener`.
             OSError: it cannot be opened.
         """
-        return self._open.get(i) or self._keep_open(i)
+        return self.held.get(i) or self._keep_open(i)
 
     def max_bytes(self, i: int, n: float) -> int:
         """Return the memory that `n` open shards like the i-th take at most, in bytes, within the pool's limit."""
-        each = self[next(iter(self._open), i)].n_bytes
+        each = self[next(iter(self.held), i)].n_bytes
         return min(_MAX_BYTES + each, math.ceil(each * n))
 
     def _keep_open(self, i: int) -> OpenShard:
         with self._opening:
-            shard = self._open.get(i)
+            shard = self.held.get(i)
             if shard is not None:  # another thread was faster
                 return shard
             shard = self._opened(i)
             with _bookkeeping:
-                self._open[i] = shard
+                self.held[i] = shard
                 self._bytes += shard.n_bytes
                 while len(self) > self.max_open or (self._bytes > _MAX_BYTES and len(self) > 1):
                     self._close_first()
@@ -94,7 +97,7 @@ class ShardPool:
 
     def _close_first(self) -> None:
         """Drop the shard opened first: it is closed once no batch is being read from it."""
-        self._bytes -= self._open.popitem(last=False)[1].n_bytes
+        self._bytes -= self.held.popitem(last=False)[1].n_bytes
 
     def __reduce__(self) -> tuple[type[ShardPool], tuple[ShardOpener, int]]:
         return ShardPool, (self.opener, self.max_open)

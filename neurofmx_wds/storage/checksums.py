@@ -19,21 +19,37 @@ _SHORT = 5 << 10  # bytes: for more, both give up the interpreter
 LET_OTHERS_RUN = 256 << 10  # bytes: work on so many is long enough to be worth giving up the interpreter for
 
 
+def crc32_function(size: int) -> Callable[[Any, int], int]:
+    """Return the fastest ``f(buffer, crc)`` for buffers of `size` bytes.
+
+    Both libraries let other threads run meanwhile, which may take the interpreter for far longer than a checksum
+    takes: in their presence buffers of a middling size are cut into pieces too short for that.
+    """
+    whole = size <= _SHORT or size >= LET_OTHERS_RUN or threading.active_count() == 1
+    return crc32 if whole else _crc32_in_pieces
+
+
+def _crc32_in_pieces(buffer: Any, crc: int) -> int:
+    view = memoryview(buffer)
+    for start in range(0, len(view), _SHORT):
+        crc = crc32(view[start : start + _SHORT], crc)
+    return crc
+
+
 def crc32_of(parts: Iterable[Any]) -> int:
-    """The checksum of some bytes.
+    """Return the checksum of some bytes.
 
     Args:
         parts: objects with a buffer of contiguous bytes, one after the other.
 
     Returns:
         CRC-32 as in zip and gzip files (polynomial 0x04C11DB7), 0 … 2³² − 1.
+
+    Example:
+        >>> crc32_of([b"spi", b"kes"]) == crc32_of([b"spikes"])
+        True
     """
     crc = 0
     for part in parts:
-        if len(part) <= _SHORT or len(part) >= LET_OTHERS_RUN or threading.active_count() == 1:
-            crc = crc32(part, crc)
-        else:  # others would take the interpreter for longer than this takes
-            view = memoryview(part)
-            for start in range(0, len(view), _SHORT):
-                crc = crc32(view[start : start + _SHORT], crc)
+        crc = crc32_function(len(part))(part, crc)
     return crc
