@@ -59,7 +59,7 @@ def decode_pickle(data: Buffer, encoding: str = "ASCII") -> Any:
         (100, 96)
         >>> decode_pickle(pickle.dumps(print))
         Traceback (most recent call last):
-        neurofmx_wds.errors.UnsafeDataError: the pickle asks for 'builtins.print', not a plain array or container
+        neurofmx_wds.errors.UnsafeDataError: the pickle asks for builtins.print, not a plain array or container
     """
     return _decode(lambda raw, budget: TensorUnpickler(io.BytesIO(raw), budget, None, encoding).load(), "pickle", data)
 

@@ -80,7 +80,8 @@ class Unpickler(pickle._Unpickler):
             while (code := read(1)) != pickle.STOP:
                 opcodes[code](self)
         except KeyError as error:
-            raise UnsafeDataError("the pickle is cut, or uses what plain values do not need") from error
+            what = "an opcode or memo that plain arrays do not need" if code else "more bytes than there are"
+            raise UnsafeDataError(f"not a readable pickle: it uses {what}") from error
         return self.stack.pop()
 
     def find_class(self, module: str, name: str) -> Any:
@@ -90,7 +91,8 @@ class Unpickler(pickle._Unpickler):
             UnsafeDataError: the name is not allowed.
         """
         if (module, name) not in self.allowed:
-            raise UnsafeDataError(f"the pickle asks for {f'{module}.{name}'[:200]!r}, not a plain array or container")
+            asked = f"{module}.{name}"[:200]
+            raise UnsafeDataError(f"the pickle asks for {asked}, not a plain array or container")
         return self.allowed[module, name]
 
     def load_frame(self) -> None:
