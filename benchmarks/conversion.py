@@ -22,7 +22,8 @@ from hdmf.backends.hdf5 import H5DataIO
 from pynwb.ecephys import LFP
 
 from neurofmx_wds import NWBToWebDatasetConverter
-from neurofmx_wds.convert.run import look_at, working
+from neurofmx_wds.convert.config import Workers
+from neurofmx_wds.convert.look import look_at
 from neurofmx_wds.convert.sources import SourceConfig
 
 from .datasets import made
@@ -157,8 +158,8 @@ def planning(setting: Setting) -> Group:
 
     def plan(workers: int) -> float:
         paths = sorted(made(setting.root / f"{n}-recordings", files).iterdir())
-        with working(workers, None) as apply:
-            return float(len(look_at(paths, SourceConfig(), apply)))
+        with Workers(workers).start() as work:
+            return float(len(look_at(paths, SourceConfig(), work)))
 
     def case(workers: int) -> Case:
         return Case(f"{workers} workers", lambda: functools.partial(plan, workers), ours=True)

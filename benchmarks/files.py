@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import webdataset as wds
 
+from neurofmx_wds.convert.config import Output, Workers
 from neurofmx_wds.convert.run import convert
 from neurofmx_wds.convert.sources import SourceConfig
 
@@ -77,7 +78,7 @@ def files(setting: Setting) -> Group:
         return Case(name, make, before=lambda: shutil.rmtree(out, ignore_errors=True), ours=name in (one, two))
 
     def ours(workers: int, directory: Path) -> None:
-        convert([directory], out, SourceConfig(format="files"), shard_size=_SHARD_SIZE, workers=workers)
+        convert([directory], Output(out, shard_size=_SHARD_SIZE), SourceConfig.of(format="files"), Workers(workers))
 
     return Group(
         f"packing {n:,} pairs of files: {_IMAGE_BYTES // 1000} kB and {_TEXT_BYTES} B",

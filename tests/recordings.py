@@ -116,7 +116,7 @@ def make_recording(
 
 def read_all(path: Path | str, **options: Any) -> tuple[SourceDescription, list[tuple[dict[str, Any], dict[str, Any]]]]:
     """Opens a source with 10 ms bins and windows of 50 unless told otherwise, and reads all its samples."""
-    source = open_source(path, SourceConfig(**{"bin_size_ms": 10, "sequence_length": 50, **options}))
+    source = open_source(path, SourceConfig.of(**{"bin_size_ms": 10, "sequence_length": 50, **options}))
     try:
         description = source.describe()
         return description, list(source.read(0, description.n_samples))

@@ -29,13 +29,17 @@ from recordings import make_recording
 
 from neurofmx_wds import NWBToWebDatasetConverter, create_shards_from_arrays
 from neurofmx_wds.convert import run
+from neurofmx_wds.convert.config import Output, ShardConfig, Split, Task, Workers
+from neurofmx_wds.convert.file_state import FileState
 from neurofmx_wds.convert.link import link_group
+from neurofmx_wds.convert.look import look_at
 from neurofmx_wds.convert.merge import merge
-from neurofmx_wds.convert.plan import ConversionPlan, FileState, PlannedSource
-from neurofmx_wds.convert.run import compare_with_sources, convert, write_share
-from neurofmx_wds.convert.sources import SourceConfig, SourceDescription
+from neurofmx_wds.convert.plan import ConversionPlan, PlannedSource
+from neurofmx_wds.convert.run import convert, write_share
+from neurofmx_wds.convert.sources import ArrayConfig, SourceConfig, SourceDescription
 from neurofmx_wds.convert.sources.arrays import ArraySource
 from neurofmx_wds.convert.split import convert_split
+from neurofmx_wds.convert.validate import compare_with_sources
 from neurofmx_wds.errors import OutputError, SourceError
 
 CONFIG = SourceConfig()
@@ -51,7 +55,7 @@ def test_the_shards_are_cuts_of_one_long_row_of_samples(counts: list[int], shard
     sources = tuple(
         PlannedSource(FileState(f"/{i}.npy", 1, 1, str(i)), SourceDescription(n, {}, {})) for i, n in enumerate(counts)
     )
-    shards = ConversionPlan(sources, CONFIG, shard_size).shards()
+    shards = ConversionPlan(sources, CONFIG, ShardConfig(shard_size=shard_size)).shards()
     row = [(f"/{i}.npy", w) for i, n in enumerate(counts) for w in range(n)]
     planned = [[(p.file.path, w) for p in s.pieces for w in range(p.start, p.stop)] for s in shards]
     assert planned == [row[i : i + shard_size] for i in range(0, len(row), shard_size)]
@@ -62,8 +66,8 @@ def test_the_shards_are_cuts_of_one_long_row_of_samples(counts: list[int], shard
 
 def test_a_digest_tells_all_that_decides_the_bytes(inputs: list[Path]) -> None:
     def digest(paths: list[Path], **changed: Any) -> str:
-        config = SourceConfig(overlap=changed.pop("overlap", 0.5))
-        return ConversionPlan(run.look_at(paths, config), config, **changed).shards()[0].digest()
+        config = SourceConfig.of(overlap=changed.pop("overlap", 0.5))
+        return ConversionPlan(look_at(paths, config), config, ShardConfig(**changed)).shards()[0].digest()
 
     digests = [
         digest(inputs),
@@ -83,7 +87,7 @@ def test_a_digest_tells_all_that_decides_the_bytes(inputs: list[Path]) -> None:
 
 
 def test_the_rows_of_all_files_arrive_in_order(inputs: list[Path], tmp_path: Path) -> None:
-    summary = convert(inputs, tmp_path / "out", shard_size=4).summary
+    summary = convert(inputs, Output(tmp_path / "out", shard_size=4)).summary
     samples = samples_of(tmp_path / "out")
     expected = [
         (path.name, i, arrays) for path in inputs for arrays in [np.load(path)] for i in range(len(arrays["label"]))
@@ -103,7 +107,8 @@ def test_the_rows_of_all_files_arrive_in_order(inputs: list[Path], tmp_path: Pat
 def test_what_sources_agree_on_is_said_once_and_the_rest_of_each(tmp_path: Path) -> None:
     for i, units in enumerate([3, 5]):
         make_recording(tmp_path / f"{i}.nwb", n_units=units, seed=i, behavior_rate=50.0)
-    summary = convert(sorted(tmp_path.glob("*.nwb")), tmp_path / "out", SourceConfig(sequence_length=20)).summary
+    config = SourceConfig.of(sequence_length=20)
+    summary = convert(sorted(tmp_path.glob("*.nwb")), Output(tmp_path / "out"), config).summary
     assert summary["modalities"]["spikes"]["shape"] == [20, None]
     assert summary["modalities"]["spikes"]["unit"] == "count"
     assert "columns" not in summary["modalities"]["spikes"]
@@ -121,7 +126,7 @@ def test_what_sources_agree_on_is_said_once_and_the_rest_of_each(tmp_path: Path)
 def test_a_real_recording_gives_the_counts_that_pynapple_gives(tmp_path: Path) -> None:
     nap = pytest.importorskip("pynapple")
     path = RECORDINGS / "A2929-200711.nwb"
-    summary = convert([path], tmp_path / "out", SourceConfig(bin_size_ms=20, modalities=("spikes",))).summary
+    summary = convert([path], Output(tmp_path / "out"), SourceConfig.of(bin_size_ms=20, modalities=("spikes",))).summary
     units = nap.load_file(str(path))["units"]
     counts = units.count(0.02, ep=nap.IntervalSet(0, 1200)).values
     times = np.concatenate([unit.index.values for unit in units.values()])
@@ -144,12 +149,11 @@ def test_the_bytes_depend_on_no_executor(tmp_path: Path) -> None:
     make_npz(tmp_path / "three.npz", 9, packed=True)
     paths = [tmp_path / "one.nwb", tmp_path / "broken.nwb", tmp_path / "two.nwb", tmp_path / "three.npz"]
     paths[1].write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
-    config = SourceConfig(sequence_length=20)
+    config = SourceConfig.of(sequence_length=20)
     with ThreadPoolExecutor(3) as threads:
-        ways: list[dict[str, Any]] = [{}, {"workers": 2}, {"executor": threads}]
         made = []
-        for i, way in enumerate(ways):
-            conversion = convert(paths, tmp_path / f"out{i}", config, shard_size=7, **way)
+        for i, workers in enumerate([Workers(), Workers(2), Workers(executor=threads)]):
+            conversion = convert(paths, Output(tmp_path / f"out{i}", shard_size=7), config, workers)
             assert [Path(error.file or "").name for error in conversion.plan.failures] == ["broken.nwb"]
             made.append(contents(tmp_path / f"out{i}"))
     assert made[0] == made[1] == made[2]
@@ -158,9 +162,11 @@ def test_the_bytes_depend_on_no_executor(tmp_path: Path) -> None:
 
 SLOW = """
 import sys
+from neurofmx_wds.convert.config import Output, Workers
 from neurofmx_wds.convert.run import convert
 if __name__ == "__main__":
-    convert(sys.argv[2:4], sys.argv[1], shard_size=40, compression="xz", workers=int(sys.argv[4]))
+    output = Output(sys.argv[1], shard_size=40, compression="xz")
+    convert(sys.argv[2:4], output, workers=Workers(int(sys.argv[4])))
 """
 
 
@@ -184,9 +190,9 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path: Path) -> N
         assert len(kept) >= n_shards
         assert all(kept[name] == then for name, then in times.items()), "a finished shard was made again"
         times = kept
-    convert(inputs, out, shard_size=40, compression="xz")
+    convert(inputs, Output(out, shard_size=40, compression="xz"))
     assert {name: (out / name).stat().st_mtime_ns for name in times} == times
-    convert(inputs, tmp_path / "undisturbed", shard_size=40, compression="xz")
+    convert(inputs, Output(tmp_path / "undisturbed", shard_size=40, compression="xz"))
     assert contents(out) == contents(tmp_path / "undisturbed")
     assert not staging.exists()
 
@@ -198,18 +204,18 @@ def test_killed_at_any_step_the_old_dataset_stands_or_the_new(stride: int, exist
     make_npz(tmp_path / "old.npz", 3, seed=1)
     make_npz(tmp_path / "new.npz", 5)
     out = tmp_path / "out"
-    convert([tmp_path / "old.npz"], out)
-    convert([tmp_path / "new.npz"], tmp_path / "good", shard_size=2)
+    convert([tmp_path / "old.npz"], Output(out))
+    convert([tmp_path / "new.npz"], Output(tmp_path / "good", shard_size=2))
     old, new = contents(out), contents(tmp_path / "good")
 
     def work() -> None:
-        convert([tmp_path / "new.npz"], out, shard_size=2, overwrite=existing)
+        convert([tmp_path / "new.npz"], Output(out, shard_size=2, overwrite=existing))
 
     for n in itertools.count(0, stride):
         shutil.rmtree(out, ignore_errors=True)
         shutil.rmtree(tmp_path / ".out.partial", ignore_errors=True)
         if existing:
-            convert([tmp_path / "old.npz"], out)
+            convert([tmp_path / "old.npz"], Output(out))
         status = kill_at_step(n, work)
         assert status in (0, 9)
         state = contents(out) if out.exists() else {}
@@ -235,15 +241,15 @@ def test_another_plan_takes_over_the_shards_that_it_would_make_alike(inputs: lis
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "_manifest", stop_at_manifest)
         with pytest.raises(Stop):
-            convert(inputs[:2], out, shard_size=3)
+            convert(inputs[:2], Output(out, shard_size=3))
     before = {path.name: path.stat().st_mtime_ns for path in staging.glob("*.tar")}
     assert len(before) == 3
     (staging / ".shard_000009.tar.part").write_bytes(b"left by a killed worker")
     (staging / "shard_000001.tar").write_bytes(b"damaged meanwhile")
-    convert(inputs, out, shard_size=3)
+    convert(inputs, Output(out, shard_size=3))
     after = {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}
     assert [name for name in before if after[name] == before[name]] == ["shard_000000.tar"]
-    convert(inputs, tmp_path / "undisturbed", shard_size=3)
+    convert(inputs, Output(tmp_path / "undisturbed", shard_size=3))
     assert contents(out) == contents(tmp_path / "undisturbed")
 
 
@@ -266,10 +272,10 @@ def test_a_file_that_fails_half_way_leaves_no_trace_but_its_error(workers: int, 
         make_npz(path, 400 if seed == 1 else 20, seed, packed=seed == 1, width=100)
     damage_middle(paths[1])
     pool = ThreadPoolExecutor(2) if workers == 2 else None
-    conversion = convert(paths, tmp_path / "out", shard_size=16, executor=pool)
+    conversion = convert(paths, Output(tmp_path / "out", shard_size=16), workers=Workers(executor=pool))
     [failure] = conversion.plan.failures
     assert failure.file == str(paths[1])
-    good = convert([paths[0], paths[2]], tmp_path / "good", shard_size=16).summary
+    good = convert([paths[0], paths[2]], Output(tmp_path / "good", shard_size=16)).summary
     names = ["shards", "modalities", "config_hash"]
     assert [conversion.summary[name] for name in names] == [good[name] for name in names]
     reports = conversion.summary["sources"]
@@ -282,12 +288,12 @@ def test_without_a_good_file_there_is_no_dataset(tmp_path: Path) -> None:
     make_npz(tmp_path / "damaged.npz", 400, packed=True, width=100)
     damage_middle(tmp_path / "damaged.npz")
     with pytest.raises(SourceError, match=r"(?s)nothing was converted.*text\.npz.*missing\.npz.*damaged\.npz"):
-        convert([tmp_path / "text.npz", tmp_path / "missing.npz", tmp_path / "damaged.npz"], tmp_path / "out")
+        convert([tmp_path / "text.npz", tmp_path / "missing.npz", tmp_path / "damaged.npz"], Output(tmp_path / "out"))
     with pytest.raises(SourceError, match=r"missing\.npz: cannot be read: No such file"):
-        convert([tmp_path / "missing.npz"], tmp_path / "out")
+        convert([tmp_path / "missing.npz"], Output(tmp_path / "out"))
     make_recording(tmp_path / "short.nwb", seconds=0.5)
     with pytest.raises(SourceError, match=r"short\.nwb.*no window fits.*sequence_length"):
-        convert([tmp_path / "short.nwb"], tmp_path / "out")
+        convert([tmp_path / "short.nwb"], Output(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / ".out.partial").exists()
 
@@ -297,7 +303,7 @@ def test_a_converter_whose_only_file_was_refused_says_so(tmp_path: Path) -> None
     with NWBToWebDatasetConverter(tmp_path / "out") as converter:
         with pytest.raises(SourceError, match="text"):
             converter.convert_nwb_file(tmp_path / "text.npz")
-        with pytest.raises(SourceError, match=r"^nothing was converted: no file was taken \(.+\)$"):
+        with pytest.raises(SourceError, match=r"^nothing was converted: no file was given \(.+\)$"):
             converter.finalize()
 
 
@@ -308,7 +314,7 @@ def test_a_name_that_is_no_utf8_is_written_down_escaped(tmp_path: Path) -> None:
     (tmp_path / f"{odd}.nwb").write_bytes(b"\x89HDF\r\n\x1a\n" + b"0" * 900)
     paths = [tmp_path / name for name in ("good.npy", f"{odd}.npy", f"{odd}.nwb")]
     for workers in (1, 2):
-        done = convert(paths, tmp_path / f"out{workers}", workers=workers)
+        done = convert(paths, Output(tmp_path / f"out{workers}"), workers=Workers(workers))
         assert [failure.file for failure in done.plan.failures] == [os.fspath(paths[2])]
     assert contents(tmp_path / "out1") == contents(tmp_path / "out2")
     assert [s["path"] for s in done.summary["sources"]] == ["good.npy", r"bad\xff.npy", r"bad\xff.nwb"]
@@ -316,10 +322,11 @@ def test_a_name_that_is_no_utf8_is_written_down_escaped(tmp_path: Path) -> None:
     assert named == ["good.npy"] * 3 + [r"bad\xff.npy"] * 4
     (tmp_path / odd).mkdir()
     (tmp_path / odd / "a.txt").write_text("hello")
-    done = convert([tmp_path / odd], tmp_path / "files", SourceConfig(format="files"))
+    done = convert([tmp_path / odd], Output(tmp_path / "files"), SourceConfig.of(format="files"))
     assert done.summary["sources"][0]["path"] == r"bad\xff"
-    in_time = SourceConfig(rate=100.0, bin_size_ms=10, sequence_length=2)
-    assert [s["session_id"] for s in convert(paths[1:2], tmp_path / "t", in_time).summary["sources"]] == [r"bad\xff"]
+    in_time = SourceConfig.of(rate=100.0, bin_size_ms=10, sequence_length=2)
+    done = convert(paths[1:2], Output(tmp_path / "t"), in_time)
+    assert [source["session_id"] for source in done.summary["sources"]] == [r"bad\xff"]
 
 
 def test_a_file_that_changes_meanwhile_is_left_out(inputs: list[Path], tmp_path: Path) -> None:
@@ -352,11 +359,11 @@ def test_a_worker_that_dies_is_an_error_that_says_what_was_being_made(
     die_at_second.__module__ = run.__name__
     with ProcessPoolExecutor(1, get_context("fork")) as pool:
         with pytest.raises(OutputError, match=r"a worker process died.*shard_000001\.tar.*fewer workers"):
-            convert(inputs, tmp_path / "out", shard_size=5, executor=pool)
+            convert(inputs, Output(tmp_path / "out", shard_size=5), workers=Workers(executor=pool))
     monkeypatch.undo()
     assert not (tmp_path / "out").exists()
     assert (tmp_path / ".out.partial" / "shard_000000.tar").exists()
-    assert convert(inputs, tmp_path / "out", shard_size=5).summary["total_samples"] == 20
+    assert convert(inputs, Output(tmp_path / "out", shard_size=5)).summary["total_samples"] == 20
 
 
 def test_a_full_disk_is_an_output_error_and_the_next_run_goes_on(
@@ -368,9 +375,9 @@ def test_a_full_disk_is_an_output_error_and_the_next_run_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr("neurofmx_wds.format.shard_file.ShardFile.write", full)
         with pytest.raises(OutputError, match=r"shard_000000\.tar: cannot be written: No space left"):
-            convert(inputs, tmp_path / "out")
+            convert(inputs, Output(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
-    convert(inputs, tmp_path / "out")
+    convert(inputs, Output(tmp_path / "out"))
     assert len(samples_of(tmp_path / "out")) == 20
 
 
@@ -379,7 +386,7 @@ def test_wrong_settings_are_refused_before_anything_is_made(
     storage: dict[str, Any], inputs: list[Path], tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=next(iter(storage))):
-        convert(inputs, tmp_path / "sub" / "out", **storage)
+        convert(inputs, Output(tmp_path / "sub" / "out", **storage))
     assert not (tmp_path / "sub").exists()
 
 
@@ -387,7 +394,7 @@ def test_an_output_that_is_not_empty_stays_as_it_is(inputs: list[Path], tmp_path
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
     with pytest.raises(OutputError, match="not empty|finished dataset"):
-        convert(inputs, tmp_path / "out")
+        convert(inputs, Output(tmp_path / "out"))
     assert contents(tmp_path / "out") == {"thesis.txt": b"mine"}
     assert not (tmp_path / ".out.partial").exists()
 
@@ -405,14 +412,14 @@ def test_what_is_converted_is_not_replaced_by_it(way: str, tmp_path: Path) -> No
     given = tmp_path / "road" / source.relative_to(out)
     with pytest.raises(OutputError, match="holds the input .*choose another"):
         if way == "convert":
-            convert([given], out, SourceConfig(format="npz"), overwrite=True)
+            convert([given], Output(out, overwrite=True), SourceConfig.of(format="npz"))
         elif way == "converter":
             NWBToWebDatasetConverter(out, overwrite=True, format="npz").convert_nwb_file(given)
         elif way == "split":
-            config = SourceConfig(format="npz")
-            convert_split([given, given], out, {"a": 0.5, "b": 0.5}, "session", config, overwrite=True)
+            config = SourceConfig.of(format="npz")
+            convert_split([given, given], Output(out, overwrite=True), Split({"a": 0.5, "b": 0.5}, "session"), config)
         elif way == "task":
-            write_share([given], out, SourceConfig(format="npz"), task=0, tasks=1, overwrite=True)
+            write_share([given], Output(out, overwrite=True), Task(0, 1), SourceConfig.of(format="npz"))
         elif way == "merge":
             merge([given], out, overwrite=True)
         else:
@@ -424,18 +431,18 @@ def test_a_full_disk_is_told_wherever_it_shows(
     inputs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = tmp_path / "good"
-    convert(inputs, wanted, shard_size=6)
-    for name in ("_note", "write_atomic", "Manifest.save"):
+    convert(inputs, Output(wanted, shard_size=6))
+    for name in ("run.note", "shards.write_atomic", "run.Manifest.save"):
         with monkeypatch.context() as patched:
 
             def full(*_: Any) -> None:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-            patched.setattr(f"neurofmx_wds.convert.run.{name}", full)
+            patched.setattr(f"neurofmx_wds.convert.{name}", full)
             with pytest.raises(OutputError, match="No space left.*free space"):
-                convert(inputs, tmp_path / "out", shard_size=6)
+                convert(inputs, Output(tmp_path / "out", shard_size=6))
         assert not (tmp_path / "out").exists()
-    convert(inputs, tmp_path / "out", shard_size=6)
+    convert(inputs, Output(tmp_path / "out", shard_size=6))
     assert contents(tmp_path / "out") == contents(wanted)
 
 
@@ -457,7 +464,7 @@ def test_a_converter_that_is_never_finished_says_so(
 
 
 def test_comparing_with_the_sources_finds_what_differs(inputs: list[Path], tmp_path: Path) -> None:
-    conversion = convert(inputs, tmp_path / "out", shard_size=6)
+    conversion = convert(inputs, Output(tmp_path / "out", shard_size=6))
     assert compare_with_sources(conversion, tmp_path / "out") == []
     path = tmp_path / "out" / "shard_000001.tar"
     with tarfile.open(path) as tar:
@@ -500,9 +507,9 @@ def test_the_converter_says_what_may_have_been_meant(tmp_path: Path) -> None:
     for path in (tmp_path / "a.nwb", tmp_path / "b.npz"):
         with NWBToWebDatasetConverter(tmp_path / "out", modalities="spikes", overwrite=True) as converter:
             assert list(converter.convert_nwb_file(path)["fields"]) == ["spikes"]
-        config = SourceConfig(modalities=("spike",))
+        config = SourceConfig.of(modalities=("spike",))
         with pytest.raises(SourceError, match=r"no spike.*\(did you mean spikes\? ask for"):
-            convert([path], tmp_path / "other", config)
+            convert([path], Output(tmp_path / "other"), config)
 
 
 def test_a_block_that_fails_leaves_nothing(inputs: list[Path], tmp_path: Path) -> None:
@@ -530,7 +537,7 @@ def test_rows_are_those_that_numpy_reads(
         arrays = {name: np.asfortranarray(array) for name, array in arrays.items()}
     path = tmp_path_factory.mktemp("arrays") / "x.npz"
     (np.savez_compressed if packed else np.savez)(path, **arrays)
-    source = ArraySource(path, CONFIG)
+    source = ArraySource(path, ArrayConfig())
     truth = np.load(path)
     assert source.describe().n_samples == n
     for _ in range(3):
@@ -551,7 +558,7 @@ def test_rows_are_those_that_numpy_reads(
 def test_an_npy_becomes_one_field(order: Any, tmp_path: Path) -> None:
     array = np.asarray(np.arange(24.0).reshape(4, 3, 2), order=order)
     np.save(tmp_path / "x.npy", array)
-    convert([tmp_path / "x.npy"], tmp_path / "out", SourceConfig(field="lfp"))
+    convert([tmp_path / "x.npy"], Output(tmp_path / "out"), SourceConfig.of(field="lfp"))
     np.testing.assert_array_equal([sample["lfp.npy"] for sample in samples_of(tmp_path / "out")], array)
 
 
@@ -562,9 +569,9 @@ def test_reading_rows_needs_no_whole_array(tmp_path: Path) -> None:
     del array
     code = (
         "import resource, sys\n"
-        "from neurofmx_wds.convert.sources import SourceConfig\n"
+        "from neurofmx_wds.convert.sources import ArrayConfig\n"
         "from neurofmx_wds.convert.sources.arrays import ArraySource\n"
-        "source = ArraySource(sys.argv[1], SourceConfig())\n"
+        "source = ArraySource(sys.argv[1], ArrayConfig())\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "last = [row['data'][-1] for row, _ in source.read(2400, 3000)][-1]\n"
         "print(last, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
@@ -574,9 +581,9 @@ def test_reading_rows_needs_no_whole_array(tmp_path: Path) -> None:
     assert float(last) == 1 and int(grown_kib) < 200_000, done
 
 
-def refused(path: Path, pattern: str, config: SourceConfig = CONFIG) -> None:
+def refused(path: Path, pattern: str, **how: Any) -> None:
     with pytest.raises(SourceError, match=pattern) as found:
-        ArraySource(path, config).describe()
+        ArraySource(path, **{"config": ArrayConfig(), **how}).describe()
     assert found.value.file == str(path)
 
 
@@ -595,8 +602,8 @@ def test_what_cannot_be_samples_is_refused_by_name(tmp_path: Path) -> None:
         np.savez(path, **arrays)
         refused(path, pattern)
     np.savez(path, a=np.zeros(3), b=np.zeros(3))
-    refused(path, "has no c; it has a, b", SourceConfig(modalities=("c",)))
-    refused(path, "is no npy file", SourceConfig(format="npy"))
+    refused(path, "has no c; it has a, b", config=ArrayConfig(modalities=("c",)))
+    refused(path, "is not an npy file", kind="npy")
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("notes.txt", "hello")
     refused(path, "no array: 'notes.txt'")

@@ -27,6 +27,7 @@ from loading import write_dataset
 from test_atomic import content, ended, in_child
 
 from neurofmx_wds import ResumableWebDatasetLoader, WebDatasetWriter
+from neurofmx_wds.convert.config import Output, Workers
 from neurofmx_wds.convert.merge import append, merge
 from neurofmx_wds.convert.repair import repair
 from neurofmx_wds.convert.run import convert
@@ -78,8 +79,8 @@ def finalize_late(root: Path) -> None:
     writer.finalize()
 
 
-def converted(root: Path, **options: Any) -> None:
-    convert(inputs(root), root / "out", shard_size=7, overwrite=True, **options)
+def converted(root: Path, workers: int = 1) -> None:
+    convert(inputs(root), Output(root / "out", shard_size=7, overwrite=True), workers=Workers(workers))
 
 
 def damage(root: Path) -> None:
@@ -120,8 +121,8 @@ JOBS = {
     "finalize": Job(lambda root: write(root, 1), finalize_late),
     "converter": Job(inputs, converted),
     "append": Job(
-        lambda root: convert(inputs(root)[:1], root / "out", shard_size=7),
-        lambda root: append(inputs(root), root / "out", shard_size=7),
+        lambda root: convert(inputs(root)[:1], Output(root / "out", shard_size=7)),
+        lambda root: append(inputs(root), Output(root / "out", shard_size=7)),
         lambda root: json.loads((root / "out" / "dataset_metadata.json").read_bytes()),
     ),
     "merge": Job(
@@ -135,7 +136,7 @@ JOBS = {
     "export": Job(lambda root: write_dataset(root / "out", (10,) * 6), lambda root: export(root / "out"), members),
     "repair": Job(
         damage,
-        lambda root: repair(inputs(root), root / "out", shard_size=7),
+        lambda root: repair(inputs(root), Output(root / "out", shard_size=7)),
         lambda root: json.loads((root / "out" / "dataset_metadata.json").read_bytes()),
     ),
 }

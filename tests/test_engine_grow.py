@@ -19,15 +19,17 @@ from recordings import make_recording
 from neurofmx_wds import create_shards_from_arrays, create_webdataset_dataloader
 from neurofmx_wds.cli.main import main
 from neurofmx_wds.convert import merge as merge_module
+from neurofmx_wds.convert.config import Output, ShardConfig
 from neurofmx_wds.convert.estimate import estimate
+from neurofmx_wds.convert.look import look_at
 from neurofmx_wds.convert.merge import append, merge
 from neurofmx_wds.convert.plan import ConversionPlan
-from neurofmx_wds.convert.run import convert, look_at
+from neurofmx_wds.convert.run import convert
 from neurofmx_wds.convert.sources import SourceConfig
 from neurofmx_wds.errors import ManifestError, OutputError, ShardError, SourceError
 from neurofmx_wds.format.verify import verify
 
-UNITS = SourceConfig(sequence_length=20)
+UNITS = SourceConfig.of(sequence_length=20)
 
 
 def labels_of(directory: Path) -> list[int]:
@@ -39,9 +41,9 @@ def labels_of(directory: Path) -> list[int]:
 
 def test_appended_recordings_come_behind_those_that_are_there(inputs: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    convert(inputs[:1], out, shard_size=3)
+    convert(inputs[:1], Output(out, shard_size=3))
     before = {p.name: (p.read_bytes(), p.stat().st_ino) for p in out.glob("shard*")}
-    added = append([*inputs, tmp_path / "missing.npz"], out, shard_size=3)
+    added = append([*inputs, tmp_path / "missing.npz"], Output(out, shard_size=3))
     assert [Path(error.file or "").name for error in added.plan.failures] == ["missing.npz"]
     assert before == {name: ((out / name).read_bytes(), (out / name).stat().st_ino) for name in before}
     assert labels_of(out) == [1000 * i + j for i, n in enumerate([7, 1, 12]) for j in range(n)]
@@ -52,25 +54,25 @@ def test_appended_recordings_come_behind_those_that_are_there(inputs: list[Path]
     assert not (tmp_path / ".out.partial").exists()
     (tmp_path / "missing.npz").write_bytes(inputs[0].read_bytes())  # the same bytes by another name
     state = contents(out)
-    assert append([*inputs, tmp_path / "missing.npz"], out, shard_size=3).plan.n_samples == 0
+    assert append([*inputs, tmp_path / "missing.npz"], Output(out, shard_size=3)).plan.n_samples == 0
     assert contents(out) == state
 
 
 def test_append_refuses_what_would_not_belong(inputs: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(OutputError, match="no dataset to append to"):
-        append(inputs, out)
-    convert(inputs[:1], out, shard_size=3)
+        append(inputs, Output(out))
+    convert(inputs[:1], Output(out, shard_size=3))
     state = contents(out)
     with pytest.raises(OutputError, match="overlap was 0.5 and is 0.25 now; shard_size was 3 and is 4 now"):
-        append(inputs, out, SourceConfig(overlap=0.25), shard_size=4)
+        append(inputs, Output(out, shard_size=4), SourceConfig.of(overlap=0.25))
     (out / "shard_000003.tar").write_bytes(b"not ours")
     with pytest.raises(OutputError, match=r"shard_000003\.tar"):
-        append(inputs[1:], out, shard_size=3)
+        append(inputs[1:], Output(out, shard_size=3))
     (out / "shard_000003.tar").unlink()
     make_npz(inputs[0], 2, seed=8)
     with pytest.raises(SourceError, match="recording of this name with other content"):
-        append(inputs[:1], out, shard_size=3)
+        append(inputs[:1], Output(out, shard_size=3))
     assert contents(out) == state
 
 
@@ -78,10 +80,10 @@ def test_what_recordings_differ_in_is_said_of_each(tmp_path: Path) -> None:
     for i, (units, rate) in enumerate([(3, 50.0), (3, 0), (5, 50.0)]):
         make_recording(tmp_path / f"{i}.nwb", n_units=units, seed=i, behavior_rate=rate, seconds=3)
     paths = sorted(tmp_path.glob("*.nwb"))
-    at_once = convert(paths, tmp_path / "at_once", UNITS).summary
-    convert(paths[:1], tmp_path / "grown", UNITS)
-    append(paths[1:2], tmp_path / "grown", UNITS)
-    grown = append(paths[2:], tmp_path / "grown", UNITS).summary
+    at_once = convert(paths, Output(tmp_path / "at_once"), UNITS).summary
+    convert(paths[:1], Output(tmp_path / "grown"), UNITS)
+    append(paths[1:2], Output(tmp_path / "grown"), UNITS)
+    grown = append(paths[2:], Output(tmp_path / "grown"), UNITS).summary
     assert grown["modalities"] == at_once["modalities"]
     assert grown["sources"] == at_once["sources"]
     assert grown["config"] == at_once["config"]
@@ -93,13 +95,13 @@ def test_killed_at_any_step_a_reader_sees_the_old_dataset_or_the_new(
     stride: int, inputs: list[Path], tmp_path: Path
 ) -> None:
     out, base = tmp_path / "out", tmp_path / "base"
-    convert(inputs[:1], base, shard_size=3)
+    convert(inputs[:1], Output(base, shard_size=3))
     shutil.copytree(base, tmp_path / "good")
-    append(inputs[1:], tmp_path / "good", shard_size=3)
+    append(inputs[1:], Output(tmp_path / "good", shard_size=3))
     old, new = (json.loads((d / "dataset_metadata.json").read_bytes()) for d in (base, tmp_path / "good"))
 
     def work() -> None:
-        append(inputs[1:], out, shard_size=3)
+        append(inputs[1:], Output(out, shard_size=3))
 
     seen = set()
     for n in itertools.count(0, stride):
@@ -123,7 +125,7 @@ def test_killed_at_any_step_a_reader_sees_the_old_dataset_or_the_new(
 
 def test_a_killed_append_leaves_nothing_to_another_one(inputs: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    convert(inputs[:1], out, shard_size=3)
+    convert(inputs[:1], Output(out, shard_size=3))
     kept = contents(out)
     with pytest.MonkeyPatch.context() as patch:
 
@@ -135,10 +137,10 @@ def test_a_killed_append_leaves_nothing_to_another_one(inputs: list[Path], tmp_p
         rename = os.rename
         patch.setattr(os, "rename", killed)
         with pytest.raises(KeyboardInterrupt):
-            append(inputs[1:], out, shard_size=3)
+            append(inputs[1:], Output(out, shard_size=3))
     assert (out / "shard_000004.tar").exists()
     assert json.loads((out / "dataset_metadata.json").read_bytes())["total_samples"] == 7
-    append(inputs[2:], out, shard_size=3)
+    append(inputs[2:], Output(out, shard_size=3))
     assert labels_of(out) == [*range(7), *range(2000, 2012)]
     assert verify(out, deep=True).problems == []
     assert kept.keys() < contents(out).keys()
@@ -148,15 +150,15 @@ def test_a_recording_that_changed_since_a_killed_append_is_taken_as_it_is(
     inputs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    convert(inputs[:1], out, shard_size=3)
+    convert(inputs[:1], Output(out, shard_size=3))
     with monkeypatch.context() as patch:
         patch.setattr(merge_module, "_put_in", raise_interrupt)
         with pytest.raises(KeyboardInterrupt):
-            append(inputs[1:], out, shard_size=3)
+            append(inputs[1:], Output(out, shard_size=3))
     make_npz(inputs[1], 4, 7)
-    append(inputs[1:], out, shard_size=3)
-    convert(inputs[:1], tmp_path / "fresh", shard_size=3)
-    append(inputs[1:], tmp_path / "fresh", shard_size=3)
+    append(inputs[1:], Output(out, shard_size=3))
+    convert(inputs[:1], Output(tmp_path / "fresh", shard_size=3))
+    append(inputs[1:], Output(tmp_path / "fresh", shard_size=3))
     assert contents(out) == contents(tmp_path / "fresh")
     assert not (tmp_path / ".out.partial").exists()
 
@@ -173,7 +175,7 @@ def raise_interrupt(*_: Any) -> None:
 def test_merged_datasets_keep_their_tars(how: Any, compression: Any, inputs: list[Path], tmp_path: Path) -> None:
     parts = [tmp_path / "a", tmp_path / "b"]
     for part, path in zip(parts, inputs, strict=False):
-        convert([path], part, shard_size=3, compression=compression, key_prefix=f"{part.name}_")
+        convert([path], Output(part, shard_size=3, compression=compression, key_prefix=f"{part.name}_"))
     summary = merge(parts, tmp_path / "both", how=how)
     tars = [path for part in parts for path in sorted(part.glob("*.tar*"))]
     merged = sorted((tmp_path / "both").glob("*.tar*"))
@@ -184,13 +186,13 @@ def test_merged_datasets_keep_their_tars(how: Any, compression: Any, inputs: lis
     loader = create_webdataset_dataloader(tmp_path / "both", batch_size=4, num_workers=0, shuffle=False)
     assert [x for batch in loader for x in batch["label"].tolist()] == [*range(7), *range(1000, 1001)]
     with pytest.raises(OutputError, match="merged"):
-        append(inputs[2:], tmp_path / "both", shard_size=3, compression=compression)
+        append(inputs[2:], Output(tmp_path / "both", shard_size=3, compression=compression))
 
 
 def test_merge_refuses_keys_that_repeat_and_fields_that_differ(inputs: list[Path], tmp_path: Path) -> None:
     for i, name in enumerate("ab"):
-        convert(inputs[i : i + 1], tmp_path / name, shard_size=3)
-    convert(inputs[2:], tmp_path / "c", shard_size=3, key_prefix="c_")
+        convert(inputs[i : i + 1], Output(tmp_path / name, shard_size=3))
+    convert(inputs[2:], Output(tmp_path / "c", shard_size=3, key_prefix="c_"))
     with pytest.raises(ShardError, match=r"key 'sample_000000000' is in \S+/a and in \S+/b .*--repeat-keys"):
         merge([tmp_path / "a", tmp_path / "c", tmp_path / "b"], tmp_path / "both")
     assert not (tmp_path / "both").exists()
@@ -228,7 +230,7 @@ def test_merge_takes_plain_webdataset_shards(tmp_path: Path) -> None:
 def test_killed_at_any_step_a_merge_is_there_or_not(inputs: list[Path], tmp_path: Path) -> None:
     out, parts = tmp_path / "out", [tmp_path / "a", tmp_path / "b"]
     for part, path in zip(parts, inputs, strict=False):
-        convert([path], part, shard_size=3, key_prefix=f"{part.name}_")
+        convert([path], Output(part, shard_size=3, key_prefix=f"{part.name}_"))
     good = merge(parts, tmp_path / "good")
     for n in itertools.count(0, 7):
         shutil.rmtree(out, ignore_errors=True)
@@ -250,8 +252,8 @@ def test_an_estimate_is_what_the_conversion_then_takes(tmp_path: Path) -> None:
     make_recording(tmp_path / "a.nwb", seconds=6, behavior_rate=40.0, lfp_channels=2)
     make_npz(tmp_path / "b.npz", 9, packed=True)
     paths = [tmp_path / "a.nwb", tmp_path / "b.npz"]
-    found = estimate(ConversionPlan(look_at(paths, UNITS), UNITS, shard_size=10))
-    conversion = convert(paths, tmp_path / "out", UNITS, shard_size=10)
+    found = estimate(ConversionPlan(look_at(paths, UNITS), UNITS, ShardConfig(shard_size=10)))
+    conversion = convert(paths, Output(tmp_path / "out", shard_size=10), UNITS)
     sizes = [
         sum(t.offset_data + t.size for t in [tar.getmembers()[-1]])
         for tar in map(tarfile.open, sorted((tmp_path / "out").glob("*.tar")))

@@ -21,7 +21,9 @@ from hypothesis import strategies as st
 from recordings import make_recording
 
 from neurofmx_wds.cli.main import main
-from neurofmx_wds.convert import run
+from neurofmx_wds.convert import look, run, shards
+from neurofmx_wds.convert.config import Output, ShardConfig, Task, Workers
+from neurofmx_wds.convert.look import look_at
 from neurofmx_wds.convert.place import staging
 from neurofmx_wds.convert.plan import ConversionPlan
 from neurofmx_wds.convert.run import convert, write_share
@@ -68,7 +70,7 @@ def test_the_tasks_make_what_one_run_makes(
     order.shuffle(numbers)
 
     def share(task: int) -> None:
-        plan = write_share(paths, directory / "out", task=task, tasks=tasks, shard_size=size)
+        plan = write_share(paths, Output(directory / "out", shard_size=size), Task(task, tasks))
         assert len(plan.failures) == 1
 
     if at_once:
@@ -80,9 +82,9 @@ def test_the_tasks_make_what_one_run_makes(
     assert not (directory / "out").exists()
     with pytest.MonkeyPatch.context() as patch:
         interrupt_after(0, patch)  # there is none left to make
-        patch.setattr(run, "plan_source", lambda path, *_: SourceError("looked at again", file=path))
-        convert(paths[:2] + paths[3:], directory / "out", shard_size=size)
-    convert(paths[:2] + paths[3:], directory / "good", shard_size=size)
+        patch.setattr(look, "plan_source", lambda path, *_: SourceError("looked at again", file=path))
+        convert(paths[:2] + paths[3:], Output(directory / "out", shard_size=size))
+    convert(paths[:2] + paths[3:], Output(directory / "good", shard_size=size))
     assert contents(directory / "out") == contents(directory / "good")
     assert not (directory / ".out.partial").exists()
 
@@ -91,30 +93,30 @@ def test_what_a_lost_task_left_undone_is_done_when_joined(inputs: list[Path], tm
     with pytest.MonkeyPatch.context() as patch:
         made = interrupt_after(1, patch)
         with pytest.raises(Interrupted):
-            write_share(inputs, tmp_path / "out", task=1, tasks=3, shard_size=2)
-    write_share(inputs, tmp_path / "out", task=2, tasks=3, shard_size=2)
+            write_share(inputs, Output(tmp_path / "out", shard_size=2), Task(1, 3))
+    write_share(inputs, Output(tmp_path / "out", shard_size=2), Task(2, 3))
     with pytest.MonkeyPatch.context() as patch:
         rest = interrupt_after(100, patch)
-        convert(inputs, tmp_path / "out", shard_size=2)
+        convert(inputs, Output(tmp_path / "out", shard_size=2))
     assert made == ["shard_000003.tar"]
     assert rest == [f"shard_{k:06d}.tar" for k in (0, 1, 2, 4, 5)]
-    convert(inputs, tmp_path / "good", shard_size=2)
+    convert(inputs, Output(tmp_path / "good", shard_size=2))
     assert contents(tmp_path / "out") == contents(tmp_path / "good")
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_task_killed_at_any_step_is_made_good(inputs: list[Path], tmp_path: Path) -> None:
-    convert(inputs, tmp_path / "good", shard_size=4)
+    convert(inputs, Output(tmp_path / "good", shard_size=4))
 
     def task() -> None:
-        write_share(inputs, tmp_path / "out", task=0, tasks=2, shard_size=4)
+        write_share(inputs, Output(tmp_path / "out", shard_size=4), Task(0, 2))
 
     for n in itertools.count(0, 9):
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         status = kill_at_step(n, task)
         assert status in (0, 9)
-        write_share(inputs, tmp_path / "out", task=1, tasks=2, shard_size=4)
-        convert(inputs, tmp_path / "out", shard_size=4)
+        write_share(inputs, Output(tmp_path / "out", shard_size=4), Task(1, 2))
+        convert(inputs, Output(tmp_path / "out", shard_size=4))
         assert contents(tmp_path / "out") == contents(tmp_path / "good")
         if status == 0:
             break
@@ -123,16 +125,16 @@ def test_a_task_killed_at_any_step_is_made_good(inputs: list[Path], tmp_path: Pa
 
 def test_tasks_and_other_runs_keep_off_each_other(inputs: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with staging(out, False, shared=True):
-        write_share(inputs, out, task=0, tasks=2)
+    with staging(Output(out), shared=True):
+        write_share(inputs, Output(out), Task(0, 2))
         with pytest.raises(OutputError, match="another run is writing"):
-            convert(inputs, out)
-    with staging(out, False), pytest.raises(OutputError, match="not a task"):
-        write_share(inputs, out, task=0, tasks=2)
+            convert(inputs, Output(out))
+    with staging(Output(out)), pytest.raises(OutputError, match="not a task"):
+        write_share(inputs, Output(out), Task(0, 2))
     with pytest.raises(ValueError, match="task=2"):
-        write_share(inputs, out, task=2, tasks=2)
+        write_share(inputs, Output(out), Task(2, 2))
     with pytest.raises(SourceError, match="nothing was converted"):
-        write_share([tmp_path / "x.npz", tmp_path / "y.npz"], tmp_path / "other", task=0, tasks=2)
+        write_share([tmp_path / "x.npz", tmp_path / "y.npz"], Output(tmp_path / "other"), Task(0, 2))
 
 
 @pytest.mark.slow
@@ -156,7 +158,7 @@ def test_the_template_submits_tasks_and_a_job_that_joins(inputs: list[Path], tmp
     assert done.returncode == 0, done.stderr
     jobs = (tmp_path / "jobs").read_text().splitlines()
     assert "--array 0-1" in jobs[0] and "--dependency afterany:17" in jobs[1]
-    convert(inputs, tmp_path / "good", shard_size=4)
+    convert(inputs, Output(tmp_path / "good", shard_size=4))
     assert contents(out) == contents(tmp_path / "good")
 
 
@@ -176,7 +178,7 @@ def test_a_cluster_that_is_lost_is_an_output_error(inputs: list[Path], tmp_path:
             return super().submit(work)
 
     with Lost(2) as pool, pytest.raises(OutputError, match=r"a worker process died while shard_000000\.tar"):
-        convert(inputs, tmp_path / "out", executor=pool)
+        convert(inputs, Output(tmp_path / "out"), workers=Workers(executor=pool))
 
 
 # --- other settings, other files ------------------------------------------------------------------------------------
@@ -187,16 +189,16 @@ def test_an_unfinished_run_is_not_taken_over_by_another(inputs: list[Path], tmp_
     with pytest.MonkeyPatch.context() as patch:
         interrupt_after(2, patch)
         with pytest.raises(Interrupted):
-            convert(inputs, out, shard_size=4)
+            convert(inputs, Output(out, shard_size=4))
     state = contents_of_staging(tmp_path)
     with pytest.raises(OutputError, match=r"shard_size was 4 and is 5 now.*--overwrite"):
-        convert(inputs, out, shard_size=5)
+        convert(inputs, Output(out, shard_size=5))
     make_npz(inputs[2], 12, seed=7)
     with pytest.raises(OutputError, match=r"c\.npz has changed"):
-        convert(inputs, out, shard_size=4)
+        convert(inputs, Output(out, shard_size=4))
     assert contents_of_staging(tmp_path) == state
-    convert(inputs, out, shard_size=5, overwrite=True)
-    convert(inputs, tmp_path / "good", shard_size=5)
+    convert(inputs, Output(out, shard_size=5, overwrite=True))
+    convert(inputs, Output(tmp_path / "good", shard_size=5))
     assert contents(out) == contents(tmp_path / "good")
 
 
@@ -204,18 +206,18 @@ def test_files_that_are_out_of_reach_for_a_while_cost_no_finished_shard(inputs: 
     with pytest.MonkeyPatch.context() as patch:
         interrupt_after(2, patch)
         with pytest.raises(Interrupted):
-            convert(inputs, tmp_path / "out", shard_size=4)
+            convert(inputs, Output(tmp_path / "out", shard_size=4))
     state = contents_of_staging(tmp_path)
     for path in inputs:
         path.rename(path.with_suffix(".away"))
     with pytest.raises(SourceError, match="nothing was converted"):
-        convert(inputs, tmp_path / "out", shard_size=4)
+        convert(inputs, Output(tmp_path / "out", shard_size=4))
     assert contents_of_staging(tmp_path) == state
     for path in inputs:
         path.with_suffix(".away").rename(path)
     with pytest.MonkeyPatch.context() as patch:
         made = interrupt_after(100, patch)
-        convert(inputs, tmp_path / "out", shard_size=4)
+        convert(inputs, Output(tmp_path / "out", shard_size=4))
     assert len(made) == 3
 
 
@@ -232,7 +234,7 @@ def test_a_dask_cluster_that_loses_a_worker_makes_the_same_bytes(tmp_path: Path)
     make_npz(tmp_path / "b.npz", 240, packed=True, width=300)
     paths, out = [tmp_path / "a.nwb", tmp_path / "b.npz"], tmp_path / "out"
     storage: dict[str, Any] = {"shard_size": 20, "compression": "xz"}
-    config = SourceConfig(sequence_length=20)
+    config = SourceConfig.of(sequence_length=20)
     quiet = {"dashboard_address": None, "silence_logs": 50, "threads_per_worker": 1}
     with distributed.LocalCluster(n_workers=2, processes=True, **quiet) as cluster:
         with distributed.Client(cluster) as client:
@@ -252,7 +254,7 @@ def test_a_dask_cluster_that_loses_a_worker_makes_the_same_bytes(tmp_path: Path)
         assert main(["convert", "-i", *map(str, paths), "-o", str(out), *arguments]) == 0
         losing.join(10)
     assert killed and killed[0] < len(list(out.glob("*.tar.xz")))
-    convert(paths, tmp_path / "good", config, **storage)
+    convert(paths, Output(tmp_path / "good", **storage), config)
     assert contents(out) == contents(tmp_path / "good")
 
 
@@ -274,12 +276,12 @@ def test_a_dask_cluster_that_cannot_be_reached_is_named(
 
 def test_a_shard_may_be_made_twice_at_once(inputs: list[Path], tmp_path: Path) -> None:
     """A worker that was given up for lost may go on, and its work is done by another one meanwhile."""
-    plan = ConversionPlan(run.look_at(inputs, SourceConfig()), SourceConfig(), shard_size=5)
+    plan = ConversionPlan(look_at(inputs, SourceConfig()), SourceConfig(), ShardConfig(shard_size=5))
     [_, shard, *_] = plan.shards()
     run.write_shard(tmp_path, shard)
     true = (tmp_path / shard.name).read_bytes()
     arrived, reading, seen = threading.Semaphore(0), threading.Event(), []
-    fill = run._fill
+    fill = shards._fill
 
     def slow(file: Any, shard: Any) -> None:
         arrived.release()
@@ -287,10 +289,10 @@ def test_a_shard_may_be_made_twice_at_once(inputs: list[Path], tmp_path: Path) -
         fill(file, shard)
 
     with ThreadPoolExecutor(3) as pool, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "_fill", slow)
+        patch.setattr(shards, "_fill", slow)
         late = [pool.submit(run.write_shard, tmp_path, shard) for _ in range(2)]
         assert all(arrived.acquire(timeout=10) for _ in late)
-        patch.setattr(run, "_fill", fill)
+        patch.setattr(shards, "_fill", fill)
         pool.submit(run.write_shard, tmp_path, shard).result()
         reading.set()
         while not all(job.done() for job in late):

@@ -15,9 +15,11 @@ from conversions import contents, make_npz
 from hdmf.backends.hdf5 import H5DataIO
 from recordings import make_recording
 
+from neurofmx_wds.convert.config import Output, ShardConfig, Workers
 from neurofmx_wds.convert.estimate import estimate
+from neurofmx_wds.convert.look import look_at
 from neurofmx_wds.convert.plan import ConversionPlan, report_of
-from neurofmx_wds.convert.run import convert, look_at
+from neurofmx_wds.convert.run import convert
 from neurofmx_wds.convert.sources import SourceConfig
 from neurofmx_wds.storage.processes import ordered_map
 
@@ -26,6 +28,8 @@ RATE, CHANNELS = 30_000.0, 64
 MEASURED = """
 import json, sys
 import neurofmx_wds.convert.sources.nwb
+from neurofmx_wds.convert.config import Output
+from neurofmx_wds.convert.config import Output
 from neurofmx_wds.convert.run import convert
 from neurofmx_wds.convert.sources import SourceConfig
 
@@ -35,7 +39,7 @@ def told(path, name):
 
 before = told("/proc/self/io", "rchar"), told("/proc/self/status", "VmRSS") << 10
 open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew: a child's would be that of its parent
-convert([sys.argv[1]], sys.argv[2], SourceConfig(sequence_length=20), shard_size=int(sys.argv[3]))
+convert([sys.argv[1]], Output(sys.argv[2], shard_size=int(sys.argv[3])), SourceConfig.of(sequence_length=20))
 after = told("/proc/self/io", "rchar"), told("/proc/self/status", "VmHWM") << 10
 print(json.dumps([b - a for a, b in zip(before, after)]))
 """
@@ -58,8 +62,8 @@ def test_a_large_recording_is_read_about_once_and_in_pieces(seconds: int, tmp_pa
     path, out = tmp_path / "large.nwb", tmp_path / "out"
     chunked = H5DataIO(data, chunks=(5000, CHANNELS))
     make_recording(path, n_units=0, seconds=seconds, lfp_channels=CHANNELS, lfp_rate=RATE, lfp_data=chunked)
-    config = SourceConfig(sequence_length=20)
-    found = estimate(ConversionPlan(look_at([path], config), config, shard_size=75))
+    config = SourceConfig.of(sequence_length=20)
+    found = estimate(ConversionPlan(look_at([path], config), config, ShardConfig(shard_size=75)))
     read, memory = measured(path, out, 75)
     assert path.stat().st_size > data.nbytes
     assert read < 2.1 * path.stat().st_size  # for its checksum, and for its windows, which overlap by half
@@ -82,7 +86,7 @@ def test_many_spikes_take_no_more_memory_than_was_estimated(tmp_path: Path) -> N
             del file["units"][name]
             file["units"].create_dataset(name, data=data).attrs.update(about)
         file["units/spike_times_index"].attrs["target"] = file["units/spike_times"].ref
-    config = SourceConfig(sequence_length=20)
+    config = SourceConfig.of(sequence_length=20)
     found = estimate(ConversionPlan(look_at([tmp_path / "a.nwb"], config), config))
     read, memory = measured(tmp_path / "a.nwb", tmp_path / "out", 1000)
     assert read < 4 * (tmp_path / "a.nwb").stat().st_size  # their checksum; once to count them, once to convert them
@@ -108,7 +112,7 @@ def test_many_small_files_are_planned_in_parallel(n: int, tmp_path: Path) -> Non
     assert reports == [report_of(entry) for entry in look_at(paths, SourceConfig())]
     assert [report["path"] for report in reports] == [path.name for path in paths]
     failed = [path.name for i, path in enumerate(paths) if i % 7 == 3 or i % 11 == 4]
-    made = [convert(paths, tmp_path / f"out{w}", shard_size=10, workers=w) for w in (1, 2)]
+    made = [convert(paths, Output(tmp_path / f"out{w}", shard_size=10), workers=Workers(w)) for w in (1, 2)]
     for conversion in made:
         assert [Path(error.file or "").name for error in conversion.plan.failures] == failed
         assert [source["path"] for source in conversion.summary["sources"] if "error" in source] == failed

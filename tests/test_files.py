@@ -22,15 +22,19 @@ from hypothesis import strategies as st
 
 from neurofmx_wds import WebDatasetLoader, create_webdataset_dataloader
 from neurofmx_wds.cli.main import main
+from neurofmx_wds.convert.config import Output, Task, Workers
+from neurofmx_wds.convert.file_state import FileState
+from neurofmx_wds.convert.look import plan_source
 from neurofmx_wds.convert.merge import append
-from neurofmx_wds.convert.plan import FileState, PlannedSource, plan_source
-from neurofmx_wds.convert.run import compare_with_sources, convert, write_share
-from neurofmx_wds.convert.sources import SourceConfig
+from neurofmx_wds.convert.plan import PlannedSource
+from neurofmx_wds.convert.run import convert, write_share
+from neurofmx_wds.convert.sources import FilesConfig, SourceConfig
 from neurofmx_wds.convert.sources.files import FilesSource
+from neurofmx_wds.convert.validate import compare_with_sources
 from neurofmx_wds.errors import OutputError, SourceError
 from neurofmx_wds.format.verify import verify
 
-CONFIG = SourceConfig(format="files")
+CONFIG = SourceConfig.of(format="files")
 Files = dict[str, bytes]
 
 
@@ -73,7 +77,7 @@ def contents(directory: Path) -> Files:
 
 def refusal(root: Path, **settings: Any) -> str:
     with pytest.raises(SourceError) as caught:
-        FilesSource(root, SourceConfig(format="files", **settings))
+        FilesSource(root, FilesConfig(**settings))
     assert str(caught.value).startswith(str(root))
     return caught.value.problem
 
@@ -94,7 +98,7 @@ def test_every_extension_is_stored_as_it_is_and_read_by_both_libraries(tmp_path:
     one |= {"cls": b"3", "txt": "Grüße".encode(), "empty": b"", "tar.gz": b"\x1f\x8bno gzip"}
     files = {f"{stem}.{extension}": data for stem in ("x/one", "x/two", "ünï") for extension, data in one.items()}
     root = write(tmp_path / "in", files)
-    convert([root], tmp_path / "out", CONFIG)
+    convert([root], Output(tmp_path / "out"), CONFIG)
     assert list(stored(tmp_path / "out").items()) == list(expected(files).items())
     problems = verify(tmp_path / "out", deep=True).problems  # a name that lies about its content is told, not changed
     assert {problem.member for problem in problems} == {"tar.gz"}
@@ -127,7 +131,7 @@ def test_any_names_that_are_taken_arrive(
     root = tmp_path_factory.mktemp("any")
     try:
         write(root / "in", files)
-        convert([root / "in"], root / "out", CONFIG, shard_size=3)
+        convert([root / "in"], Output(root / "out", shard_size=3), CONFIG)
     except SourceError as error:  # refused with a reason, and nothing was made
         assert re.search("the (field name|sample's key) |differ in capitals|under one name", str(error))
         assert not (root / "out").exists()
@@ -141,12 +145,12 @@ def test_the_bytes_depend_on_neither_workers_nor_tasks(tmp_path: Path, shard_siz
     root = write(tmp_path / "in", pairs())
     made = []
     for name, workers in [("one", 1), ("four", 4 if shard_size == 3 else 1)]:
-        conversion = convert([root], tmp_path / name, CONFIG, shard_size=shard_size, workers=workers)
+        conversion = convert([root], Output(tmp_path / name, shard_size=shard_size), CONFIG, Workers(workers))
         assert compare_with_sources(conversion, tmp_path / name) == []
         made.append(contents(tmp_path / name))
     for task in (2, 0, 1):
-        write_share([root], tmp_path / "tasks", CONFIG, task=task, tasks=3, shard_size=shard_size)
-    convert([root], tmp_path / "tasks", CONFIG, shard_size=shard_size)
+        write_share([root], Output(tmp_path / "tasks", shard_size=shard_size), Task(task, 3), CONFIG)
+    convert([root], Output(tmp_path / "tasks", shard_size=shard_size), CONFIG)
     made.append(contents(tmp_path / "tasks"))
     assert made[0] == made[1] == made[2]
     assert list(stored(tmp_path / "one").items()) == list(expected(pairs()).items())
@@ -172,7 +176,7 @@ def test_killed_and_run_again_it_ends_with_the_same_bytes(tmp_path: Path) -> Non
 
 def test_batches_hold_the_bytes_and_resume(tmp_path: Path) -> None:
     root = write(tmp_path / "in", pairs(20))
-    convert([root], tmp_path / "out", CONFIG, shard_size=6)
+    convert([root], Output(tmp_path / "out", shard_size=6), CONFIG)
     loader = create_webdataset_dataloader(tmp_path / "out", batch_size=3, num_workers=0)
     batches = iter(loader)
     seen = [next(batches) for _ in range(3)]
@@ -203,7 +207,7 @@ def test_an_incomplete_sample_is_an_error_or_counted(tmp_path: Path, capsys: pyt
     for line in ("1 window dropped: lacks .txt", "1 window dropped: lacks .jpg", "1 file left out: without extension"):
         assert f"in: {line}" in told
     assert "1 file left out: hidden" in told
-    report = FilesSource(root, SourceConfig(format="files", allow_missing=True)).describe().report
+    report = FilesSource(root, FilesConfig(allow_missing=True)).describe().report
     assert report["extensions"] == {"jpg": 6, "txt": 6} and report["windows"]["emitted"] == 5 and report["files"] == 13
 
 
@@ -212,7 +216,7 @@ def test_modalities_name_what_a_sample_has(tmp_path: Path) -> None:
     assert "lacks" in refusal(root)
     assert "lacks .json" in refusal(root, modalities=("jpg", "json"))
     assert "no file with .png" in refusal(root, modalities=("jpg", "png"))
-    source = FilesSource(root, SourceConfig(format="files", modalities=(".JPG", "txt")))
+    source = FilesSource(root, FilesConfig(modalities=(".JPG", "txt")))
     described = source.describe()
     assert described.n_samples == 3 and described.report["warnings"] == ["3 files left out: with other extensions"]
     assert [sorted(fields) for fields, _ in source.read(0, 3)] == [["__key__", "jpg", "txt"]] * 3
@@ -247,7 +251,7 @@ def test_the_input_is_a_directory_of_files_and_nothing_else(tmp_path: Path) -> N
     assert "is no directory" in refusal(root / "sample-0.jpg")
     (root / "inside.jpg").symlink_to("sample-0.jpg")
     (root / "inside.txt").symlink_to(root / "a" / "sample-1.txt")
-    assert FilesSource(root, CONFIG).keys == ["a/sample-1", "inside", "sample-0"]
+    assert FilesSource(root, CONFIG.files).keys == ["a/sample-1", "inside", "sample-0"]
     secret = tmp_path / "secret"
     secret.write_text("1")
     for target in (secret, root / "a", root / "nothing", tmp_path):
@@ -266,7 +270,7 @@ def test_what_changes_after_it_was_planned_is_noticed(tmp_path: Path) -> None:
     planned = plan_source(str(root), CONFIG)
     assert isinstance(planned, PlannedSource)
     assert planned.file == FileState.of(str(root))
-    source = FilesSource(root, CONFIG)
+    source = FilesSource(root, CONFIG.files)
 
     def change(action: Any, told: str) -> None:
         action()
@@ -285,33 +289,33 @@ def test_what_changes_after_it_was_planned_is_noticed(tmp_path: Path) -> None:
     change(lambda: os.utime(root / "a" / "sample-1.txt", ns=(0, 0)), "'a/sample-1.txt' has changed")
     (root / "new.jpg").touch()
     with pytest.raises(SourceError, match="changed while"):
-        planned.file.open(SourceConfig(format="files", allow_missing=True))
+        planned.file.open(SourceConfig.of(format="files", allow_missing=True))
 
 
 def test_a_share_of_other_files_is_not_joined(tmp_path: Path) -> None:
     root = write(tmp_path / "in", pairs(6))
-    write_share([root], tmp_path / "out", CONFIG, task=0, tasks=2, shard_size=2)
+    write_share([root], Output(tmp_path / "out", shard_size=2), Task(0, 2), CONFIG)
     write(root, {"sample-0.txt": b"another text"})
     with pytest.raises(OutputError, match="has changed"):
-        convert([root], tmp_path / "out", CONFIG, shard_size=2)
+        convert([root], Output(tmp_path / "out", shard_size=2), CONFIG)
 
 
 def test_directories_are_joined_where_their_keys_differ(tmp_path: Path) -> None:
     write(tmp_path / "in", pairs(6))
     ways = [[tmp_path / "in" / "a", tmp_path / "in" / "b"], [tmp_path / "in" / "a", tmp_path / "in" / "a" / ".." / "a"]]
-    conversion = convert(ways[0], tmp_path / "out", CONFIG)
+    conversion = convert(ways[0], Output(tmp_path / "out"), CONFIG)
     assert [*stored(tmp_path / "out")] == ["sample-1", "sample-4", "c d/sample-2", "c d/sample-5"]
     assert not conversion.plan.failures
-    conversion = convert(ways[1], tmp_path / "twice", CONFIG)
+    conversion = convert(ways[1], Output(tmp_path / "twice"), CONFIG)
     assert [error.problem for error in conversion.plan.failures] == [
         "2 of its samples have keys that others have, such as 'sample-1'"
     ]
     write(tmp_path / "more", {"new.jpg": b"1", "new.txt": b"2"})
     write(tmp_path / "known", {"sample-1.jpg": b"1", "sample-1.txt": b"2"})
-    append([tmp_path / "more"], tmp_path / "out", CONFIG)
+    append([tmp_path / "more"], Output(tmp_path / "out"), CONFIG)
     assert [*stored(tmp_path / "out")][-1] == "new" and verify(tmp_path / "out", deep=True).ok
     with pytest.raises(SourceError, match="have keys that others have, such as 'sample-1'"):
-        append([tmp_path / "known"], tmp_path / "out", CONFIG)
+        append([tmp_path / "known"], Output(tmp_path / "out"), CONFIG)
 
 
 def test_many_files_are_found_at_once_and_a_run_opens_each_once(
@@ -327,7 +331,7 @@ def test_many_files_are_found_at_once_and_a_run_opens_each_once(
     opened = []
     read = FilesSource.read
     monkeypatch.setattr(FilesSource, "read", lambda self, a, b: opened.append((a, b)) or read(self, a, b))
-    convert([tmp_path], tmp_path.parent / "out", CONFIG, shard_size=2000)
+    convert([tmp_path], Output(tmp_path.parent / "out", shard_size=2000), CONFIG)
     assert opened == [(0, 2000), (2000, 4000), (4000, 5000)]
 
 
@@ -340,7 +344,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--allow-missing"], "--allow-missing=True: not in this format"),
+        (["--allow-missing"], "--allow-missing=True: concerns only files and imagefolder"),
         (["--keep-encoded", "--format", "mnist"], "--keep-encoded"),
         (["--subset", "train", "--format", "imagefolder"], "--subset"),
     ],

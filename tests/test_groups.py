@@ -29,6 +29,7 @@ from neurofmx_wds import (
     create_webdataset_dataloader,
 )
 from neurofmx_wds.cli.main import main
+from neurofmx_wds.convert.config import Output
 from neurofmx_wds.convert.link import link_group
 from neurofmx_wds.convert.merge import append, merge
 from neurofmx_wds.errors import GroupError, ManifestError, NeurofmxError, OutputError, ShardError, StateError
@@ -545,7 +546,7 @@ def test_what_cannot_be_linked_is_refused(original: Path, tmp_path: Path) -> Non
         export(made)
     with pytest.raises(OutputError, match="made with other settings: group was"):
         np.save(tmp_path / "x.npy", np.zeros((3, 2)))
-        append([tmp_path / "x.npy"], made)
+        append([tmp_path / "x.npy"], Output(made))
     assert before == {path.name: path.read_bytes() for path in sorted(made.iterdir())}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["invertebrates", "original", "x.npy"]
 

@@ -21,9 +21,11 @@ import webdataset as wds
 
 from neurofmx_wds import WebDatasetLoader, create_webdataset_dataloader
 from neurofmx_wds.cli.main import main
+from neurofmx_wds.convert.config import Output, Workers
 from neurofmx_wds.convert.merge import append
-from neurofmx_wds.convert.run import compare_with_sources, convert
+from neurofmx_wds.convert.run import convert
 from neurofmx_wds.convert.sources import SourceConfig, open_source
+from neurofmx_wds.convert.validate import compare_with_sources
 from neurofmx_wds.errors import SourceError
 from neurofmx_wds.format.manifest import Manifest
 from neurofmx_wds.format.pixels import decode_image, image_size
@@ -44,7 +46,7 @@ def official(directory: Path) -> list[dict[str, Any]]:
 
 def refusal(root: Path, **settings: Any) -> str:
     with pytest.raises(SourceError) as caught:
-        source = open_source(root, SourceConfig(**settings))
+        source = open_source(root, SourceConfig.of(**settings))
         list(source.read(0, source.describe().n_samples))
     assert str(caught.value).startswith(str(root)) and caught.value.remedy
     return caught.value.problem
@@ -74,10 +76,10 @@ def make_mnist(root: Path, packed: bool = False, dot: bool = False, n: int = 25)
 @pytest.mark.parametrize(("packed", "dot"), [(False, False), (True, False), (False, True), (True, True)])
 def test_mnist_arrives_as_numpy_sees_it(tmp_path: Path, packed: bool, dot: bool) -> None:
     arrays = make_mnist(tmp_path / "in", packed, dot)
-    config = SourceConfig(format="mnist")
-    conversion = convert([tmp_path / "in"], tmp_path / "out", config, shard_size=4)
+    config = SourceConfig.of(format="mnist")
+    conversion = convert([tmp_path / "in"], Output(tmp_path / "out", shard_size=4), config)
     assert compare_with_sources(conversion, tmp_path / "out") == []
-    convert([tmp_path / "in"], tmp_path / "two", config, shard_size=4, workers=2 if packed and dot else 1)
+    convert([tmp_path / "in"], Output(tmp_path / "two", shard_size=4), config, Workers(2 if packed and dot else 1))
     assert contents(tmp_path / "out") == contents(tmp_path / "two")
     samples = official(tmp_path / "out")
     images = np.concatenate([arrays["train-images"], arrays["t10k-images"]])
@@ -114,7 +116,7 @@ def test_subsets_and_classes_are_selected(tmp_path: Path) -> None:
         assert {sample["metadata"]["subset"] for sample in seen} == {subset}
     (tmp_path / "in" / "t10k-labels-idx1-ubyte").unlink()
     assert "has no t10k-labels-idx1-ubyte" in refusal(tmp_path / "in", format="mnist")
-    assert open_source(tmp_path / "in", SourceConfig(format="mnist", subset="train")).describe().n_samples == 25
+    assert open_source(tmp_path / "in", SourceConfig.of(format="mnist", subset="train")).describe().n_samples == 25
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -215,8 +217,8 @@ def make_cifar(root: Path, kind: str = "cifar10", n: int = 6) -> dict[str, dict[
 @pytest.mark.parametrize("kind", ["cifar10", "cifar100"])
 def test_cifar_arrives_as_its_own_unpickling_gives_it(tmp_path: Path, kind: str, subset: str) -> None:
     batches = make_cifar(tmp_path / "in", kind)
-    config = SourceConfig(format=kind, subset=subset)
-    conversion = convert([tmp_path / "in"], tmp_path / "out", config, shard_size=4)
+    config = SourceConfig.of(format=kind, subset=subset)
+    conversion = convert([tmp_path / "in"], Output(tmp_path / "out", shard_size=4), config)
     assert compare_with_sources(conversion, tmp_path / "out") == []
     chosen = [name for name in batches if subset == "all" or ("test" in name) == (subset == "test")]
     data = np.concatenate([batches[name]["data"] for name in chosen])
@@ -304,7 +306,7 @@ def test_what_cifar_lacks_is_named(tmp_path: Path) -> None:
     (tmp_path / "in" / "data_batch_4").unlink()
     assert "has no data_batch_4" in refusal(tmp_path / "in", format="cifar10")
     assert "has no meta" in refusal(tmp_path / "in", format="cifar100")
-    assert open_source(tmp_path / "in", SourceConfig(format="cifar10", subset="test")).describe().n_samples == 6
+    assert open_source(tmp_path / "in", SourceConfig.of(format="cifar10", subset="test")).describe().n_samples == 6
 
 
 # --- a folder for each class ---
@@ -333,11 +335,11 @@ def make_folders(root: Path) -> dict[str, bytes]:
 
 def test_folders_become_labels_and_files_become_pixels(tmp_path: Path) -> None:
     files = dict(sorted(make_folders(tmp_path / "in").items()))
-    config = SourceConfig(format="imagefolder")
-    conversion = convert([tmp_path / "in"], tmp_path / "out", config, shard_size=4)
+    config = SourceConfig.of(format="imagefolder")
+    conversion = convert([tmp_path / "in"], Output(tmp_path / "out", shard_size=4), config)
     assert compare_with_sources(conversion, tmp_path / "out") == []
     with ThreadPoolExecutor(3) as threads:
-        convert([tmp_path / "in"], tmp_path / "two", config, shard_size=4, executor=threads)
+        convert([tmp_path / "in"], Output(tmp_path / "two", shard_size=4), config, Workers(executor=threads))
     assert contents(tmp_path / "out") == contents(tmp_path / "two")
     samples, classes = official(tmp_path / "out"), ["cat", "dog", "été"]
     for i, (sample, (name, data)) in enumerate(zip(samples, files.items(), strict=True)):
@@ -378,7 +380,7 @@ def test_folders_that_are_no_classes_are_refused(tmp_path: Path) -> None:
     assert "holds 3 files that are no images in a class's folder, such as '1.png'" in refusal(
         root, format="imagefolder"
     )
-    described = open_source(root, SourceConfig(format="imagefolder", allow_missing=True)).describe()
+    described = open_source(root, SourceConfig.of(format="imagefolder", allow_missing=True)).describe()
     assert described.n_samples == len(files)
     assert described.report["warnings"] == ["3 files left out: no images in a class's folder"]
     (tmp_path / "empty" / "cat").mkdir(parents=True)
@@ -390,14 +392,14 @@ def test_labels_mean_one_thing_in_a_dataset(tmp_path: Path) -> None:
         for folder in folders:
             (tmp_path / root / folder).mkdir(parents=True)
             (tmp_path / root / folder / "1.png").write_bytes(encoded(np.full((2, 2), ord(root), np.uint8)))
-    config = SourceConfig(format="imagefolder")
-    conversion = convert([tmp_path / each for each in "abc"], tmp_path / "out", config)
+    config = SourceConfig.of(format="imagefolder")
+    conversion = convert([tmp_path / each for each in "abc"], Output(tmp_path / "out"), config)
     [failure] = conversion.plan.failures
     assert "labels are bird, cat, those of the sources before it cat, dog" in failure.problem
     counts = Counter(sample["metadata"]["source"] for sample in WebDatasetLoader(tmp_path / "out"))
     assert counts == {"a": 2, "c": 2}
     with pytest.raises(SourceError, match="labels are bird, cat"):
-        append([tmp_path / "b"], tmp_path / "out", config)
+        append([tmp_path / "b"], Output(tmp_path / "out"), config)
 
 
 # --- pixels ---

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from recordings import make_recording
 
 from neurofmx_wds import ShardedDatasetInfo, create_shards_from_arrays
+from neurofmx_wds.convert.config import Output
 from neurofmx_wds.convert.merge import append
 from neurofmx_wds.convert.run import convert
 from neurofmx_wds.convert.sources import SourceConfig
@@ -84,7 +85,7 @@ def test_a_recording_is_shown_with_all_that_was_taken_and_left_out(
     )
     make_recording(tmp_path / "b.nwb", seconds=6, n_units=2, session_id="tuesday", identifier="b")
     (tmp_path / "c.nwb").write_bytes(b"nothing")
-    convert(sorted(tmp_path.glob("*.nwb")), tmp_path / "out", SourceConfig(sequence_length=50))
+    convert(sorted(tmp_path.glob("*.nwb")), Output(tmp_path / "out"), SourceConfig.of(sequence_length=50))
     ShardedDatasetInfo(tmp_path / "out").print_summary()
     shown = capsys.readouterr().out
     summary = ShardedDatasetInfo(tmp_path / "out").get_summary()
@@ -103,11 +104,11 @@ def test_a_recording_is_shown_with_all_that_was_taken_and_left_out(
 def test_a_field_that_not_all_samples_have_says_how_many_do(tmp_path: Path) -> None:
     make_recording(tmp_path / "a.nwb", seconds=6, behavior_rate=50.0)
     make_recording(tmp_path / "b.nwb", seconds=9, n_units=2, identifier="b")
-    config = SourceConfig(sequence_length=50)
-    emitted = convert([tmp_path / "a.nwb"], tmp_path / "out", config).summary["total_samples"]
+    config = SourceConfig.of(sequence_length=50)
+    emitted = convert([tmp_path / "a.nwb"], Output(tmp_path / "out"), config).summary["total_samples"]
     assert " in " not in format_summary(ShardedDatasetInfo(tmp_path / "out").get_summary())
-    total = append([tmp_path / "b.nwb"], tmp_path / "out", config).summary["total_samples"]
-    convert([tmp_path / "b.nwb", tmp_path / "a.nwb"], tmp_path / "both", config)
+    total = append([tmp_path / "b.nwb"], Output(tmp_path / "out"), config).summary["total_samples"]
+    convert([tmp_path / "b.nwb", tmp_path / "a.nwb"], Output(tmp_path / "both"), config)
     for directory in (tmp_path / "out", tmp_path / "both"):
         rows = format_summary(ShardedDatasetInfo(directory).get_summary()).splitlines()
         told = {row.split()[0] for row in rows if row.endswith(f"in {emitted} of {total} samples")}
@@ -117,7 +118,7 @@ def test_a_field_that_not_all_samples_have_says_how_many_do(tmp_path: Path) -> N
 def test_many_sources_are_cut_short_and_summed_up(tmp_path: Path) -> None:
     for i in range(30):
         np.savez(tmp_path / f"{i:02d}.npz", x=np.zeros((i + 1, 2)))
-    convert(sorted(tmp_path.glob("*.npz")), tmp_path / "out")
+    convert(sorted(tmp_path.glob("*.npz")), Output(tmp_path / "out"))
     lines = format_summary(ShardedDatasetInfo(tmp_path / "out").get_summary(), 80).splitlines()
     assert "  and 10 more" in lines
     assert lines[-1].split() == ["all", str(30 * 31 // 2), "0"]

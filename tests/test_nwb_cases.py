@@ -20,6 +20,7 @@ from hdmf.common import DynamicTable, VectorData
 from pynwb import behavior as nwb_behavior
 from recordings import make_recording, read_all
 
+from neurofmx_wds.convert.config import Output
 from neurofmx_wds.convert.run import convert
 from neurofmx_wds.convert.sources import SourceConfig, open_source
 from neurofmx_wds.errors import SourceError
@@ -58,7 +59,7 @@ def test_spike_times_in_samples_or_milliseconds_are_noticed_and_time_scale_mends
         ("ms", [t / 30 for t in true], 0.001),
     ):
         make_recording(tmp_path / f"{name}.nwb", spike_times=times, trials=5)
-        source = open_source(tmp_path / f"{name}.nwb", SourceConfig(bin_size_ms=1000, sequence_length=10))
+        source = open_source(tmp_path / f"{name}.nwb", SourceConfig.of(bin_size_ms=1000, sequence_length=10))
         assert "in ms or samples? set time_scale" in " ".join(source.describe().report["warnings"])
         source.close()
         mended, samples = read_all(tmp_path / f"{name}.nwb", time_scale=scale)
@@ -78,7 +79,7 @@ def test_spike_times_in_samples_or_milliseconds_are_noticed_and_time_scale_mends
 )
 def test_the_doubt_about_seconds_says_what_raised_it(tmp_path: Path, times: Any, doubt: str | None) -> None:
     make_recording(tmp_path / "a.nwb", spike_times=[times])
-    source = open_source(tmp_path / "a.nwb", SourceConfig(bin_size_ms=1000))
+    source = open_source(tmp_path / "a.nwb", SourceConfig.of(bin_size_ms=1000))
     text = " ".join(source.describe().report["warnings"])
     source.close()
     assert ("time_scale" in text) == (doubt is not None) and (doubt or "") in text
@@ -205,7 +206,7 @@ def test_attributes_that_are_no_utf8_are_reported_escaped(tmp_path: Path) -> Non
             file[place].attrs.create(name, b"\xb5V", dtype=h5py.string_dtype())
 
     path = edited(tmp_path / "a.nwb", edit, behavior_rate=100)
-    [report] = convert([path], tmp_path / "out").summary["sources"]
+    [report] = convert([path], Output(tmp_path / "out")).summary["sources"]
     assert report["units"]["location"] == [r"\xb5V"] * 4
     assert Manifest.load(tmp_path / "out").modalities["behavior"]["unit"] == r"\xb5V"
 
@@ -382,7 +383,7 @@ def test_bad_files_are_reported_and_the_others_converted(tmp_path: Path) -> None
     (tmp_path / "lfs.nwb").write_text("version https://git-lfs.github.com/spec/v1\n")
     edited(tmp_path / "old.nwb", _version("1.0.6"))
     paths = [tmp_path / f"{name}.nwb" for name in ("empty", "good", "lfs", "old")]
-    done = convert(paths, tmp_path / "out", SourceConfig())
+    done = convert(paths, Output(tmp_path / "out"), SourceConfig())
     assert [failure.file for failure in done.plan.failures] == [str(paths[0]), str(paths[2]), str(paths[3])]
     assert all(failure.remedy for failure in done.plan.failures)
     assert done.summary["total_samples"] > 0
@@ -447,7 +448,7 @@ def test_a_warning_about_something_else_is_not_the_recordings(tmp_path: Path, mo
         return opened(*args)
 
     monkeypatch.setattr(recording_module, "open_nwb", with_garbage)
-    source = open_source(path, SourceConfig(sequence_length=10))
+    source = open_source(path, SourceConfig.of(sequence_length=10))
     warned = source.describe().report["warnings"]
     source.close()
     assert not [each for each in warned if "unclosed" in each]

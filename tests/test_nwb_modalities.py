@@ -175,7 +175,7 @@ def test_any_range_of_windows_is_what_the_whole_has_there(tmp_path: Path, option
     path = tmp_path / "a.nwb"
     make_recording(path, lfp_channels=2, behavior_rate=120, trials=12, extra=lambda nwb: _movies(nwb, pixels, times))
     _, whole = read_all(path, **options)
-    source = open_source(path, SourceConfig(**{"bin_size_ms": 10, "sequence_length": 50, **options}))
+    source = open_source(path, SourceConfig.of(**{"bin_size_ms": 10, "sequence_length": 50, **options}))
     for start, stop in np.sort(np.random.default_rng(0).integers(0, len(whole) + 1, (10, 2)), axis=1).tolist():
         part = list(source.read(start, stop))
         assert [metadata for _, metadata in part] == [metadata for _, metadata in whole[start:stop]]
@@ -201,12 +201,12 @@ def test_what_cannot_be_aligned_to_is_named_with_what_can(recorded: Path) -> Non
         ({"origin_ns": 5}, "origin_ns"),
     ):
         with pytest.raises(ValueError, match=f"^{name}="):
-            SourceConfig(align="trials", **wrong)
+            SourceConfig.of(align="trials", **wrong)
     for unheeded in ({"before_s": 0.5}, {"after_s": 2}, {"event": "cue"}):
         with pytest.raises(ValueError, match=f"^{next(iter(unheeded))}=.*goes together with align"):
-            SourceConfig(**unheeded)
-    made = SourceConfig(align="trials", before_s="1/2", after_s=0.3, bin_size_ms=20)
-    assert made.sequence_length == 40 and SourceConfig(**json.loads(json.dumps(made.to_json()))) == made
+            SourceConfig.of(**unheeded)
+    made = SourceConfig.of(align="trials", before_s="1/2", after_s=0.3, bin_size_ms=20)
+    assert made.windows.sequence_length == 40 and SourceConfig.of(**json.loads(json.dumps(made.to_json()))) == made
 
 
 # -- interval tables as metadata -------------------------------------------------------------------------------------

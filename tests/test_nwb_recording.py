@@ -25,6 +25,7 @@ from pynwb import behavior as nwb_behavior
 from pynwb.ecephys import ElectricalSeries, SpikeEventSeries
 from recordings import make_recording
 
+from neurofmx_wds.convert.config import Output
 from neurofmx_wds.convert.run import convert
 from neurofmx_wds.convert.sources import SourceConfig, open_source
 from neurofmx_wds.errors import SourceError
@@ -36,7 +37,7 @@ TRIALS = "sub-anm00239123_ses-20170627T093549.nwb"
 
 
 def config(**options: Any) -> SourceConfig:
-    return SourceConfig(**{"bin_size_ms": 10, "sequence_length": 50, **options})
+    return SourceConfig.of(**{"bin_size_ms": 10, "sequence_length": 50, **options})
 
 
 @pytest.fixture
@@ -312,7 +313,7 @@ def test_what_keeps_every_window_from_fitting_is_told(options: Any, told: str, t
     times = [np.arange(0, 9.95, 0.1)]
     make_recording(tmp_path / "a.nwb", spike_times=times, invalid_times=[(4.4, 4.7)], trials=2)
     with pytest.raises(SourceError, match=rf"a\.nwb: no window fits: .*{told}"):
-        convert([tmp_path / "a.nwb"], tmp_path / "out", config(**options))
+        convert([tmp_path / "a.nwb"], Output(tmp_path / "out"), config(**options))
     assert re.search(told, opened(tmp_path / "a.nwb", **options).describe().report["warnings"][-1])
 
 
@@ -491,26 +492,26 @@ def test_formats_are_told_by_name_and_by_signature(tmp_path: Path, opened: Any) 
 def test_a_wrong_configuration_is_refused_naming_the_value(wrong: dict[str, Any]) -> None:
     name = next(iter(wrong))
     with pytest.raises(ValueError, match=f"^{name}=") as refused:
-        SourceConfig(**wrong)
+        SourceConfig.of(**wrong)
     assert len(str(refused.value)) < 400
 
 
 @pytest.mark.parametrize(("size", "ns"), [(10.0, 10**7), (0.1, 10**5), (2.5, 2_500_000), ("100/3", Fraction(10**8, 3))])
 def test_bin_width_is_exact_and_the_configuration_survives_json(size: Any, ns: Any) -> None:
     made = config(bin_size_ms=size, modalities=["lfp"], intervals=[(0, 1)])
-    assert made.bin_width_ns == ns
-    assert SourceConfig(**json.loads(json.dumps(made.to_json()))) == made == pickle.loads(pickle.dumps(made))
+    assert made.windows.bin_width_ns == ns
+    assert SourceConfig.of(**json.loads(json.dumps(made.to_json()))) == made == pickle.loads(pickle.dumps(made))
     fraction = config(bin_size_ms=Fraction(1, 3))
-    assert SourceConfig(**json.loads(json.dumps(fraction.to_json()))).bin_width_ns == fraction.bin_width_ns
+    assert SourceConfig.of(**json.loads(json.dumps(fraction.to_json()))).windows == fraction.windows
 
 
 @given(st.integers(-(10**18), 10**18), st.integers(1, 10**18))
 def test_intervals_of_fractions_are_exact_and_those_of_floats_the_nearest(start: int, n: int) -> None:
     made = config(intervals=[(Fraction(start, 10**9), Fraction(start + n, 10**9)), (start / 1e9, np.inf)])
-    assert made.intervals_ns == [(start, start + n), (round(start / 1e9 * 1e9), MAX_NS)]
-    assert SourceConfig(**json.loads(json.dumps(made.to_json()))) == made
-    assert n == 1 or (made.within(start + 1, start + n + 1).intervals_ns or [])[0] == (start + 1, start + n)
-    assert replace(made, intervals=()).within(start, start + n).intervals_ns == []
+    assert made.windows.intervals_ns == [(start, start + n), (round(start / 1e9 * 1e9), MAX_NS)]
+    assert SourceConfig.of(**json.loads(json.dumps(made.to_json()))) == made
+    assert n == 1 or (made.within(start + 1, start + n + 1).windows.intervals_ns or [])[0] == (start + 1, start + n)
+    assert replace(made.windows, intervals=()).within(start, start + n).intervals_ns == []
 
 
 # -- memory ---------------------------------------------------------------------------------------------------------

@@ -14,8 +14,9 @@ from pynwb import icephys
 from recordings import make_recording, read_all
 
 from neurofmx_wds.cli.main import main
+from neurofmx_wds.convert.config import Output, Workers
 from neurofmx_wds.convert.run import convert
-from neurofmx_wds.convert.sources import SourceConfig
+from neurofmx_wds.convert.sources import SourceConfig, WindowConfig
 from neurofmx_wds.convert.sources.sweeps import SweepSource
 from neurofmx_wds.errors import SourceError
 from neurofmx_wds.format.info import ShardedDatasetInfo
@@ -173,7 +174,7 @@ def test_sweeps_are_read_from_a_stream_that_is_no_file(tmp_path: Path) -> None:
     patch = Patch()
     patch.sweep(0, 2.0)
     with patch.write(tmp_path / "a.nwb").open("rb") as stream:
-        source = SweepSource(Recording("https://example.org/b.nwb?token", stream=stream), SourceConfig())
+        source = SweepSource(Recording("https://example.org/b.nwb?token", stream=stream), WindowConfig())
         described = source.describe()
         source.close()
     assert described.n_samples == 3 and described.report["path"] == "b.nwb"
@@ -217,7 +218,7 @@ def test_beside_other_modalities_they_must_be_asked_for(tmp_path: Path) -> None:
     _, samples = read_all(tmp_path / "a.nwb", modalities=["icephys"])
     check(samples, windows_of(sweeps[0]))
     with pytest.raises(ValueError, match="modalities=.*clocks of their own"):
-        SourceConfig(modalities=("spikes", "icephys"))
+        SourceConfig.of(modalities=("spikes", "icephys"))
     make_recording(tmp_path / "b.nwb", seconds=2)
     with pytest.raises(SourceError, match="there is no icephys in it; it has spikes"):
         read_all(tmp_path / "b.nwb", modalities=["icephys"])
@@ -227,9 +228,9 @@ def test_they_become_shards_of_the_same_bytes_in_any_way(tmp_path: Path, capsys:
     patch = Patch()
     sweeps = [patch.sweep(i, 0.6 + 0.2 * i, stimulus=i % 2 == 0, number=i) for i in range(5)]
     path = patch.write(tmp_path / "a.nwb")
-    config = SourceConfig(sequence_length=50)
+    config = SourceConfig.of(sequence_length=50)
     for size, workers in ((3, 1), (3, 2)):
-        convert([path], tmp_path / f"out{workers}", config, shard_size=size, workers=workers)
+        convert([path], Output(tmp_path / f"out{workers}", shard_size=size), config, Workers(workers))
     assert contents(tmp_path / "out1") == contents(tmp_path / "out2")
     arguments = ["convert", "-i", str(path), "-o", str(tmp_path / "cli"), "--sequence-length", "50", "--validate"]
     assert main([*arguments, "--shard-size", "3", "--modalities", "icephys"]) == 0

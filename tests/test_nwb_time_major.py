@@ -84,7 +84,7 @@ def test_what_is_no_series_is_named(tmp_path: Path) -> None:
         read_all(tmp_path / "a.npy", timestamps="when", modalities=("data",))
     for wrong, name in (({"rate": 0.0}, "rate"), ({"rate": 1.0, "timestamps": "t"}, "timestamps")):
         with pytest.raises(ValueError, match=f"^{name}="):
-            SourceConfig(**wrong)
+            SourceConfig.of(**wrong)
 
 
 def test_an_array_is_not_replaced_by_the_mask_of_another(tmp_path: Path) -> None:

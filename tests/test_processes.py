@@ -16,7 +16,8 @@ from conversions import contents, make_npz
 from jobs import die_elsewhere, imported, slow_square, square_or_fail
 from recordings import make_recording
 
-from neurofmx_wds.convert.run import convert, working
+from neurofmx_wds.convert.config import Output, Workers
+from neurofmx_wds.convert.run import convert
 from neurofmx_wds.convert.sources import SourceConfig
 from neurofmx_wds.errors import OutputError
 from neurofmx_wds.storage.processes import ordered_map
@@ -70,23 +71,24 @@ def test_two_threads_may_each_have_their_own() -> None:
 def test_processes_that_convert_are_ready_without_torch() -> None:
     import torch  # noqa: F401 - here it is
 
-    with working(2, None) as apply:
-        found = dict(apply(imported, range(3)))
+    with Workers(2).start() as work:
+        found = dict(work.apply(imported, range(3)))
     assert found.pop(os.getpid()) >= {"torch"}
     assert list(found.values()) == [{"pynwb", "webdataset"}]
 
 
 MAIN_SCRIPT = """
 import sys
+from neurofmx_wds.convert.config import Output, Workers
 from neurofmx_wds.convert.run import convert
 print("the main script runs")
-convert(sys.argv[2:], sys.argv[1], shard_size=2, workers=3)
+convert(sys.argv[2:], Output(sys.argv[1], shard_size=2), workers=Workers(3))
 """
 
 
 def test_a_script_needs_no_guard_and_is_run_once(tmp_path: Path) -> None:
     make_npz(tmp_path / "a.npz", 30)
-    convert([tmp_path / "a.npz"], tmp_path / "good", shard_size=2)
+    convert([tmp_path / "a.npz"], Output(tmp_path / "good", shard_size=2))
     (tmp_path / "script.py").write_text(MAIN_SCRIPT)
     command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "out"), str(tmp_path / "a.npz")]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -115,5 +117,5 @@ def test_commands_do_without_torch_and_write_the_same_bytes(tmp_path: Path) -> N
     assert run_command(*given, "-o", tmp_path / "out", "--workers", 2, "--validate") == [0, False]
     assert run_command("info", tmp_path / "out") == [0, False]
     assert run_command("verify", tmp_path / "out") == [0, False]
-    convert([tmp_path / "a.nwb"], tmp_path / "good", SourceConfig(sequence_length=20), shard_size=10)
+    convert([tmp_path / "a.nwb"], Output(tmp_path / "good", shard_size=10), SourceConfig.of(sequence_length=20))
     assert contents(tmp_path / "out") == contents(tmp_path / "good")

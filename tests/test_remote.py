@@ -20,9 +20,11 @@ from recordings import make_recording
 
 from neurofmx_wds import NWBToWebDatasetConverter
 from neurofmx_wds.cli.main import main
+from neurofmx_wds.convert.config import Output, Task, Workers
 from neurofmx_wds.convert.merge import append
-from neurofmx_wds.convert.run import compare_with_sources, convert, write_share
+from neurofmx_wds.convert.run import convert, write_share
 from neurofmx_wds.convert.sources import SourceConfig
+from neurofmx_wds.convert.validate import compare_with_sources
 from neurofmx_wds.errors import OutputError, SourceError, hide_secrets
 from neurofmx_wds.storage import location
 from neurofmx_wds.storage.location import RemoteFile, is_url, name_of
@@ -30,7 +32,7 @@ from neurofmx_wds.storage.location import RemoteFile, is_url, name_of
 fsspec = pytest.importorskip("fsspec")
 pytest.importorskip("aiohttp")
 
-CONFIG = SourceConfig(sequence_length=20)
+CONFIG = SourceConfig.of(sequence_length=20)
 
 
 @pytest.fixture(autouse=True)
@@ -63,9 +65,9 @@ def test_shards_are_those_of_the_local_file(
     recording: Path, tmp_path: Path, blocks_held: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(location, "BLOCKS_HELD", blocks_held)
-    convert([recording], tmp_path / "local", CONFIG, shard_size=7)
+    convert([recording], Output(tmp_path / "local", shard_size=7), CONFIG)
     with Loopback(served(recording)) as server:
-        done = convert([f"{server.url}/a.nwb"], tmp_path / "remote", CONFIG, shard_size=7)
+        done = convert([f"{server.url}/a.nwb"], Output(tmp_path / "remote", shard_size=7), CONFIG)
         assert compare_with_sources(done, tmp_path / "remote") == []
         assert server.gets and all(b - a < 16 * 32 * 1024 for a, b in server.gets)
     assert shards(tmp_path / "remote") == shards(tmp_path / "local")
@@ -88,14 +90,14 @@ def test_arrays_too_in_every_form(tmp_path: Path) -> None:
     np.save(tmp_path / "none.npy", np.empty((4, 0)))
     for names in (["stored.npz", "packed.npz"], ["c.npy"], ["f.npy"], ["none.npy"]):
         out = tmp_path / names[0]
-        convert([tmp_path / name for name in names], out.with_suffix(".local"), shard_size=64)
+        convert([tmp_path / name for name in names], Output(out.with_suffix(".local"), shard_size=64))
         with Loopback(served(*(tmp_path / name for name in names))) as server:
-            convert([f"{server.url}/{name}" for name in names], out.with_suffix(".remote"), shard_size=64)
+            convert([f"{server.url}/{name}" for name in names], Output(out.with_suffix(".remote"), shard_size=64))
         assert shards(out.with_suffix(".remote")) == shards(out.with_suffix(".local"))
-    config = SourceConfig(rate=100.0, sequence_length=5)
-    convert([tmp_path / "stored.npz"], tmp_path / "time.local", config)
+    config = SourceConfig.of(rate=100.0, sequence_length=5)
+    convert([tmp_path / "stored.npz"], Output(tmp_path / "time.local"), config)
     with Loopback(served(tmp_path / "stored.npz")) as server:
-        convert([f"{server.url}/stored.npz"], tmp_path / "time.remote", config)
+        convert([f"{server.url}/stored.npz"], Output(tmp_path / "time.remote"), config)
     assert shards(tmp_path / "time.remote") == shards(tmp_path / "time.local")
 
 
@@ -105,36 +107,36 @@ def test_only_parts_of_a_large_file_are_read(recording: Path, tmp_path: Path) ->
     with h5py.File(large, "a") as file:
         file.create_dataset("scratch_of_ours", data=np.zeros(1 << 22, "u1"))
     with Loopback(served(large)) as server:
-        convert([f"{server.url}/large.nwb"], tmp_path / "out", CONFIG)
+        convert([f"{server.url}/large.nwb"], Output(tmp_path / "out"), CONFIG)
         read = sum(b - a + 1 for a, b in server.gets)
     assert read < 2.5 * recording.stat().st_size < large.stat().st_size / 4
 
 
 def test_workers_open_the_url_themselves(recording: Path, tmp_path: Path) -> None:
-    convert([recording], tmp_path / "local", CONFIG, shard_size=7)
+    convert([recording], Output(tmp_path / "local", shard_size=7), CONFIG)
     with Loopback(served(recording)) as server:
-        convert([f"{server.url}/a.nwb"], tmp_path / "remote", CONFIG, shard_size=7, workers=2)
+        convert([f"{server.url}/a.nwb"], Output(tmp_path / "remote", shard_size=7), CONFIG, Workers(2))
     assert shards(tmp_path / "remote") == shards(tmp_path / "local")
 
 
 def test_tasks_append_and_a_link_that_was_signed_anew(recording: Path, tmp_path: Path) -> None:
     make_recording(tmp_path / "b.nwb", seconds=5, seed=3, identifier="b")
     storage: Any = {"shard_size": 7}
-    convert([recording], tmp_path / "first", CONFIG, **storage)
+    convert([recording], Output(tmp_path / "first", **storage), CONFIG)
     shutil.copytree(tmp_path / "first", tmp_path / "local")
-    append([tmp_path / "b.nwb"], tmp_path / "local", CONFIG, **storage)
+    append([tmp_path / "b.nwb"], Output(tmp_path / "local", **storage), CONFIG)
     with Loopback(served(recording, tmp_path / "b.nwb")) as server:
         for task in (1, 0):
             url = f"{server.url}/a.nwb?signature=secret{task}"
-            write_share([url], tmp_path / "remote", CONFIG, task=task, tasks=2, **storage)
+            write_share([url], Output(tmp_path / "remote", **storage), Task(task, 2), CONFIG)
         kept = {path: path.stat().st_mtime_ns for path in (tmp_path / ".remote.partial").glob("*.tar")}
         assert len(kept) == len(list((tmp_path / "first").glob("*.tar")))
         for path in (tmp_path / ".remote.partial").rglob("*"):
             assert path.is_dir() or b"secret" not in path.read_bytes()
-        convert([f"{server.url}/a.nwb?signature=secret2"], tmp_path / "remote", CONFIG, **storage)
+        convert([f"{server.url}/a.nwb?signature=secret2"], Output(tmp_path / "remote", **storage), CONFIG)
         for path, written in kept.items():
             assert (tmp_path / "remote" / path.name).stat().st_mtime_ns == written
-        done = append([f"{server.url}/{name}.nwb" for name in "ab"], tmp_path / "remote", CONFIG, **storage)
+        done = append([f"{server.url}/{name}.nwb" for name in "ab"], Output(tmp_path / "remote", **storage), CONFIG)
     assert len(done.plan.sources) == 1  # the other one is there already
     assert shards(tmp_path / "remote") == shards(tmp_path / "local")
 
@@ -145,10 +147,10 @@ def test_tasks_append_and_a_link_that_was_signed_anew(recording: Path, tmp_path:
 @pytest.mark.parametrize("kind", ["drop", "short", 503, 429])
 def test_what_passes_is_tried_again(recording: Path, tmp_path: Path, kind: int | str) -> None:
     rng = random.Random(0)
-    convert([recording], tmp_path / "local", CONFIG)
+    convert([recording], Output(tmp_path / "local"), CONFIG)
     with Loopback(served(recording)) as server:
         server.fault = lambda path, number, wanted: kind if number % 3 == 0 or rng.random() < 0.1 else None
-        convert([f"{server.url}/a.nwb"], tmp_path / "remote", CONFIG)
+        convert([f"{server.url}/a.nwb"], Output(tmp_path / "remote"), CONFIG)
     assert shards(tmp_path / "remote") == shards(tmp_path / "local")
 
 
@@ -160,7 +162,7 @@ def test_what_does_not_pass_ends_in_one_error(
     with Loopback(served(recording)) as server:
         server.fault = lambda path, number, wanted: kind if number >= from_number else None
         with pytest.raises(SourceError, match=r"a\.nwb: the server .* 4 times in a row \(try again later") as caught:
-            convert([f"{server.url}/a.nwb"], tmp_path / "out", CONFIG)
+            convert([f"{server.url}/a.nwb"], Output(tmp_path / "out"), CONFIG)
         assert len(server.gets) == from_number + 4
         assert caught.value.file == f"{server.url}/a.nwb"
     assert not (tmp_path / "out").exists()
@@ -187,12 +189,12 @@ def test_what_will_not_pass_is_not_tried_again(recording: Path, tmp_path: Path, 
     with Loopback(served(recording)) as server:
         server.fault = lambda path, number, wanted: status
         with pytest.raises(SourceError, match=told):
-            convert([f"{server.url}/a.nwb"], tmp_path / "out", CONFIG)
+            convert([f"{server.url}/a.nwb"], Output(tmp_path / "out"), CONFIG)
         assert len(server.gets) == 1
     with Loopback() as server, pytest.raises(SourceError, match=r"none\.nwb: is not there"):
-        convert([f"{server.url}/none.nwb"], tmp_path / "out", CONFIG)
+        convert([f"{server.url}/none.nwb"], Output(tmp_path / "out"), CONFIG)
     with pytest.raises(SourceError, match="4 times in a row"):  # the server is gone
-        convert([f"{server.url}/none.nwb"], tmp_path / "out", CONFIG)
+        convert([f"{server.url}/none.nwb"], Output(tmp_path / "out"), CONFIG)
 
 
 @pytest.mark.parametrize("ranges", ["no", "refused"])
@@ -202,7 +204,7 @@ def test_a_server_without_ranges_is_refused_and_the_file_not_fetched(
     with Loopback(served(recording)) as server:
         server.ranges = ranges
         with pytest.raises(SourceError, match="only as a whole, not by range.*download it"):
-            convert([f"{server.url}/a.nwb"], tmp_path / "out", CONFIG)
+            convert([f"{server.url}/a.nwb"], Output(tmp_path / "out"), CONFIG)
 
 
 @pytest.mark.parametrize("when", ["while it is planned", "while it is read", "between two runs"])
@@ -212,24 +214,24 @@ def test_a_file_that_is_replaced_is_not_mixed(recording: Path, tmp_path: Path, w
     with Loopback(served(recording)) as server:
         url = f"{server.url}/a.nwb"
         if when == "between two runs":
-            write_share([url], tmp_path / "out", CONFIG, task=0, tasks=2, shard_size=7)
+            write_share([url], Output(tmp_path / "out", shard_size=7), Task(0, 2), CONFIG)
             server.files["a.nwb"] = other
             with pytest.raises(OutputError, match="has changed"):
-                convert([url], tmp_path / "out", CONFIG, shard_size=7)
+                convert([url], Output(tmp_path / "out", shard_size=7), CONFIG)
             return
-        convert([url], tmp_path / "whole", CONFIG)
+        convert([url], Output(tmp_path / "whole"), CONFIG)
         planning = len(server.gets) // 2
         server.fault = lambda path, number, wanted: server.files.update({"a.nwb": other}) if number == last else None
         last = len(server.gets) + (2 if when == "while it is planned" else planning + 2)
         with pytest.raises(SourceError, match="changed while it was converted"):
-            convert([url], tmp_path / "out", CONFIG)
+            convert([url], Output(tmp_path / "out"), CONFIG)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_server_that_names_no_version_is_told_of(recording: Path, tmp_path: Path) -> None:
     with Loopback(served(recording)) as server:
         server.tags = False
-        [source] = convert([f"{server.url}/a.nwb"], tmp_path / "out", CONFIG).summary["sources"]
+        [source] = convert([f"{server.url}/a.nwb"], Output(tmp_path / "out"), CONFIG).summary["sources"]
     assert any("names no version" in line for line in source["warnings"])
 
 
@@ -255,10 +257,10 @@ def test_nothing_is_fetched_or_read_because_a_file_names_it(recording: Path, tmp
             group.create_virtual_dataset("more", layout)
     with Loopback(served(path)) as server:
         with pytest.raises(SourceError, match=r"in other files, which are not looked for: .*secret\.h5"):
-            convert([f"{server.url}/x.nwb"], tmp_path / "out", CONFIG)
+            convert([f"{server.url}/x.nwb"], Output(tmp_path / "out"), CONFIG)
         assert {path for _, path, *_ in server.requests} == {"x.nwb"}
         with pytest.raises(SourceError, match="never fetched"):
-            convert([f"reference::{server.url}/x.nwb"], tmp_path / "out", CONFIG)
+            convert([f"reference::{server.url}/x.nwb"], Output(tmp_path / "out"), CONFIG)
 
 
 def test_credentials_are_used_and_never_shown(
@@ -304,8 +306,8 @@ def test_patterns_and_directories_of_a_store(recording: Path, tmp_path: Path) ->
     }.items():
         found = location.expand(given, [".nwb"])
         assert [each.rpartition("lab/")[2] for each in found] == names
-    convert([recording], tmp_path / "local", CONFIG)
-    convert(["memory://lab/a.nwb"], tmp_path / "out", CONFIG)
+    convert([recording], Output(tmp_path / "local"), CONFIG)
+    convert(["memory://lab/a.nwb"], Output(tmp_path / "out"), CONFIG)
     assert shards(tmp_path / "out") == shards(tmp_path / "local")
     store.rm("/lab", recursive=True)
 
@@ -324,7 +326,7 @@ def test_patterns_and_directories_of_a_web_server(recording: Path, tmp_path: Pat
 
 def test_s3(recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'neurofmx-wds[cloud]'")
-    convert([recording], tmp_path / "local", CONFIG)
+    convert([recording], Output(tmp_path / "local"), CONFIG)
     names = ("bucket/lab/a.nwb", "bucket/lab/read.me", "bucket/other/z.nwb")
     with Loopback({name: recording.read_bytes() for name in names}) as server:
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "me")
@@ -338,7 +340,7 @@ def test_s3(recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert main(["convert", "-i", "s3://bucket/lab", "-o", str(tmp_path / "all"), "--sequence-length", "20"]) == 0
         before = len(server.requests)
         with pytest.raises(SourceError, match="is not there"):
-            convert(["s3://bucket/lab/none.nwb"], tmp_path / "none", CONFIG)
+            convert(["s3://bucket/lab/none.nwb"], Output(tmp_path / "none"), CONFIG)
         assert len(server.requests) - before < 5  # it was asked for once
     assert shards(tmp_path / "out") == shards(tmp_path / "all") == shards(tmp_path / "local")
 
@@ -360,7 +362,7 @@ class _Unnamed(io.RawIOBase):
 
 
 def test_open_files(recording: Path, tmp_path: Path) -> None:
-    convert([recording], tmp_path / "local", CONFIG)
+    convert([recording], Output(tmp_path / "local"), CONFIG)
     with NWBToWebDatasetConverter(tmp_path / "out", sequence_length=20, workers=2) as converter:
         with open(recording, "rb") as file:
             file.read(100)
@@ -368,16 +370,16 @@ def test_open_files(recording: Path, tmp_path: Path) -> None:
     assert report["path"] == "a.nwb" and report["sha256"]
     assert shards(tmp_path / "out") == shards(tmp_path / "local")
     data = recording.read_bytes()
-    first = convert([io.BytesIO(data)], tmp_path / "first", CONFIG)
-    convert([_Unnamed(data)], tmp_path / "second", CONFIG)
+    first = convert([io.BytesIO(data)], Output(tmp_path / "first"), CONFIG)
+    convert([_Unnamed(data)], Output(tmp_path / "second"), CONFIG)
     assert shards(tmp_path / "first") == shards(tmp_path / "second")
     assert first.summary["sources"][0]["path"] == first.summary["sources"][0]["sha256"][:16]
     with Loopback(served(recording)) as server:
         with fsspec.open(f"{server.url}/a.nwb", "rb") as file:
-            convert([file], tmp_path / "third", CONFIG)
+            convert([file], Output(tmp_path / "third"), CONFIG)
     assert shards(tmp_path / "third") == shards(tmp_path / "local")
     with open(__file__) as text, pytest.raises(SourceError, match="open as text"):
-        convert([text], tmp_path / "text", CONFIG)  # type: ignore[list-item]
+        convert([text], Output(tmp_path / "text"), CONFIG)  # type: ignore[list-item]
 
 
 def test_any_read_of_a_remote_file_gives_what_is_there() -> None:

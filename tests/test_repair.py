@@ -14,6 +14,7 @@ import pytest
 from conversions import contents
 
 from neurofmx_wds.cli.main import main
+from neurofmx_wds.convert.config import Output
 from neurofmx_wds.convert.merge import append
 from neurofmx_wds.convert.repair import repair
 from neurofmx_wds.convert.run import convert
@@ -44,50 +45,50 @@ def test_only_the_damaged_shard_is_made_again(
     damage: str, suffix: str, grown: bool, inputs: list[Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    convert(inputs[:1] if grown else inputs, out, shard_size=3)
+    convert(inputs[:1] if grown else inputs, Output(out, shard_size=3))
     if grown:
-        append(inputs, out, shard_size=3)
+        append(inputs, Output(out, shard_size=3))
     whole = contents(out)
     DAMAGE[damage](out / f"shard_000003{suffix}")
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir() if "000003" not in path.name}
     problems = verify(out, deep=True).problems
     assert problems and all(problem.remedy for problem in problems)
-    assert repair(inputs[::-1], out, shard_size=3) == ["shard_000003.tar"]
+    assert repair(inputs[::-1], Output(out, shard_size=3)) == ["shard_000003.tar"]
     assert contents(out) == whole
     assert {name: (out / name).stat().st_mtime_ns for name in before} == before
-    assert verify(out, deep=True).ok and repair(inputs, out, shard_size=3) == []
+    assert verify(out, deep=True).ok and repair(inputs, Output(out, shard_size=3)) == []
     assert sorted(os.listdir(tmp_path)) == ["a.npz", "b.npz", "c.npz", "out"]
 
 
 def test_what_a_killed_repair_left_is_gone_after_the_next(inputs: list[Path], tmp_path: Path) -> None:
     """Also where it had put everything in its place."""
-    convert(inputs, tmp_path / "out", shard_size=3)
+    convert(inputs, Output(tmp_path / "out", shard_size=3))
     (tmp_path / ".out.partial" / ".repair-x" / "made").mkdir(parents=True)
-    assert repair(inputs, tmp_path / "out", shard_size=3) == []
+    assert repair(inputs, Output(tmp_path / "out", shard_size=3)) == []
     assert sorted(os.listdir(tmp_path)) == ["a.npz", "b.npz", "c.npz", "out"]
 
 
 def test_what_would_come_out_otherwise_is_refused_and_nothing_is_touched(inputs: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(OutputError, match="no dataset to repair"):
-        repair(inputs, out)
-    convert(inputs, out, shard_size=3)
+        repair(inputs, Output(out))
+    convert(inputs, Output(out, shard_size=3))
     flip(out / "shard_000001.tar")
     damaged = contents(out)
     with pytest.raises(OutputError, match="shard_size was 3 and is 4 now"):
-        repair(inputs, out, shard_size=4)
+        repair(inputs, Output(out, shard_size=4))
     with pytest.raises(OutputError, match="overlap was 0.5 and is 0.25 now"):
-        repair(inputs, out, SourceConfig(overlap=0.25), shard_size=3)
+        repair(inputs, Output(out, shard_size=3), SourceConfig.of(overlap=0.25))
     with pytest.raises(SourceError, match=r"b\.npz.*not among those given"):
-        repair([inputs[0], inputs[2]], out, shard_size=3)
+        repair([inputs[0], inputs[2]], Output(out, shard_size=3))
     with pytest.raises(SourceError, match=r"nowhere\.npz"):
-        repair([*inputs[:2], tmp_path / "nowhere.npz"], out, shard_size=3)
+        repair([*inputs[:2], tmp_path / "nowhere.npz"], Output(out, shard_size=3))
     manifest = out / "dataset_metadata.json"
     text = manifest.read_text()
     record = json.loads(text)["shards"][1]
     manifest.write_text(text.replace(record["sha256"], "0" * 64))
     with pytest.raises(OutputError, match=r"shard_000001\.tar.*comes out otherwise"):
-        repair(inputs, out, shard_size=3)
+        repair(inputs, Output(out, shard_size=3))
     manifest.write_text(text)
     assert contents(out) == damaged
     assert sorted(os.listdir(tmp_path)) == ["a.npz", "b.npz", "c.npz", "out"]

@@ -11,6 +11,7 @@ from loopback import Loopback
 from pynwb.image import ImageSeries
 from recordings import make_recording, read_all
 
+from neurofmx_wds.convert.config import Output
 from neurofmx_wds.convert.run import convert
 from neurofmx_wds.convert.sources import SourceConfig
 from neurofmx_wds.errors import SourceError
@@ -118,8 +119,8 @@ def test_a_recording_behind_a_url_names_nothing_that_is_opened(tmp_path: Path) -
     make_movie(tmp_path / "m.mp4", levels_of(30))
     recording(tmp_path / "a.nwb", ["m.mp4"], [0], 30)
     with Loopback({name: (tmp_path / name).read_bytes() for name in ("a.nwb", "m.mp4")}) as server:
-        config = SourceConfig(modalities=("spikes", "video"), decode_video=True)
-        [source] = convert([f"{server.url}/a.nwb"], tmp_path / "out", config).summary["sources"]
+        config = SourceConfig.of(modalities=("spikes", "video"), decode_video=True)
+        [source] = convert([f"{server.url}/a.nwb"], Output(tmp_path / "out"), config).summary["sources"]
         assert {path for _, path, *_ in server.requests} == {"a.nwb"}
     assert any("files that it refers to are not looked for" in line for line in source["warnings"])
 
@@ -127,7 +128,7 @@ def test_a_recording_behind_a_url_names_nothing_that_is_opened(tmp_path: Path) -
 def test_files_too_short_or_cut_end_in_one_error(tmp_path: Path) -> None:
     make_movie(tmp_path / "m.mp4", levels_of(30))
     recording(tmp_path / "a.nwb", ["m.mp4"], [0], 60)
-    config = SourceConfig(modalities=("spikes", "video"), decode_video=True)
+    config = SourceConfig.of(modalities=("spikes", "video"), decode_video=True)
     with pytest.raises(SourceError, match=r"frames of acquisition/eye cannot be read: frame 30 of m\.mp4: it has 30"):
-        convert([tmp_path / "a.nwb"], tmp_path / "out", config)
+        convert([tmp_path / "a.nwb"], Output(tmp_path / "out"), config)
     assert not (tmp_path / "out").exists()

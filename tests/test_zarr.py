@@ -168,7 +168,8 @@ def test_conversion_is_the_same_with_workers_and_finds_stores_in_directories(sto
 
 
 def test_change_of_a_store_while_it_is_converted_is_noticed(store: Path) -> None:
-    from neurofmx_wds.convert.plan import PlannedSource, plan_source
+    from neurofmx_wds.convert.look import plan_source
+    from neurofmx_wds.convert.plan import PlannedSource
 
     planned = plan_source(str(store), SourceConfig())
     assert isinstance(planned, PlannedSource)

@@ -5,9 +5,13 @@ Knows the wording of remedies; knows nothing of what is printed.
 
 from __future__ import annotations
 
+import shutil
 import sys
+from collections.abc import Sequence
 
 from ..errors import CONVERT_FIRST, INDEX_SHARDS, MERGE_DATASETS, OVERWRITE, REBUILD_INDEX, REPAIR_DATASET, printable
+
+_MOST_PROBLEMS = 20
 
 #: What remedies advise → the command or option that does it.
 COMMANDS = {
@@ -31,3 +35,16 @@ def show_error(text: str) -> None:
         text = text.replace(advice, f"{advice} with `{command}`")
     sys.stdout.flush()
     print(printable(text, keep="\n"), file=sys.stderr)
+
+
+def show_problems(problems: Sequence[object]) -> None:
+    """Print the first problems to the standard error stream, and how many more there are."""
+    for problem in problems[:_MOST_PROBLEMS]:
+        show_error(f"error: {problem}")
+    if len(problems) > _MOST_PROBLEMS:
+        show_error(f"and {len(problems) - _MOST_PROBLEMS} more")
+
+
+def terminal_width() -> int | None:
+    """Return the columns of the terminal; None where the standard output is not one."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None

@@ -1,6 +1,6 @@
-"""The conversion as one object that files are handed to, one after the other.
+"""The conversion as one object to which files are handed, one after the other.
 
-A thin layer over plan and run; knows nothing else.
+A thin layer over look and run; knows nothing else.
 """
 
 from __future__ import annotations
@@ -8,57 +8,50 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import textwrap
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import fields, replace
-from fractions import Fraction
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import OutputError, SourceError, refuse_unknown
 from ..format.encoding import FieldFormat
-from ..format.shard_file import Compression
-from ..format.writer import DEFAULT_PATTERN
+from ..format.shard_settings import Compression
 from ..storage.atomic import warn_not_finalized
 from ..storage.location import Given, on_disk
+from .config import Output, Workers
+from .look import look_at, reject_conflicts
+from .options import NamedOption, Number, options_of
 from .place import refuse_inside, staging
-from .plan import DEFAULT_KEY_PREFIX, ConversionPlan, PlannedSource, beside, report_of
-from .run import look_at, working, write_plan
-from .sources import SourceConfig
+from .plan import ConversionPlan, PlannedSource, report_of
+from .run import write_plan
+from .sources import SourceConfig, WindowConfig
+from .sources.config import MoreOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class NWBToWebDatasetConverter:
-    """Turns NWB recordings (and .npz/.npy arrays) into one dataset of shards.
+    """Turns NWB recordings, and the other inputs of ``convert``, into one dataset of shards.
 
-    Handing a file over looks at it: its windows are counted and everything that is wrong with it is said. The windows
-    are read and written by :meth:`finalize`, all files together, and the dataset appears then, in one step. Used as a
-    context manager, it finalizes at the end of the block; if the block fails, nothing appears.
+    Each file is looked at when it is handed over: its windows are counted and all its problems are reported. The
+    windows are read and written by :meth:`finalize`, all files together, and the dataset appears then, in one step.
+    Used as a context manager, it finalizes at the end of the block; if the block fails, nothing appears.
 
     Args:
         output_dir: the dataset's directory; new or empty unless `overwrite` is set.
-        shard_size: samples (windows) per shard.
-        modalities: which to convert, of ``spikes``, ``behavior``, ``lfp``, ``ophys``, ``events``, ``video`` and paths
-            of series in the file, such as ``acquisition/photodiode``; the first decides where windows can be. Or
-            ``icephys`` alone; or an npz's arrays. None: all that a file has, but ``video``.
-        bin_size_ms: bin width in ms.
-        sequence_length: bins in a window.
-        overlap: shared part of neighbouring windows, in [0, 1).
-        compression: ``"none"``, ``"gz"``, ``"bz2"`` or ``"xz"``, of the whole tar.
-        overwrite: replace an existing dataset, in one step, when this one is finished.
-        workers: processes to work with; the result does not depend on them.
-        executor: any :class:`concurrent.futures.Executor` to use instead.
-        show_progress: show bars, on a terminal.
-        shard_name_pattern: file name of a shard, with ``{shard_idx}``.
-        field_format: how arrays are stored, ``"npy"`` or ``"pyd"``.
-        key_prefix: what the samples' keys begin with; their number follows.
-        **options: the other settings of :class:`~neurofmx_wds.convert.sources.SourceConfig`, such as ``spike_dtype``.
+        executor: any :class:`concurrent.futures.Executor` to use instead of processes.
+        show_progress: show progress bars, on a terminal.
+    {options}
 
     Raises:
         OutputError: `output_dir` is not empty, is a file, or is being written by another run.
-        TypeError: a setting that there is none of, with the name most like it.
-        ValueError: an impossible setting, named.
+        TypeError: an unknown setting, with the name most like it.
+        ValueError: a setting is out of range; the message begins with its name.
 
     Example:
         >>> with NWBToWebDatasetConverter("shards", bin_size_ms=20) as converter:  # doctest: +SKIP
@@ -70,33 +63,46 @@ class NWBToWebDatasetConverter:
     def __init__(
         self,
         output_dir: str | os.PathLike[str],
-        shard_size: int = 1000,
-        modalities: str | Sequence[str] | None = None,
-        bin_size_ms: float | str | Fraction = 10.0,
-        sequence_length: int = 100,
-        overlap: float = 0.5,
-        compression: Compression = "none",
-        overwrite: bool = False,
-        workers: int = 1,
+        shard_size: int = Output.shard_size,
+        modalities: str | Sequence[str] | None = WindowConfig.modalities,
+        bin_size_ms: Number = WindowConfig.bin_size_ms,
+        sequence_length: int = WindowConfig.sequence_length,
+        overlap: float = WindowConfig.overlap,
+        compression: Compression = Output.compression,
+        overwrite: bool = Output.overwrite,
+        workers: int = Workers.workers,
         executor: Executor | None = None,
         show_progress: bool = False,
-        shard_name_pattern: str = DEFAULT_PATTERN,
-        field_format: FieldFormat = "npy",
-        key_prefix: str = DEFAULT_KEY_PREFIX,
-        **options: Any,
+        shard_name_pattern: str = Output.shard_name_pattern,
+        field_format: FieldFormat = Output.field_format,
+        key_prefix: str = Output.key_prefix,
+        **options: Unpack[MoreOptions],
     ) -> None:
-        known = {*inspect.signature(type(self)).parameters, *(each.name for each in fields(SourceConfig))}
+        known = {*inspect.signature(type(self)).parameters, *(each.name for each in SourceConfig.options())}
         refuse_unknown(type(self).__name__, options, known)
-        options |= {"modalities": modalities, "bin_size_ms": bin_size_ms}
-        config = SourceConfig(sequence_length=sequence_length, overlap=overlap, **options)
+        config = SourceConfig.of(
+            modalities=modalities,
+            bin_size_ms=bin_size_ms,
+            sequence_length=sequence_length,
+            overlap=overlap,
+            **options,
+        )
+        output = Output(
+            output_dir,
+            overwrite,
+            shard_size=shard_size,
+            shard_name_pattern=shard_name_pattern,
+            compression=compression,
+            field_format=field_format,
+            key_prefix=key_prefix,
+        )
         self.output_dir = Path(output_dir)
         self.summary: dict[str, Any] = {}
-        self._plan = ConversionPlan((), config, shard_size, shard_name_pattern, compression, field_format, key_prefix)
-        self._show_progress = show_progress
+        self._plan = ConversionPlan((), config, output)
         self._done = False
         self._open = contextlib.ExitStack()
-        self._staged = self._open.enter_context(staging(output_dir, overwrite))
-        self._apply = self._open.enter_context(working(workers, executor))
+        self._staged = self._open.enter_context(staging(output))
+        self._work = self._open.enter_context(Workers(workers, executor, show_progress).start())
         self._open.callback(weakref.finalize(self, warn_not_finalized, self.output_dir).detach)
 
     def convert_nwb_file(self, path: Given) -> dict[str, Any]:
@@ -138,8 +144,8 @@ class NWBToWebDatasetConverter:
             raise OutputError("the dataset is finished", file=self.output_dir, remedy="make a new converter")
         names = self._open.enter_context(on_disk(paths))
         refuse_inside(names, self._staged.target)
-        seen = look_at(names, self._plan.config, self._apply, self._show_progress)
-        return beside((*self._plan.entries, *seen), self._plan.config)[len(self._plan.entries) :]
+        seen = look_at(names, self._plan.config, self._work)
+        return reject_conflicts((*self._plan.entries, *seen), self._plan.config)[len(self._plan.entries) :]
 
     def finalize(self) -> dict[str, Any]:
         """Read and write all windows, and put the dataset in its place.
@@ -155,11 +161,11 @@ class NWBToWebDatasetConverter:
         if not self._done:
             self._done = True
             with self._open:
-                self.summary = write_plan(self._plan, self._staged, self._apply, self._show_progress).summary
+                self.summary = write_plan(self._plan, self._staged, self._work).summary
         return self.summary
 
     def close(self) -> None:
-        """Let go of the output; without :meth:`finalize` before, no dataset appears."""
+        """Release the output; without :meth:`finalize` before, no dataset appears."""
         self._done = True
         self._open.close()
 
@@ -172,3 +178,21 @@ class NWBToWebDatasetConverter:
         if kind is None:
             self.finalize()
         self.close()
+
+
+def _settings() -> Iterator[NamedOption]:
+    yield from SourceConfig.options()
+    for config in (Output, Workers):
+        yield from options_of(config)
+
+
+def _documented(each: NamedOption) -> str:
+    default = each.unset or repr(each.default)
+    lines = textwrap.wrap(f"{each.name}: {each.help} Default: {default}.", 104, initial_indent=" " * 8,
+                          subsequent_indent=" " * 12)  # fmt: skip
+    return "\n".join(lines)
+
+
+NWBToWebDatasetConverter.__doc__ = (NWBToWebDatasetConverter.__doc__ or "").replace(
+    "    {options}", "\n".join(map(_documented, _settings()))
+)

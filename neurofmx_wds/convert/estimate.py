@@ -5,13 +5,19 @@ Reads one sample of every source; writes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import hide_secrets
 from ..format.encoding import encode
 from ..format.shard_file import tar_header
-from ..storage.processes import OrderedMap
-from .plan import ConversionPlan, Piece, as_source_error
+from ..storage.atomic import refuse_url
+from .config import Output, Split, Work, Workers
+from .file_state import as_source_error
+from .look import look_at
+from .plan import ConversionPlan, Piece
+from .sources import SourceConfig
+from .split import split
 
 _BLOCK = 512
 _TAR_END = 10_240
@@ -39,12 +45,12 @@ class Estimate:
     memory_bytes: int
 
 
-def estimate(plan: ConversionPlan, apply: OrderedMap = map) -> Estimate:
+def estimate(plan: ConversionPlan, work: Work = Work()) -> Estimate:
     """Say what a plan will take.
 
     Args:
         plan: the plan.
-        apply: how the work is spread.
+        work: how the work is spread.
 
     Raises:
         SourceError: a source's first sample cannot be read.
@@ -53,7 +59,7 @@ def estimate(plan: ConversionPlan, apply: OrderedMap = map) -> Estimate:
         Piece(source.file, 0, min(1, source.description.n_samples), source.config or plan.config)
         for source in plan.sources
     ]
-    sizes = list(apply(_sample_bytes, firsts))
+    sizes = list(work.apply(_sample_bytes, firsts))
     counts = [source.description.n_samples for source in plan.sources]
     n_shards = len(plan.shards())
     spikes = [(source.description.report.get("spikes") or {}).get("total", 0) for source in plan.sources]
@@ -66,6 +72,32 @@ def estimate(plan: ConversionPlan, apply: OrderedMap = map) -> Estimate:
         n_bytes=sum(n * size for n, size in zip(counts, sizes, strict=True)) + n_shards * _TAR_END,
         memory_bytes=_WORKING_BYTES + 4 * max(sizes, default=0) + _SPIKE_BYTES * max(spikes, default=0),
     )
+
+
+def preview(
+    paths: Sequence[str], output: Output, config: SourceConfig, workers: Workers, how: Split | None
+) -> tuple[ConversionPlan, dict[str, Estimate]]:
+    """Say what a conversion would take, without writing anything.
+
+    Args:
+        paths: the files.
+        output: where it would write.
+        config: how the files are read.
+        workers: who does the work.
+        how: into which datasets the files would be dealt; None: into one.
+
+    Returns:
+        The plan, and for each dataset (by its name, empty where there is one) what it would take.
+
+    Raises:
+        OutputError: the output is a URL.
+        SourceError: a first sample cannot be read, or a dataset would get no windows.
+    """
+    refuse_url(output.directory)
+    with workers.start() as work:
+        plan = ConversionPlan(look_at(paths, config, work), config, output)
+        parts = split(plan, how, work) if how else {"": plan}
+        return plan, {name: estimate(part, work) for name, part in parts.items()}
 
 
 def _sample_bytes(first: Piece) -> int:

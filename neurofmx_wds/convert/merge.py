@@ -11,7 +11,6 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,28 +21,26 @@ from ..errors import ManifestError, OutputError, ShardError, SourceError
 from ..format.groups import linked_group
 from ..format.index import ShardIndex, index_path, modalities_of
 from ..format.manifest import MANIFEST_NAME, Manifest, ShardRecord, config_hash
-from ..format.shard_file import COMPRESSIONS
+from ..format.shard_settings import COMPRESSIONS, DEFAULT_PATTERN, shard_name
 from ..format.shards import ShardSet, open_shards
-from ..format.writer import DEFAULT_PATTERN, shard_name
 from ..storage.atomic import StagedDirectory, fsync_path, refuse_url
 from ..storage.location import Given, on_disk
-from ..storage.processes import OrderedMap
 from ..version import CREATED_BY
+from .config import Output, Work, Workers
+from .look import Notes, look_at, reject_conflicts
 from .place import refuse_inside, staging, staging_beside
-from .plan import ConversionPlan, PlannedSource, beside, differences, identity_of
-from .run import Conversion, NothingToWrite, build, files_of, look_at, noted, remove_notes, working
+from .plan import ConversionPlan, PlannedSource, differences, identity_of
+from .run import Conversion, NothingToWrite, build
+from .shards import files_of
 from .sources import SourceConfig
+from .staged import noted, remove_notes
 
 
 def append(
     paths: Sequence[Given],
-    dataset_dir: str | os.PathLike[str],
-    config: SourceConfig | None = None,
-    *,
-    workers: int = 1,
-    executor: Executor | None = None,
-    show_progress: bool = False,
-    **storage: Any,
+    output: Output,
+    config: SourceConfig = SourceConfig(),
+    workers: Workers = Workers(),
 ) -> Conversion:
     """Add recordings to a dataset that :func:`neurofmx_wds.convert.run.convert` made, as new shards behind its own.
 
@@ -53,12 +50,9 @@ def append(
 
     Args:
         paths: NWB, npz or npy files, URLs or open files, as :func:`neurofmx_wds.convert.run.convert`.
-        dataset_dir: the dataset's directory.
+        output: the dataset's directory, and how its shards were written.
         config: how the files are read; as it was for the dataset.
-        workers: processes to work with.
-        executor: any :class:`concurrent.futures.Executor` to use instead.
-        show_progress: show bars, on a terminal.
-        **storage: ``shard_size`` and so on, as they were for the dataset.
+        workers: who does the work.
 
     Returns:
         What was added (an empty plan when all was there already) and the manifest of the whole dataset.
@@ -69,16 +63,15 @@ def append(
         ManifestError: its manifest is damaged.
         ValueError: an impossible setting.
     """
-    config = config or SourceConfig()
-    plan = ConversionPlan((), config, **storage)
-    what_is_there(dataset_dir, plan)
+    plan = ConversionPlan((), config, output)
+    what_is_there(output.directory, plan)
     with (
         on_disk(paths) as names,
-        staging_beside(dataset_dir) as staged,
-        working(workers, executor) as apply,
+        staging_beside(output.directory) as staged,
+        workers.start() as work,
     ):
-        plan = replace(plan, entries=look_at(names, config, apply, show_progress, staged.path))
-        return append_plan(plan, staged, apply, show_progress)
+        plan = replace(plan, entries=look_at(names, config, work, Notes(staged.path)))
+        return append_plan(plan, staged, work)
 
 
 def what_is_there(dataset_dir: str | os.PathLike[str], plan: ConversionPlan) -> Manifest:
@@ -102,16 +95,13 @@ def what_is_there(dataset_dir: str | os.PathLike[str], plan: ConversionPlan) -> 
     return old
 
 
-def append_plan(
-    plan: ConversionPlan, staged: StagedDirectory, apply: OrderedMap, show_progress: bool = False
-) -> Conversion:
+def append_plan(plan: ConversionPlan, staged: StagedDirectory, work: Work) -> Conversion:
     """Add to a dataset what a plan gives and the dataset has not yet.
 
     Args:
         plan: what to add.
         staged: the dataset and the place to make new shards in.
-        apply: how the work is spread.
-        show_progress: show a bar, on a terminal.
+        work: how the work is spread.
 
     Returns:
         As :func:`append`.
@@ -125,7 +115,7 @@ def append_plan(
     keys = _keys_in(staged.target, old) if plan.config.format == "files" else ()
     plan = replace(
         plan,
-        entries=beside(_not_yet_in(old, entries), plan.config, labels, keys),
+        entries=reject_conflicts(_not_yet_in(old, entries), plan.config, labels, keys),
         first_shard=len(old.shards),
         first_sample=old.total_samples,
     )
@@ -134,7 +124,7 @@ def append_plan(
         remove_notes(staged.path)
         return Conversion(plan, old.summary())
     try:  # what was begun of a recording that has changed since is thrown away: no reader has seen it
-        plan, new = build(plan, staged.path, apply, show_progress, anew=True)
+        plan, new = build(plan, staged.path, work, anew=True)
     except NothingToWrite:
         if plan.n_samples:  # seen, but unreadable; what cannot even be seen may be there again tomorrow
             staged.discard()
@@ -311,7 +301,7 @@ def atomic_dataset(output_dir: str | os.PathLike[str], overwrite: bool) -> Itera
     Raises:
         OutputError: as :func:`neurofmx_wds.convert.place.staging`.
     """
-    with staging(output_dir, overwrite) as staged:
+    with staging(Output(output_dir, overwrite)) as staged:
         staged.clear()
         try:
             yield staged

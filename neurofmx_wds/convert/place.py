@@ -16,6 +16,7 @@ from ..errors import OutputError
 from ..format.manifest import MANIFEST_NAME, refuse_to_replace
 from ..storage.atomic import StagedDirectory
 from ..storage.location import is_url
+from .config import Output
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
@@ -35,25 +36,25 @@ class _StagingBeside(StagedDirectory):
 
 
 def staging(
-    output_dir: str | os.PathLike[str], overwrite: bool, shared: bool = False, parts: Iterable[str] = ("",)
+    output: Output, shared: bool = False, parts: Iterable[str] = ("",)
 ) -> contextlib.AbstractContextManager[StagedDirectory]:
     """Hold the output's staging directory; when it is let go of, finished shards stay there for the next run.
 
     Args:
-        output_dir: the dataset's directory.
-        overwrite: whether it may hold a dataset already.
+        output: the dataset's directory, and whether it may hold a dataset already.
         shared: let others that say so hold it at the same time.
         parts: the directories in it that shall be datasets; by default it is one itself.
 
     Raises:
         OutputError: the place cannot be taken or written, or holds a dataset that shall stay, or more than a dataset.
     """
-    if overwrite:
-        refuse_to_replace(output_dir)
-    elif all(Path(output_dir, part, MANIFEST_NAME).is_file() for part in parts):
+    if output.overwrite:
+        refuse_to_replace(output.directory)
+    elif all(Path(output.directory, part, MANIFEST_NAME).is_file() for part in parts):
         remedy = "use it; add to it with --append; or replace it with overwrite=True (--overwrite)"
-        raise OutputError("a finished dataset is there already", file=output_dir, remedy=remedy)
-    return _held((_SharedStaging if shared else StagedDirectory)(output_dir, overwrite), empty=not shared)
+        raise OutputError("a finished dataset is there already", file=output.directory, remedy=remedy)
+    make = _SharedStaging if shared else StagedDirectory
+    return _held(make(output.directory, output.overwrite), empty=not shared)
 
 
 def staging_beside(dataset_dir: str | os.PathLike[str]) -> contextlib.AbstractContextManager[StagedDirectory]:

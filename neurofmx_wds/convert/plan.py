@@ -6,106 +6,24 @@ Knows sources by their descriptions and shards by their names; reads and writes 
 from __future__ import annotations
 
 import bisect
-import contextlib
 import functools
 import itertools
 import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ..errors import FieldError, NeurofmxError, SourceError, hide_secrets, missing_package
+from ..errors import SourceError
 from ..format.encoding import FieldFormat
-from ..format.index import file_sha256
 from ..format.manifest import config_hash
-from ..format.names import check_key
-from ..format.shard_file import Compression
-from ..format.writer import DEFAULT_PATTERN, check_config, shard_name
-from ..storage.location import Version, as_utf8, failure_of, is_url, is_zarr, name_of, version_of
+from ..format.shard_settings import Compression, shard_name
+from ..storage.location import as_utf8, is_url, name_of
 from ..version import CREATED_BY
-from .sources import Source, SourceConfig, SourceDescription, open_source
-from .sources.listing import Listing, list_files
+from .config import ShardConfig
+from .file_state import FileState
+from .sources import SourceConfig, SourceDescription
 
-DEFAULT_KEY_PREFIX = "sample_"
 _FROM_SHARDS = ("dtype", "shape")
-
-
-@dataclass(frozen=True)
-class FileState:
-    """A source file, or directory of files, as it was when it was planned.
-
-    Attributes:
-        path: where it is, a path or a URL.
-        size: bytes.
-        mtime_ns: when it was last changed; 0 of a URL.
-        sha256: its checksum; of a directory, that of its files' names, sizes and times, so that none is read twice;
-            empty of a URL, which is not read whole.
-        tag: what the server says of a URL's content; of a directory, its checksum again.
-    """
-
-    path: str
-    size: int
-    mtime_ns: int
-    sha256: str
-    tag: str = ""
-
-    @classmethod
-    def of(cls, path: str, seen: Version | None = None) -> FileState:
-        """The state of a file now, or as it was when it was seen."""
-        seen = seen or stamp(path)
-        return cls(path, seen.size, seen.mtime_ns, "" if is_url(path) else seen.tag or file_sha256(path), seen.tag)
-
-    @property
-    def name(self) -> str:
-        """The file's name."""
-        return name_of(self.path)
-
-    @property
-    def place(self) -> str:
-        """Where it is, the same however it was named, as it may be written down."""
-        return hide_secrets(self.path) if is_url(self.path) else os.path.realpath(self.path)
-
-    @property
-    def identity(self) -> str:
-        """What its content is known by: its checksum; of a URL the place, the size and what the server says."""
-        return self.sha256 or f"{self.place}, {self.size} bytes, {self.tag or 'no ETag'}"
-
-    def open(self, config: SourceConfig) -> Source:
-        """Open the file as a source.
-
-        Raises:
-            SourceError: it cannot be read, or has changed.
-        """
-        source = open_source(self.path, config)
-        try:
-            self.check(getattr(source, "listing", None))
-        except BaseException:
-            source.close()
-            raise
-        return source
-
-    def check(self, listing: Listing | None = None) -> None:
-        """Refuse what has changed since; of a directory, whose files are looked at as they are read, only its listing.
-
-        Raises:
-            SourceError: it has.
-        """
-        if listing is None and os.path.isdir(self.path):
-            return
-        now = version_of(self.path) if listing is None else stamp_of(listing)
-        if now != Version(self.size, self.mtime_ns, self.tag):
-            raise SourceError("changed while it was converted", file=self.path, remedy="convert it when it is finished")
-
-
-def stamp(path: str) -> Version:
-    """What tells that a source has changed, without reading it; of a directory, the checksum of its listing."""
-    return stamp_of(list_files(path, hidden=is_zarr(path))) if os.path.isdir(path) else version_of(path)
-
-
-def stamp_of(listing: Listing) -> Version:
-    """The same of a directory whose files are known."""
-    return Version(listing.size, listing.mtime_ns, listing.sha256())
 
 
 @dataclass(frozen=True)
@@ -190,38 +108,16 @@ class ConversionPlan:
     Attributes:
         entries: the sources in the order given; in the place of one that cannot be read stands what is wrong with it.
         config: how they are read.
-        shard_size: samples per shard.
-        shard_name_pattern: file name of a shard, with ``{shard_idx}``.
-        compression: of the shards.
-        field_format: how arrays are stored.
-        key_prefix: what the samples' keys begin with; their number follows.
+        storage: how shards are written.
         first_shard: shards that the dataset has already, which these come after.
         first_sample: samples that it has already.
-
-    Raises:
-        ValueError: a bad shard size, pattern, compression, field format or key prefix.
     """
 
     entries: tuple[PlannedSource | SourceError, ...]
     config: SourceConfig
-    shard_size: int = 1000
-    shard_name_pattern: str = DEFAULT_PATTERN
-    compression: Compression = "none"
-    field_format: FieldFormat = "npy"
-    key_prefix: str = DEFAULT_KEY_PREFIX
+    storage: ShardConfig = ShardConfig()
     first_shard: int = 0
     first_sample: int = 0
-
-    def __post_init__(self) -> None:
-        self._storage()
-        try:
-            check_key(f"{self.key_prefix}0")
-        except FieldError as error:
-            raise ValueError(f"key_prefix={self.key_prefix!r}: {error.problem}") from error
-
-    def _storage(self) -> dict[str, Any]:
-        checked = check_config(self.shard_size, self.shard_name_pattern, self.compression, self.field_format)
-        return {**checked, "key_prefix": self.key_prefix}
 
     @functools.cached_property
     def sources(self) -> list[PlannedSource]:
@@ -245,9 +141,10 @@ class ConversionPlan:
 
     def shards(self) -> list[ShardPlan]:
         """The shards, in order."""
-        names = (shard_name(self.shard_name_pattern, k, self.compression) for k in itertools.count(self.first_shard))
-        cuts = range(0, self._ends[-1], self.shard_size)
-        return [self.shard(name, first, first + self.shard_size) for name, first in zip(names, cuts, strict=False)]
+        pattern, size = self.storage.shard_name_pattern, self.storage.shard_size
+        names = (shard_name(pattern, k, self.storage.compression) for k in itertools.count(self.first_shard))
+        cuts = range(0, self._ends[-1], size)
+        return [self.shard(name, first, first + size) for name, first in zip(names, cuts, strict=False)]
 
     def shard(self, name: str, first: int, stop: int) -> ShardPlan:
         """The shard of this name that holds samples `first` to `stop` of all sources together, as far as there are."""
@@ -262,9 +159,9 @@ class ConversionPlan:
             pieces=tuple(
                 Piece(read[i].file, start, end, read[i].config or self.config) for i, start, end in spans if start < end
             ),
-            key_prefix=self.key_prefix,
-            compression=self.compression,
-            field_format=self.field_format,
+            key_prefix=self.storage.key_prefix,
+            compression=self.storage.compression,
+            field_format=self.storage.field_format,
         )
 
     def without(self, error: SourceError) -> ConversionPlan:
@@ -277,7 +174,7 @@ class ConversionPlan:
 
     def to_json(self) -> dict[str, Any]:
         """The settings, as the manifest holds them."""
-        return {**self.config.to_json(), **self._storage()}
+        return {**self.config.to_json(), **self.storage.to_json()}
 
     def shared(self) -> dict[str, dict[str, Any]]:
         """What all sources agree on about a field, beside dtype and shape: its unit, columns, rate and the like."""
@@ -324,7 +221,7 @@ def report_of(
     if isinstance(entry, SourceError):
         told = {key: getattr(entry, key) for key in ("sample", "member", "remedy")}
         told = {key: value for key, value in told.items() if value}
-        return _as_utf8({"path": name_of(entry.file or ""), "error": entry.problem, **told})
+        return in_utf8({"path": name_of(entry.file or ""), "error": entry.problem, **told})
     own = {
         name: {key: value for key, value in about.items() if key not in (agreed or {}).get(name, {})}
         for name, about in entry.description.fields.items()
@@ -344,124 +241,10 @@ def identity_of(report: Mapping[str, Any]) -> str | None:
     return report.get("sha256") or report.get("version")
 
 
-def plan_source(path: str, config: SourceConfig, seen: Version | None = None) -> PlannedSource | SourceError:
-    """Look at one file, seen before: what it will give, or what is wrong with it."""
-    try:
-        state = FileState.of(path, seen)
-    except Exception as error:  # whatever is wrong with one file, the others go on
-        return as_source_error(error, path)
-    try:
-        return PlannedSource(state, _describe(state, config))
-    except Exception as error:
-        return what_went_wrong(error, state)
-
-
-def plan_again(known: PlannedSource, config: SourceConfig) -> PlannedSource | SourceError:
-    """Look at a known file once more: what it will give when it is read with `config` and not with the plan's."""
-    try:
-        return PlannedSource(known.file, _describe(known.file, config), config)
-    except Exception as error:
-        return what_went_wrong(error, known.file)
-
-
-def beside(
-    entries: Iterable[PlannedSource | SourceError],
-    config: SourceConfig,
-    labels: Sequence[str] | None = None,
-    keys: Iterable[str] = (),
-) -> tuple[PlannedSource | SourceError, ...]:
-    """Let an error stand in the place of each source that cannot be in one dataset with those before it.
-
-    Its labels stand for something else, or it gives its samples keys that are taken.
-
-    Args:
-        entries: the sources.
-        config: how they are read.
-        labels: names of the labels that the dataset has already.
-        keys: keys that it has already.
-    """
-    taken, checked = set(keys), list(entries)
-    keyed = config.format == "files" and (len(checked) > 1 or bool(taken))
-    for i, entry in enumerate(checked):
-        if isinstance(entry, PlannedSource):
-            own = entry.description.fields.get("label", {}).get("names")
-            labels = labels or own
-            if own != labels:
-                problem = f"its labels are {_shortened(own)}, those of the sources before it {_shortened(labels)}"
-                checked[i] = SourceError(problem, file=entry.file.path, remedy="give each a dataset of its own")
-            elif keyed:
-                checked[i] = _with_own_keys(entry, config, taken)
-    return tuple(checked)
-
-
-def _shortened(names: Sequence[str] | None) -> str:
-    told = ", ".join((names or ())[:5])
-    return f"{told}, … ({len(names)})" if names and len(names) > 5 else told or "none"
-
-
-def _with_own_keys(entry: PlannedSource, config: SourceConfig, taken: set[str]) -> PlannedSource | SourceError:
-    from .sources.files import FilesSource
-
-    try:
-        keys = FilesSource(entry.file.path, config).keys
-    except SourceError as error:
-        return as_source_error(error, entry.file.path)
-    common = taken.intersection(keys)
-    if common:
-        problem = f"{len(common):,} of its samples have keys that others have, such as {min(common)!r}"
-        remedy = "give the directory that holds both: the folders' names then tell the keys apart"
-        return SourceError(problem, file=entry.file.path, remedy=remedy)
-    taken.update(keys)
-    return entry
-
-
-def _describe(file: FileState, config: SourceConfig) -> SourceDescription:
-    source = file.open(config)
-    try:
-        found = source.describe()
-        found = replace(found, fields=_as_utf8(found.fields), report=_as_utf8(found.report))
-        file.check()
-    finally:
-        source.close()
-    if not is_url(file.path) or file.tag:
-        return found
-    doubt = "the server names no version of it: a change that keeps its size would not be noticed"
-    return replace(found, report={**found.report, "warnings": [*found.report.get("warnings", []), doubt]})
-
-
-def _as_utf8(value: Any) -> Any:
+def in_utf8(value: Any) -> Any:
     """The same JSON value in texts that can be written down: in a file may stand units in an encoding of its own."""
     if isinstance(value, dict):
-        return {_as_utf8(key): _as_utf8(each) for key, each in value.items()}
+        return {in_utf8(key): in_utf8(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_as_utf8(each) for each in value]
+        return [in_utf8(each) for each in value]
     return as_utf8(value) if isinstance(value, str) else value
-
-
-def what_went_wrong(error: Exception, file: FileState) -> SourceError:
-    """What went wrong with a source that was being read: before all else that the server failed, or that it changed."""
-    error = failure_of(file.path) or error
-    with contextlib.suppress(OSError):
-        try:
-            file.check()
-        except SourceError as changed:
-            error = changed
-    return as_source_error(error, file.path)
-
-
-def as_source_error(error: Exception, path: str) -> SourceError:
-    """What went wrong with a source, as one kind of error that names the file exactly as it was given."""
-    error = missing_package(error) or error
-    if isinstance(error, NeurofmxError):
-        told = {key: getattr(error, key) for key in ("sample", "member", "remedy")}
-        found = SourceError(error.problem, file=path, **told)
-    elif isinstance(error, OSError) and error.strerror:
-        found = SourceError(f"cannot be read: {error.strerror}", file=path, remedy="check the path and the permissions")
-    else:
-        found = SourceError(
-            f"cannot be read: {type(error).__name__}: {str(error)[:500]}",
-            file=path,
-            remedy="the file may be damaged: open it with the program that made it",
-        )
-    found.__cause__ = error
-    return found

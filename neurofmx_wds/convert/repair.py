@@ -11,19 +11,19 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..errors import OutputError, ShardError, SourceError
 from ..format.index import ShardIndex, file_sha256, index_path
 from ..format.manifest import MANIFEST_NAME, Manifest, ShardRecord
 from ..storage.atomic import fsync_path, refuse_url
 from ..storage.location import Given, on_disk
+from .config import Output, Workers
+from .look import look_at
 from .place import staging_beside
 from .plan import ConversionPlan, PlannedSource, differences, identity_of
-from .run import files_of, look_at, working, write_shard
+from .shards import files_of, write_shard
 from .sources import SourceConfig
 
 _ASIDE = ".repair-"
@@ -31,13 +31,9 @@ _ASIDE = ".repair-"
 
 def repair(
     paths: Sequence[Given],
-    dataset_dir: str | os.PathLike[str],
-    config: SourceConfig | None = None,
-    *,
-    workers: int = 1,
-    executor: Executor | None = None,
-    show_progress: bool = False,
-    **storage: Any,
+    output: Output,
+    config: SourceConfig = SourceConfig(),
+    workers: Workers = Workers(),
 ) -> list[str]:
     """Make the missing and damaged shards of a dataset again, and their indexes.
 
@@ -46,12 +42,9 @@ def repair(
 
     Args:
         paths: the recordings that the dataset was made of, in any order.
-        dataset_dir: the dataset's directory.
+        output: the dataset's directory, and how its shards were written.
         config: how the files are read; as it was for the dataset.
-        workers: processes to work with.
-        executor: any :class:`concurrent.futures.Executor` to use instead.
-        show_progress: show bars, on a terminal.
-        **storage: ``shard_size`` and so on, as they were for the dataset.
+        workers: who does the work.
 
     Returns:
         The shards that were made again.
@@ -61,15 +54,15 @@ def repair(
         OutputError: there is no such dataset, it was made with other settings, or by a program that made other bytes.
         ManifestError: its manifest is damaged.
     """
-    config = config or SourceConfig()
-    plan = ConversionPlan((), config, **storage)
+    dataset_dir = output.directory
+    plan = ConversionPlan((), config, output)
     refuse_url(dataset_dir)
     if not (Path(dataset_dir) / MANIFEST_NAME).is_file():
         raise OutputError("there is no dataset to repair", file=dataset_dir, remedy="convert without --repair")
     with (
         on_disk(paths) as names,
         staging_beside(dataset_dir) as staged,
-        working(workers, executor) as apply,
+        workers.start() as work,
     ):
         for left in staged.path.glob(f"{_ASIDE}*"):  # by a run that was killed
             shutil.rmtree(left)
@@ -78,10 +71,10 @@ def repair(
         if told:
             problem = f"the dataset was made with other settings: {'; '.join(told)}"
             raise OutputError(problem, file=dataset_dir, remedy="give the same again")
-        good = list(apply(functools.partial(_is_good, staged.target), manifest.shards))
+        good = list(work.apply(functools.partial(_is_good, staged.target), manifest.shards))
         if all(good):
             return []
-        plan = replace(plan, entries=_sources(manifest, look_at(names, config, apply, show_progress)))
+        plan = replace(plan, entries=_sources(manifest, look_at(names, config, work)))
         ends = [0, *itertools.accumulate(record.n_samples for record in manifest.shards)]
         if plan.n_samples != ends[-1]:
             problem = f"the recordings give {plan.n_samples} samples now, the dataset has {ends[-1]}"
@@ -89,7 +82,7 @@ def repair(
         bad = [(manifest.shards[k], plan.shard(manifest.shards[k].shard_name, *ends[k : k + 2]))
                for k in range(len(good)) if not good[k]]  # fmt: skip
         with tempfile.TemporaryDirectory(prefix=_ASIDE, dir=staged.path) as aside:
-            made = apply(functools.partial(write_shard, Path(aside)), [shard for _, shard in bad])
+            made = work.apply(functools.partial(write_shard, Path(aside)), [shard for _, shard in bad])
             for (record, _), _ in zip(bad, made, strict=True):
                 _put_back(Path(aside), staged.target, record)
     return [record.shard_name for record, _ in bad]

@@ -9,15 +9,12 @@ import bisect
 import contextlib
 import hashlib
 import itertools
-import math
 import os
-import re
 import shutil
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -26,15 +23,14 @@ from ..format.manifest import Manifest
 from ..nwb.clock import NS_PER_S, Grid, union
 from ..storage.atomic import fsync_path
 from ..storage.location import Given, on_disk
-from ..storage.processes import OrderedMap
+from .config import Output, Split, Work, Workers
+from .look import Notes, look_at, plan_again
 from .merge import append_plan, what_is_there
 from .place import refuse_inside, staging, staging_beside
-from .plan import ConversionPlan, PlannedSource, identity_of, plan_again
-from .run import Conversion, NothingToWrite, build, look_at, nothing_to_write, remove_notes, working
+from .plan import ConversionPlan, PlannedSource, identity_of
+from .run import Conversion, NothingToWrite, build, nothing_to_write
 from .sources import NOT_GIVEN, SourceConfig, SourceDescription
-
-SplitBy = Literal["session", "subject", "time"]
-SPLIT_BY: tuple[SplitBy, ...] = ("session", "subject", "time")
+from .staged import remove_notes
 
 _ELSEWHERE = "in the other parts of the split, or between them"
 
@@ -43,28 +39,21 @@ _Entries = list[PlannedSource | SourceError]
 
 def convert_split(
     paths: Sequence[Given],
-    output_dir: str | os.PathLike[str],
-    shares: Mapping[str, float],
-    by: SplitBy,
-    config: SourceConfig | None = None,
-    *,
-    overwrite: bool = False,
-    workers: int = 1,
-    executor: Executor | None = None,
-    show_progress: bool = False,
-    **storage: Any,
+    output: Output,
+    how: Split,
+    config: SourceConfig = SourceConfig(),
+    workers: Workers = Workers(),
 ) -> dict[str, Conversion]:
-    """Turn files into several datasets, directories in `output_dir`, which appear in one step when all are whole.
+    """Turn files into several datasets, directories in the output, which appear in one step when all are whole.
 
     Args:
         paths: NWB, npz or npy files, URLs or open files, as :func:`neurofmx_wds.convert.run.convert`.
-        output_dir: new or empty unless `overwrite` is set.
-        shares: name → its share of the windows, such as ``{"train": 0.8, "val": 0.1, "test": 0.1}``.
-        by: what stays together. "session": a recording session (of arrays: a file). "subject": an animal. "time":
-            every recording is cut into contiguous blocks of time, in the order of `shares`, with at least a window left
-            out between two.
+        output: where and how to write.
+        how: the datasets, their shares of the windows, and what stays together. "session": a recording session (of
+            arrays: a file). "subject": an animal. "time": every recording is cut into contiguous blocks of time, in the
+            order of the shares, with at least a window left out between two.
         config: how the files are read.
-        overwrite, workers, executor, show_progress, **storage: as :func:`neurofmx_wds.convert.run.convert`.
+        workers: who does the work.
 
     Returns:
         name → what was converted.
@@ -72,19 +61,16 @@ def convert_split(
     Raises:
         SourceError: a name would get no windows, or a file tells of no subject or has no time.
         OutputError: as :func:`neurofmx_wds.convert.run.convert`.
-        ValueError: impossible shares or another impossible setting.
     """
-    config = config or SourceConfig()
-    plan = ConversionPlan((), config, **storage)
-    check_shares(shares)
+    plan = ConversionPlan((), config, output)
     with (
         on_disk(paths) as names,
-        staging(output_dir, overwrite, parts=shares) as staged,
-        working(workers, executor) as apply,
+        staging(output, parts=how.shares) as staged,
+        workers.start() as work,
     ):
         refuse_inside(names, staged.target)
-        seen = look_at(names, config, apply, show_progress, staged.path)
-        plans = split(replace(plan, entries=seen), shares, by, apply)
+        seen = look_at(names, config, work, Notes(staged.path))
+        plans = split(replace(plan, entries=seen), how, work)
         for entry in os.scandir(staged.path):
             if entry.name not in plans:
                 shutil.rmtree(entry) if entry.is_dir(follow_symlinks=False) else os.unlink(entry)
@@ -92,10 +78,10 @@ def convert_split(
         for name, part in plans.items():
             (staged.path / name).mkdir(exist_ok=True)
             try:
-                done[name] = build(part, staged.path / name, apply, show_progress, anew=overwrite)
+                done[name] = build(part, staged.path / name, work, anew=output.overwrite)
             except NothingToWrite as error:
                 staged.discard()
-                raise _empty(name, by) from error
+                raise _empty(name, how.by) from error
         for name in plans:
             remove_notes(staged.path / name)
             fsync_path(staged.path / name)
@@ -105,15 +91,10 @@ def convert_split(
 
 def append_split(
     paths: Sequence[Given],
-    output_dir: str | os.PathLike[str],
-    shares: Mapping[str, float],
-    by: SplitBy,
-    config: SourceConfig | None = None,
-    *,
-    workers: int = 1,
-    executor: Executor | None = None,
-    show_progress: bool = False,
-    **storage: Any,
+    output: Output,
+    how: Split,
+    config: SourceConfig = SourceConfig(),
+    workers: Workers = Workers(),
 ) -> dict[str, Conversion]:
     """Add recordings to the datasets that :func:`convert_split` made, so that still no bin is in two of them.
 
@@ -122,8 +103,7 @@ def append_split(
     datasets change one after the other, each in one step; killed and run again, it is finished.
 
     Args:
-        paths, output_dir, shares, by, config, workers, executor, show_progress, **storage: as :func:`convert_split`,
-            and as they were there.
+        paths, output, how, config, workers: as :func:`convert_split`, and as they were there.
 
     Returns:
         name → what was added (an empty plan when there was nothing new for it).
@@ -132,30 +112,27 @@ def append_split(
         SourceError: no file gives any sample, or one tells of no subject or has no time.
         OutputError: there are no such datasets, they were made with other settings or split otherwise, or as
             :func:`neurofmx_wds.convert.merge.append`.
-        ValueError: impossible shares or another impossible setting.
     """
-    config = config or SourceConfig()
-    plan = ConversionPlan((), config, **storage)
-    check_shares(shares)
-    places = {name: Path(output_dir) / name for name in shares}
+    plan = ConversionPlan((), config, output)
+    places = {name: Path(output.directory) / name for name in how.shares}
     for place in places.values():
         what_is_there(place, plan)
     with contextlib.ExitStack() as stack:
         names = stack.enter_context(on_disk(paths))
         staged = {name: stack.enter_context(staging_beside(place)) for name, place in places.items()}
-        apply = stack.enter_context(working(workers, executor))
+        work = stack.enter_context(workers.start())
         old = {name: what_is_there(place, plan) for name, place in places.items()}
-        plan = replace(plan, entries=look_at(names, config, apply, show_progress))
-        parts = _by_time(plan, shares, apply) if by == "time" else _by_group(plan, shares, by, old)
-        _check_split_alike(old, parts, by, Path(output_dir))
+        plan = replace(plan, entries=look_at(names, config, work))
+        parts = _by_time(plan, how, work) if how.by == "time" else _by_group(plan, how, old)
+        _check_split_alike(old, parts, how.by, Path(output.directory))
         wanted = [name for name, entries in parts.items() if any(_n_samples(entry) for entry in entries)]
-        told = wanted[0] if wanted else next(iter(shares))
+        told = wanted[0] if wanted else next(iter(how.shares))
         parts[told] = [*parts[told], *plan.failures]
         done = {}
         for name, manifest in old.items():
             part = replace(plan, entries=tuple(parts[name]))
             if name in wanted or part.failures:
-                done[name] = append_plan(part, staged[name], apply, show_progress)
+                done[name] = append_plan(part, staged[name], work)
             else:
                 done[name] = Conversion(replace(part, entries=()), manifest.summary())
     return done
@@ -182,49 +159,29 @@ def _check_split_alike(old: Mapping[str, Manifest], parts: Mapping[str, _Entries
         raise OutputError("; ".join(dict.fromkeys(told)), file=where, remedy=remedy)
 
 
-def check_shares(shares: Mapping[str, float]) -> None:
-    """Refuse shares that are none.
-
-    Raises:
-        ValueError: fewer than two names, a name that can be no directory, a share that is not positive, or another sum
-            than 1.
-    """
-    if len(shares) < 2 or any(not re.fullmatch(r"[A-Za-z0-9][\w-]*", name) for name in shares):
-        raise ValueError(f"split={dict(shares)!r}: must name two or more, with letters and digits")
-    if any(not share > 0 for share in shares.values()) or not math.isclose(sum(shares.values()), 1, abs_tol=1e-6):
-        raise ValueError(f"split={dict(shares)!r}: shares must be positive and their sum 1")
-
-
-def split(
-    plan: ConversionPlan, shares: Mapping[str, float], by: SplitBy, apply: OrderedMap = map
-) -> dict[str, ConversionPlan]:
+def split(plan: ConversionPlan, how: Split, work: Work = Work()) -> dict[str, ConversionPlan]:
     """Deal a plan's sources, or contiguous blocks of their time, to several plans.
 
     Args:
         plan: what would be converted into one dataset.
-        shares: name → its share.
-        by: what stays together, see :func:`convert_split`.
-        apply: how the work is spread.
+        how: the datasets and what stays together, see :func:`convert_split`.
+        work: how the work is spread.
 
     Returns:
         name → its plan. The sources that cannot be read are in the first one.
 
     Raises:
         SourceError: a name would get no windows, or a source tells of no subject or has no time.
-        ValueError: impossible shares.
     """
-    check_shares(shares)
-    if by not in SPLIT_BY:
-        raise ValueError(f"split_by={by!r}: must be one of {', '.join(SPLIT_BY)}")
     if not plan.n_samples:
         raise nothing_to_write(plan)
-    parts = _by_time(plan, shares, apply) if by == "time" else _by_group(plan, shares, by)
-    first = next(iter(shares))
+    parts = _by_time(plan, how, work) if how.by == "time" else _by_group(plan, how)
+    first = next(iter(how.shares))
     parts[first] = [*parts[first], *plan.failures]
-    plans = {name: replace(plan, entries=tuple(parts[name])) for name in shares}
+    plans = {name: replace(plan, entries=tuple(parts[name])) for name in how.shares}
     for name, part in plans.items():
         if not part.n_samples:
-            raise _empty(name, by)
+            raise _empty(name, how.by)
     return plans
 
 
@@ -233,9 +190,8 @@ def _empty(name: str, by: str) -> NothingToWrite:
     return NothingToWrite(f"split by {by}: {name} would get no windows", remedy=f"it takes {what}")
 
 
-def _by_group(
-    plan: ConversionPlan, shares: Mapping[str, float], by: str, old: Mapping[str, Manifest] | None = None
-) -> dict[str, _Entries]:
+def _by_group(plan: ConversionPlan, how: Split, old: Mapping[str, Manifest] | None = None) -> dict[str, _Entries]:
+    by, shares = how.by, how.shares
     twins: dict[str, str] = {}  # copies of one file stay together, whatever they are called
     groups = [twins.setdefault(source.file.identity, _group_of(source, by)) for source in plan.sources]
     sizes: dict[str, int] = {}
@@ -292,8 +248,9 @@ def deal(
     return dealt
 
 
-def _by_time(plan: ConversionPlan, shares: Mapping[str, float], apply: OrderedMap) -> dict[str, _Entries]:
-    grid = Grid(plan.config.bin_width_ns, plan.config.origin_ns)
+def _by_time(plan: ConversionPlan, how: Split, work: Work) -> dict[str, _Entries]:
+    shares = how.shares
+    grid = Grid(plan.config.windows.bin_width_ns, plan.config.windows.origin_ns)
     jobs = []
     for source in plan.sources:
         if "segments" not in source.description.report:
@@ -303,13 +260,13 @@ def _by_time(plan: ConversionPlan, shares: Mapping[str, float], apply: OrderedMa
         # Those of windows around events begin and end inside bins, which are theirs too; two of them may share one.
         bins = np.stack([grid.bin_of(spans[:, 0]), grid.bin_of(spans[:, 1] - 1) + 1], axis=1)
         segments = [(int(a), int(b)) for a, b in union([bins])]
-        blocks = time_blocks(segments, list(shares.values()), plan.config.sequence_length)
+        blocks = time_blocks(segments, list(shares.values()), plan.config.windows.sequence_length)
         jobs += [
             (source, name, block and (grid.start_of(block[0]), grid.start_of(block[1])), plan.config)
             for name, block in zip(shares, blocks, strict=True)
         ]
     parts: dict[str, _Entries] = {name: [] for name in shares}
-    for (_, name, _, _), entry in zip(jobs, apply(_look_at_block, jobs), strict=True):
+    for (_, name, _, _), entry in zip(jobs, work.apply(_look_at_block, jobs), strict=True):
         parts[name].append(entry)
     return parts
 

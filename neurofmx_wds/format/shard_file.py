@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Literal, cast
+from typing import IO, Any, BinaryIO, cast
 
 import webdataset as wds
 
@@ -34,9 +34,8 @@ from .index import METADATA_SUFFIX, IndexBuilder, ShardIndex, index_path
 from .limits import Buffer
 from .names import check_key, field_of
 from .npy import ArrayLayout
+from .shard_settings import Compression
 
-Compression = Literal["none", "gz", "bz2", "xz"]
-COMPRESSIONS: tuple[Compression, ...] = ("none", "gz", "bz2", "xz")
 _BLOCK = 512
 _PIECE, _PIECES = 4 << 20, 3  # bytes in one; how many there are
 _OWNER = "bigdata"  # as webdataset's TarWriter

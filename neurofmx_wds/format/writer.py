@@ -6,11 +6,9 @@ Knows shards and the manifest; knows nothing of recordings or loading.
 from __future__ import annotations
 
 import os
-import re
 import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from string import Formatter
 from types import TracebackType
 from typing import Any
 
@@ -25,9 +23,8 @@ from .encoding import FieldFormat, encode_json
 from .index import ShardIndex, modalities_of
 from .manifest import Manifest, ShardRecord, refuse_to_replace
 from .names import check_field_name
-from .shard_file import COMPRESSIONS, Compression, ShardFile
-
-DEFAULT_PATTERN = "shard_{shard_idx:06d}.tar"
+from .shard_file import ShardFile
+from .shard_settings import DEFAULT_PATTERN, Compression, check_config, shard_name
 
 
 def shard_record(index: ShardIndex) -> ShardRecord:
@@ -267,40 +264,6 @@ def _metadata(given: object, sample_id: object) -> Mapping[str, Any]:
         problem = f"metadata must be a dictionary, not a {type(given).__name__}"
         raise FieldError(problem, sample=str(sample_id), member="metadata", remedy="give it a field name of its own")
     return given or {}
-
-
-def shard_name(pattern: str, shard_idx: int, compression: Compression) -> str:
-    """A shard's file name."""
-    name = pattern.format(shard_idx=shard_idx)
-    return name if compression == "none" else f"{name}.{compression}"
-
-
-def check_config(shard_size: int, pattern: str, compression: Compression, field_format: FieldFormat) -> dict[str, Any]:
-    """Refuse impossible writer settings, and return them as the manifest holds them.
-
-    Raises:
-        ValueError: naming the setting and its value.
-    """
-    if not isinstance(shard_size, (int, np.integer)) or isinstance(shard_size, bool) or shard_size < 1:
-        raise ValueError(f"shard_size must be a positive integer, not {shard_size!r}")
-    if compression not in COMPRESSIONS:
-        raise ValueError(f"compression must be one of {', '.join(COMPRESSIONS)}, not {compression!r}")
-    if field_format not in ("npy", "pyd"):
-        raise ValueError(f'field_format must be "npy" or "pyd", not {field_format!r}')
-    try:
-        names = {pattern.format(shard_idx=i) for i in (0, 1)}
-        rounded = any(spec and not re.fullmatch(r"0?\d*[dxX]?", spec) for _, _, spec, _ in Formatter().parse(pattern))
-    except (LookupError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"shard_name_pattern {pattern!r} may only use {{shard_idx}}: {error!r}") from error
-    odd = any("/" in name or name.startswith(".") or not name.endswith(".tar") for name in names)
-    if odd or rounded or len(names) < 2:
-        raise ValueError(f"shard_name_pattern must give distinct file names ending in .tar, not {pattern!r}")
-    return {
-        "shard_size": int(shard_size),
-        "shard_name_pattern": pattern,
-        "compression": compression,
-        "field_format": field_format,
-    }
 
 
 def create_shards_from_arrays(

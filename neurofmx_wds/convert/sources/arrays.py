@@ -21,7 +21,8 @@ import numpy.typing as npt
 from ...errors import FieldError, NeurofmxError, SourceError, did_you_mean
 from ...format.names import check_field_name
 from ...storage.location import is_url, name_of, open_binary
-from . import SourceConfig, SourceDescription
+from .config import ArrayConfig
+from .contract import SourceDescription
 
 BLOCK_BYTES = 8 << 20
 _MAX_HEADER = 10_000
@@ -75,18 +76,19 @@ class ArraySource:
     Args:
         path: the file. An .npz gives every array in it, an .npy the field ``config.field``.
         config: ``modalities`` picks fields; what is about time is ignored.
+        kind: "npz" or "npy", which the file must be; None: either.
 
     Raises:
         SourceError: the file cannot be read, holds Python objects, no samples' dimension, unequal lengths, a field name
             that webdataset would change, or lacks a field that was asked for.
     """
 
-    def __init__(self, path: str | os.PathLike[str], config: SourceConfig) -> None:
+    def __init__(self, path: str | os.PathLike[str], config: ArrayConfig, kind: str | None = None) -> None:
         self.path = os.fspath(path)
         self._name = name_of(self.path)
         self._closing = contextlib.ExitStack()
         try:
-            self._arrays = dict(sorted(self._open(config).items()))
+            self._arrays = dict(sorted(self._open(config, kind).items()))
             self._n = self._common_length()
         except BaseException as error:
             self._closing.close()
@@ -100,11 +102,11 @@ class ArraySource:
         told = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         return SourceError(f"cannot be read: {told}", file=self.path, remedy=_DAMAGED)
 
-    def _open(self, config: SourceConfig) -> dict[str, Rows]:
+    def _open(self, config: ArrayConfig, kind: str | None) -> dict[str, Rows]:
         with open_binary(self.path) as stream:
             zipped = stream.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
-        if config.format == ("npy" if zipped else "npz"):
-            raise SourceError(f"is no {config.format} file", file=self.path, remedy="leave the format to be found out")
+        if kind == ("npy" if zipped else "npz"):
+            raise SourceError(f"is not an {kind} file", file=self.path, remedy="leave the format to be found out")
         names = self._npz_names() if zipped else {config.field: ""}
         for name in names:
             self._check_name(name)

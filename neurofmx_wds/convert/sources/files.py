@@ -15,7 +15,8 @@ from webdataset.tariterators import base_plus_ext
 from ...errors import FieldError
 from ...format.encoding import Stored
 from ...format.names import check_field_name, check_key, field_of
-from . import SourceConfig, SourceDescription
+from .config import FilesConfig
+from .contract import SourceDescription
 from .listing import Entry, list_files
 
 _MOST_NAMED = 3
@@ -41,7 +42,7 @@ class FilesSource:
             field, or incomplete samples.
     """
 
-    def __init__(self, path: str | os.PathLike[str], config: SourceConfig) -> None:
+    def __init__(self, path: str | os.PathLike[str], config: FilesConfig) -> None:
         self.listing = list_files(path)
         self._config = config
         self._asked = {name.lower().removeprefix(".") for name in config.modalities or ()}

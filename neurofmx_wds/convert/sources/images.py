@@ -18,7 +18,8 @@ import numpy.typing as npt
 from ...errors import SourceError
 from ...format.encoding import Stored
 from ...format.pixels import SUFFIXES, decode_image
-from . import SourceConfig, SourceDescription
+from .config import ImageConfig
+from .contract import SourceDescription
 from .files import left_out_lines
 from .listing import Entry, Listing, list_files
 
@@ -62,30 +63,31 @@ class ImageSet:
     closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
 
-def open_images(path: str | os.PathLike[str], config: SourceConfig) -> ImageSource:
+def open_images(path: str | os.PathLike[str], kind: str, config: ImageConfig) -> ImageSource:
     """Open a directory of images.
 
     Args:
         path: of MNIST's idx files, of the CIFAR batches (python version), or of a folder for each class.
-        config: ``format`` says which; ``subset``, ``keep_encoded`` and ``allow_missing`` choose.
+        kind: "mnist", "cifar10", "cifar100" or "imagefolder".
+        config: ``subset``, ``keep_encoded`` and ``allow_missing`` choose.
 
     Raises:
         SourceError: as :func:`~.listing.list_files`; or files are missing, damaged, or not what their names say.
     """
     listing = list_files(path)
-    if config.format == "imagefolder":
+    if kind == "imagefolder":
         return ImageSource(listing, find_folders(listing, config))
     subsets = ("train", "test") if config.subset == "all" else (config.subset,)
-    if config.format == "mnist":
+    if kind == "mnist":
         from .mnist import find_mnist
 
         return ImageSource(listing, find_mnist(listing, subsets))
     from .cifar import find_cifar
 
-    return ImageSource(listing, find_cifar(listing, config.format, subsets))
+    return ImageSource(listing, find_cifar(listing, kind, subsets))
 
 
-def find_folders(listing: Listing, config: SourceConfig) -> ImageSet:
+def find_folders(listing: Listing, config: ImageConfig) -> ImageSet:
     """The image files in each class's folder and below it; the classes are numbered in the order of their names.
 
     Raises:

@@ -36,7 +36,8 @@ from ...nwb.timeline import BLOCK_BYTES
 from ...nwb.units import support_of
 from ...nwb.video import Video
 from ...storage.location import name_of
-from . import NOT_GIVEN, SourceConfig, SourceDescription
+from .config import WindowConfig
+from .contract import NOT_GIVEN, SourceDescription
 from .listing import Listing
 from .names import JOINED, by_field, names_of, words_of
 
@@ -83,7 +84,7 @@ class RecordingSource:
 
     listing: Listing | None = None
 
-    def __init__(self, recording: Recording | ArrayRecording | SweepRecording, config: SourceConfig) -> None:
+    def __init__(self, recording: Recording | ArrayRecording | SweepRecording, config: WindowConfig) -> None:
         self.recording = recording
         self.config = config
         self.grid = Grid(config.bin_width_ns, config.origin_ns)
@@ -581,7 +582,7 @@ class RecordingSource:
         return words_of(self.recording.intervals)
 
 
-def _intervals_given(config: SourceConfig) -> Int64:
+def _intervals_given(config: WindowConfig) -> Int64:
     return np.array(config.intervals_ns, np.int64).reshape(-1, 2)
 
 

@@ -22,7 +22,8 @@ from ...nwb.tables import Intervals
 from ...nwb.units import SpikeTrains
 from ...nwb.video import Video
 from ...storage.location import name_of
-from . import SourceConfig, SourceDescription
+from .config import WindowConfig
+from .contract import SourceDescription
 from .listing import Listing
 from .nwb import Fields, RecordingSource
 
@@ -92,7 +93,7 @@ class SweepSource:
 
     listing: Listing | None = None
 
-    def __init__(self, recording: Recording, config: SourceConfig) -> None:
+    def __init__(self, recording: Recording, config: WindowConfig) -> None:
         self.recording = recording
         self._config = replace(config, modalities=None)
 

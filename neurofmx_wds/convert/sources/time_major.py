@@ -23,8 +23,9 @@ from ...nwb.timeline import Timeline, timeline_at_rate, timeline_of_timestamps
 from ...nwb.units import SpikeTrains
 from ...nwb.video import Video
 from ...storage.location import name_of
-from . import SourceConfig, SourceDescription
 from .arrays import ArraySource, Rows
+from .config import ArrayConfig, WindowConfig
+from .contract import SourceDescription
 from .nwb import RecordingSource
 
 
@@ -53,6 +54,7 @@ class ArrayRecording:
     Args:
         path: the .npz or .npy file.
         config: its `rate` or `timestamps` say when the rows are.
+        kind: "npz" or "npy", which the file must be; None: either.
 
     Raises:
         SourceError: the file cannot be read, or has no such timestamps, or arrays that hold no numbers.
@@ -63,13 +65,13 @@ class ArrayRecording:
     spikes = SpikeTrains(no_intervals()[:, 0], np.empty(0, np.int32), (), {}, (), None, 0)
     invalid_times = no_intervals()
 
-    def __init__(self, path: str | os.PathLike[str], config: SourceConfig) -> None:
+    def __init__(self, path: str | os.PathLike[str], config: ArrayConfig, kind: str | None = None) -> None:
         self.path = os.fspath(path)
         self.warnings: list[str] = []
         self.intervals: dict[str, Intervals] = {}
         self.units_table: dict[str, list[Any]] = {}
         asked = config.modalities and (*config.modalities, *filter(None, [config.timestamps]))
-        self._source = ArraySource(path, replace(config, modalities=asked))
+        self._source = ArraySource(path, replace(config, modalities=asked), kind)
         try:
             arrays = dict(self._source.arrays)
             timeline = self._timeline(arrays.pop(config.timestamps or "", None), config)
@@ -79,7 +81,7 @@ class ArrayRecording:
             self._source.close()
             raise
 
-    def _timeline(self, seconds: Rows | None, config: SourceConfig) -> Timeline:
+    def _timeline(self, seconds: Rows | None, config: ArrayConfig) -> Timeline:
         n = self._source.describe().n_samples
         try:
             if config.rate is not None:
@@ -150,17 +152,21 @@ class TimeMajorSource:
 
     Args:
         path: the .npz or .npy file.
-        config: bins, windows and ways, and ``rate`` or ``timestamps``.
+        arrays: ``rate`` or ``timestamps``, and which arrays.
+        windows: bins, windows and ways.
+        kind: "npz" or "npy", which the file must be; None: either.
 
     Raises:
         SourceError: the file cannot be read, or lacks what was asked for.
     """
 
-    def __init__(self, path: str | os.PathLike[str], config: SourceConfig) -> None:
-        self._config = config
-        self._recording = ArrayRecording(path, config)
-        asked = config.modalities and tuple(f"/{name}" for name in config.modalities if name != config.timestamps)
-        self._windows = RecordingSource(self._recording, replace(config, modalities=asked or None))
+    def __init__(
+        self, path: str | os.PathLike[str], arrays: ArrayConfig, windows: WindowConfig, kind: str | None = None
+    ) -> None:
+        self._config = windows
+        self._recording = ArrayRecording(path, arrays, kind)
+        asked = tuple(f"/{name}" for name in arrays.modalities or () if name != arrays.timestamps)
+        self._windows = RecordingSource(self._recording, replace(windows, modalities=asked or None))
 
     def describe(self) -> SourceDescription:
         """Count the windows and says what is in them."""

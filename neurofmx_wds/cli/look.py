@@ -1,0 +1,63 @@
+"""The commands that show what is in a dataset: ``info`` and ``read``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ..convert.options import positive
+from .options import typed
+from .output import show, terminal_width
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands of this group."""
+    _add_info(commands)
+    _add_read(commands)
+
+
+def _add_info(commands: Any) -> None:
+    command = commands.add_parser(
+        "info",
+        help="what a dataset holds",
+        description="Show what a dataset holds: modalities, samples, shards, sizes, sources.",
+        epilog="example:\n  python -m neurofmx_wds info shards",
+    )
+    command.set_defaults(run=_info)
+    command.add_argument("dir", metavar="DIR", help="directory of the dataset, with a manifest or without")
+    command.add_argument("--json", action="store_true", help="as JSON, for programs")
+
+
+def _info(options: argparse.Namespace) -> int:
+    import json
+
+    from ..format.info import ShardedDatasetInfo
+
+    info = ShardedDatasetInfo(options.dir)
+    if options.json:
+        show(json.dumps(info.get_summary(), indent=1))
+    else:
+        info.print_summary()
+    return 0
+
+
+def _add_read(commands: Any) -> None:
+    command = commands.add_parser(
+        "read",
+        help="what single samples hold, for a look by eye",
+        description="Show samples in the order in which they are stored: key, texts, image sizes, shapes of arrays.",
+        epilog="example:\n  python -m neurofmx_wds read shards -n 3",
+    )
+    command.set_defaults(run=_read)
+    add = command.add_argument
+    add("dir", metavar="DIR", help="directory of the dataset, with a manifest or without")
+    add("-n", dest="most", type=typed(positive), default=10, metavar="N", help="how many samples (10)")
+    add("--all", dest="most", action="store_const", const=None, help="all samples of all shards")
+
+
+def _read(options: argparse.Namespace) -> int:
+    from .show import sample_lines
+
+    for line in sample_lines(options.dir, options.most, terminal_width()):
+        show(line)
+    return 0

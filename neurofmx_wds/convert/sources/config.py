@@ -1,0 +1,532 @@
+"""How inputs become samples: one value for each kind of input, which refuses bad settings when it is made.
+
+Each setting is stated here and nowhere else. Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, fields, replace
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import numpy as np
+
+from ...errors import refuse_unknown
+from ...nwb.clock import MAX_NS, NS_PER_S, Grid, to_ns
+from ..options import (
+    NamedOption,
+    Number,
+    Option,
+    as_json,
+    check_options,
+    decimal,
+    exact,
+    integer,
+    is_positive,
+    is_whole,
+    names,
+    number,
+    option,
+    options_of,
+    refused,
+)
+from .kinds import ARRAYS, FILE_FORMATS, FORMATS, LABELLED, SUBSETS, TIMED
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+BEHAVIOR_METHODS = ("auto", "bin_mean", "linear", "previous", "count")
+LFP_METHODS = ("auto", "native", "bin_mean", "linear")
+SPIKE_FORMATS = ("dense", "ragged", "both")
+
+_NWB = ("nwb",)
+_ALONG_TIME = ("nwb", TIMED)
+
+
+class MoreOptions(TypedDict, total=False):
+    """The settings that :class:`~neurofmx_wds.NWBToWebDatasetConverter` takes by name, for type checkers."""
+
+    format: str
+    intervals: Sequence[tuple[Number, Number]] | None
+    origin_ns: int
+    spike_dtype: str
+    spike_format: str
+    time_scale: Number
+    behavior_method: str
+    lfp_method: str
+    max_gap_s: float
+    decode_video: bool
+    align: str | None
+    event: str
+    before_s: Number
+    after_s: Number
+    field: str
+    rate: float | None
+    timestamps: str | None
+    allow_missing: bool
+    keep_encoded: bool
+    subset: str
+
+
+class SourceOptions(MoreOptions, total=False):
+    """The settings of :class:`SourceConfig` by name, for type checkers; :meth:`SourceConfig.of` takes them."""
+
+    modalities: str | Sequence[str] | None
+    bin_size_ms: Number
+    sequence_length: int
+    overlap: float
+
+
+def _is_choice(chosen: tuple[str, ...] | None) -> bool:
+    return chosen is None or 0 < len(chosen) == len(set(chosen))
+
+
+_MODALITIES = Option(
+    "What to convert: spikes, behavior, lfp, ophys, events, video, or paths of series in the file. Windows are cut "
+    "where the first one has data. icephys (intracellular sweeps) stands alone. Of arrays: their names. Of files: the "
+    "extensions that a sample must have.",
+    parse=names,
+    metavar="A,B",
+    check=_is_choice,
+    rule="must name at least one, each once",
+    kinds=("nwb", *ARRAYS, TIMED, "files"),
+    unset="all but video",
+)
+_ALLOW_MISSING = Option(
+    "Skip and count incomplete samples (files), or files that are not images (imagefolder).",
+    parse=bool,
+    kinds=("files", "imagefolder"),
+)
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Settings of an input of which some modalities, arrays or extensions can be chosen."""
+
+    modalities: tuple[str, ...] | None = option(None, _MODALITIES)
+
+    def __post_init__(self) -> None:
+        asked: Any = self.modalities
+        if asked is not None:
+            object.__setattr__(self, "modalities", (asked,) if isinstance(asked, str) else tuple(asked))
+        check_options(self)
+
+
+def _is_bin_width(value: Number) -> bool:
+    try:
+        return exact(value) * 1_000_000 >= 1
+    except ValueError:
+        return False
+
+
+def _is_count_dtype(name: str) -> bool:
+    try:
+        return np.dtype(name).kind in "iuf"
+    except TypeError:
+        return False
+
+
+@dataclass(frozen=True)
+class WindowConfig(_Chosen):
+    """How a recording, or arrays along time, are cut into windows.
+
+    Raises:
+        ValueError: a setting is out of range; the message begins with its name.
+    """
+
+    bin_size_ms: Number = option(
+        10.0,
+        Option(
+            "Width of a time bin in ms, exact: 0.1 is a tenth, 100/3 a third of 100.",
+            parse=number,
+            metavar="MS",
+            check=_is_bin_width,
+            rule="must be a number of at least 0.000001 (1 ns)",
+            kinds=_ALONG_TIME,
+        ),
+    )
+    sequence_length: int = option(
+        100,
+        Option(
+            "Bins in a window.",
+            parse=integer,
+            metavar="N",
+            check=lambda value: is_whole(value, least=1),
+            rule="must be at least 1",
+            kinds=_ALONG_TIME,
+        ),
+    )
+    overlap: float = option(
+        0.5,
+        Option(
+            "Share of a window that the next one has in common with it, in [0, 1).",
+            parse=decimal,
+            metavar="SHARE",
+            check=lambda value: 0 <= value < 1,
+            rule="must be at least 0 and less than 1",
+            kinds=_ALONG_TIME,
+        ),
+    )
+    intervals: tuple[tuple[float | Fraction, float | Fraction], ...] | None = option(
+        None,
+        Option(
+            "Keep windows inside these seconds; may be given several times. In Python: a list of (start, stop), where "
+            "floats become the nearest ns, and a Fraction or a string is exact.",
+            parse=decimal,
+            metavar="START STOP",
+            check=lambda value: all(start < stop for start, stop in value or ()),
+            rule="each must be (start, stop) with start < stop",
+            kinds=_ALONG_TIME,
+            flag="interval",
+            unset="no limit",
+        ),
+    )
+    origin_ns: int = option(
+        0,
+        Option(
+            "Start of bin 0 in ns.",
+            check=lambda value: is_whole(value) and abs(value) <= MAX_NS,
+            rule="must be a whole number of nanoseconds, of 126 years at most",
+            kinds=_ALONG_TIME,
+            flag=None,
+        ),
+    )
+    spike_dtype: str = option(
+        "float32",
+        Option(
+            "Data type of spike counts, such as uint8; a count that does not fit is an error.",
+            metavar="DTYPE",
+            check=_is_count_dtype,
+            rule="must be an integer or floating dtype",
+            kinds=_NWB,
+        ),
+    )
+    spike_format: str = option(
+        "dense",
+        Option(
+            "dense: counts in bins (spikes). ragged: the time of each spike in ns from the start of the window "
+            "(spike_times) and its unit (spike_units). both: all three.",
+            choices=SPIKE_FORMATS,
+            kinds=_NWB,
+        ),
+    )
+    time_scale: Number = option(
+        1.0,
+        Option(
+            "Seconds per unit of spike times, for files whose times are not in seconds: 0.001 for ms, 1/30000 for "
+            "samples at 30 kHz.",
+            metavar="S",
+            check=is_positive,
+            rule="must be a positive number of seconds",
+            kinds=_NWB,
+        ),
+    )
+    behavior_method: str = option(
+        "auto",
+        Option(
+            "How series other than electrical ones and events are brought into bins. auto: the mean of each bin, or "
+            "linear interpolation where there is less than one sample in half a bin; previous for states.",
+            choices=BEHAVIOR_METHODS,
+            kinds=_ALONG_TIME,
+        ),
+    )
+    lfp_method: str = option(
+        "auto",
+        Option(
+            "The same for electrical series and arrays. native keeps their own rate, which auto does where there are "
+            "at least two samples in a bin.",
+            choices=LFP_METHODS,
+            kinds=_ALONG_TIME,
+        ),
+    )
+    max_gap_s: float = option(
+        0.25,
+        Option(
+            "A longer step between samples is a gap: nothing is interpolated across it.",
+            parse=decimal,
+            metavar="S",
+            check=lambda value: 0 < value < float("inf"),
+            rule="must be a positive number of seconds",
+            kinds=_ALONG_TIME,
+        ),
+    )
+    decode_video: bool = option(
+        False,
+        Option(
+            "Store the frames of video files that lie beside the recording, instead of their numbers (extra: video). "
+            "URLs are never fetched.",
+            parse=bool,
+            kinds=_NWB,
+        ),
+    )
+    align: str | None = option(
+        None,
+        Option(
+            "Make one window for each row of this table of intervals, such as trials, instead of windows all along the "
+            "recording.",
+            metavar="TABLE",
+            kinds=_NWB,
+            unset="off",
+        ),
+    )
+    event: str = option(
+        "start_time", Option("The table's column of times to align to, in seconds.", metavar="COLUMN", kinds=_NWB)
+    )
+    before_s: Number = option(
+        0.0, Option("Seconds from the start of a window to its event.", metavar="S", kinds=_NWB, flag="before")
+    )
+    after_s: Number = option(
+        1.0, Option("Seconds from the event to the end of its window.", metavar="S", kinds=_NWB, flag="after")
+    )
+
+    def __post_init__(self) -> None:
+        if self.intervals is not None:
+            pairs = tuple((_seconds(start), _seconds(stop)) for start, stop in self.intervals)
+            object.__setattr__(self, "intervals", pairs)
+        super().__post_init__()
+        if "icephys" in (self.modalities or ()) and len(self.modalities or ()) > 1:
+            why = "sweeps (icephys) have clocks of their own: convert them into a dataset of their own"
+            raise refused(self, "modalities", why)
+        try:
+            Grid(self.bin_width_ns)
+        except ValueError:
+            why = "too large, or too fine a fraction, for 64-bit time"
+            raise refused(self, "bin_size_ms", why) from None
+        if self.align is not None:
+            self._check_aligned()
+            object.__setattr__(self, "sequence_length", self.bins_before + self.bins_after)
+        for each in options_of(self):
+            if each.name in ("event", "before_s", "after_s") and self.align is None:
+                if getattr(self, each.name) != each.default:
+                    raise refused(self, each.name, "goes together with align")
+
+    def _check_aligned(self) -> None:
+        if self.origin_ns:
+            raise refused(self, "origin_ns", "where windows are aligned to an event, it is the origin")
+        for name in ("before_s", "after_s"):
+            if not self._whole_bins(getattr(self, name)):
+                raise refused(self, name, "must be seconds that make a whole number of bins, of 126 years at most")
+        if self.bins_before + self.bins_after < 1:
+            if self.bins_before < 0:
+                raise refused(self, "before_s", f"windows must begin before they end, {self.after_s} s after the event")
+            raise refused(self, "after_s", f"windows must end after they begin, {self.before_s} s before the event")
+
+    def _whole_bins(self, seconds: Number) -> bool:
+        try:
+            ns = exact(seconds) * NS_PER_S
+        except ValueError:
+            return False
+        return abs(ns) <= MAX_NS and (ns / self.bin_width_ns).denominator == 1
+
+    @property
+    def bins_before(self) -> int:
+        """Bins from the start of an aligned window to its event; negative where it begins after it."""
+        return int(exact(self.before_s) * NS_PER_S / self.bin_width_ns)
+
+    @property
+    def bins_after(self) -> int:
+        """Bins from the event of an aligned window to its end."""
+        return int(exact(self.after_s) * NS_PER_S / self.bin_width_ns)
+
+    @property
+    def bin_width_ns(self) -> Fraction:
+        """Bin width in ns: exact, an integer wherever it is one."""
+        return exact(self.bin_size_ms) * 1_000_000
+
+    @property
+    def intervals_ns(self) -> list[tuple[int, int]] | None:
+        """`intervals` in ns."""
+        return None if self.intervals is None else [(_ns(start), _ns(stop)) for start, stop in self.intervals]
+
+    @property
+    def seconds_per_time(self) -> Fraction:
+        """`time_scale`, exact."""
+        return exact(self.time_scale)
+
+    def within(self, start: int, stop: int) -> WindowConfig:
+        """Return the same settings with windows also inside [start, stop) (ns), exactly."""
+        given = self.intervals_ns
+        cut = [(max(a, start), min(b, stop)) for a, b in ([(start, stop)] if given is None else given)]
+        inside = tuple((Fraction(a, NS_PER_S), Fraction(b, NS_PER_S)) for a, b in cut if a < b)
+        return replace(self, intervals=inside)
+
+
+def _seconds(value: Number) -> float | Fraction:
+    return exact(value) if isinstance(value, (str, Fraction)) else float(value)
+
+
+def _ns(seconds: float | Fraction) -> int:
+    if isinstance(seconds, Fraction):
+        return max(-MAX_NS, min(MAX_NS, round(seconds * NS_PER_S)))
+    return int(to_ns(seconds))
+
+
+@dataclass(frozen=True)
+class ArrayConfig(_Chosen):
+    """How the arrays of .npz and .npy files are read: their first dimension counts samples, or is time.
+
+    Raises:
+        ValueError: a setting is out of range; the message begins with its name.
+    """
+
+    field: str = option(
+        "data",
+        Option("Name of the field that an npy file becomes.", metavar="NAME", check=bool, rule="must not be empty",
+               kinds=("npy",)),
+    )  # fmt: skip
+    rate: float | None = option(
+        None,
+        Option(
+            "The first dimension is time, in rows per second from 0 s on: cut it into windows.",
+            parse=decimal,
+            metavar="HZ",
+            check=lambda value: value is None or 0 < value < float("inf"),
+            rule="must be a positive number of samples per second",
+            kinds=ARRAYS,
+            unset="rows are samples",
+        ),
+    )
+    timestamps: str | None = option(
+        None,
+        Option(
+            "The same, with the time of each row in seconds in the npz's array of this name.",
+            metavar="NAME",
+            kinds=ARRAYS,
+            unset="off",
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rate is not None and self.timestamps is not None:
+            raise refused(self, "timestamps", "give these or a rate, not both")
+
+    @property
+    def along_time(self) -> bool:
+        """Whether the first dimension is time."""
+        return self.rate is not None or self.timestamps is not None
+
+
+@dataclass(frozen=True)
+class FilesConfig(_Chosen):
+    """How a directory of files that belong together is read."""
+
+    allow_missing: bool = option(False, _ALLOW_MISSING)
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """How a set of labelled images is read."""
+
+    allow_missing: bool = option(False, _ALLOW_MISSING)
+    keep_encoded: bool = option(
+        False, Option("Store image files as they are, not their pixels.", parse=bool, kinds=("imagefolder",))
+    )
+    subset: str = option("all", Option("Which part of the set to convert.", choices=SUBSETS, kinds=LABELLED))
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+# The order in which the manifest lists them, so that its bytes stay the same. New ones go to the end.
+_IN_MANIFEST = (
+    "format", "modalities", "bin_size_ms", "sequence_length", "overlap", "spike_dtype", "behavior_method", "lfp_method",
+    "max_gap_s", "field", "intervals", "origin_ns", "spike_format", "time_scale", "align", "event", "before_s",
+    "after_s", "rate", "timestamps", "allow_missing", "keep_encoded", "subset", "decode_video",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """How the inputs of one conversion become samples, whatever their kinds.
+
+    Attributes:
+        format: what the inputs are.
+        windows: of recordings and arrays along time.
+        arrays: of .npz and .npy files.
+        files: of directories of files that belong together.
+        images: of sets of labelled images.
+
+    Raises:
+        ValueError: a setting is out of range; the message begins with its name.
+
+    Example:
+        >>> config = SourceConfig.of(bin_size_ms=20, modalities=["spikes"])
+        >>> config.windows.bin_width_ns, config.arrays.modalities
+        (Fraction(20000000, 1), ('spikes',))
+    """
+
+    format: str = option(
+        "auto",
+        Option(
+            "What the inputs are. auto: by their names, or else their first bytes. Directories: files (those that "
+            "share a name make a sample), mnist, cifar10, cifar100, imagefolder (a folder of images for each class).",
+            choices=FORMATS,
+        ),
+    )
+    windows: WindowConfig = WindowConfig()
+    arrays: ArrayConfig = ArrayConfig()
+    files: FilesConfig = FilesConfig()
+    images: ImageConfig = ImageConfig()
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        shared: dict[str, Any] = {}
+        for part in self.parts.values():
+            for each in options_of(part):
+                if shared.setdefault(each.name, value := getattr(part, each.name)) != value:
+                    raise refused(part, each.name, "must be the same for every kind of input: see SourceConfig.of")
+        self.refuse_unheeded({self.format} if self.format != "auto" else set(FILE_FORMATS))
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The settings of each kind of input, by attribute."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "format"}
+
+    @classmethod
+    def options(cls) -> list[NamedOption]:
+        """Return all settings by name, each once."""
+        stated = (each for part in (cls, *cls().parts.values()) for each in options_of(part))
+        return list({each.name: each for each in stated}.values())
+
+    @classmethod
+    def of(cls, **given: Unpack[SourceOptions]) -> SourceConfig:
+        """Make a configuration of settings by name; a setting that several kinds of input have is given to each.
+
+        Raises:
+            TypeError: an unknown setting, with the name most like it.
+            ValueError: a setting is out of range; the message begins with its name.
+        """
+        settings: dict[str, Any] = dict(given)
+        refuse_unknown(cls.__name__, settings, (each.name for each in cls.options()))
+        parts = {}
+        for name, part in cls().parts.items():
+            own = {each.name for each in options_of(part)} & settings.keys()
+            parts[name] = type(part)(**{each: settings[each] for each in own})
+        return cls(settings.get("format", cls.format), **parts)
+
+    def refuse_unheeded(self, kinds: Set[str]) -> None:
+        """Refuse settings that differ from their default and that no input of these kinds heeds.
+
+        Raises:
+            ValueError: naming one of them.
+        """
+        if self.arrays.along_time and kinds & set(ARRAYS):
+            kinds = kinds | {TIMED}
+        heeded = {each.name for part in self.parts.values() for each in options_of(part) if kinds & set(each.kinds)}
+        for part in self.parts.values():
+            for each in options_of(part):
+                if each.name not in heeded and getattr(part, each.name) != each.default:
+                    raise refused(part, each.name, f"concerns only {' and '.join(each.kinds)}")
+
+    def within(self, start: int, stop: int) -> SourceConfig:
+        """Return the same settings with windows also inside [start, stop) (ns), exactly."""
+        return replace(self, windows=self.windows.within(start, stop))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all settings by name as JSON values, of which :meth:`of` makes the same configuration again."""
+        known = {
+            each.name: as_json(getattr(part, each.name)) for part in self.parts.values() for each in options_of(part)
+        }
+        return {name: known.get(name, self.format) for name in _IN_MANIFEST}

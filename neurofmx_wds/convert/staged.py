@@ -1,0 +1,83 @@
+"""What a run notes of the shards that it makes, so that the next one can go on where it stopped.
+
+Knows plans, and the files in a staging directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import OutputError, ShardError
+from ..format.index import ShardIndex, index_path
+from ..storage.atomic import write_atomic
+from .plan import ConversionPlan, ShardPlan, differences
+from .shards import MADE, read_note
+
+PLAN_NAME = "plan.json"
+_PLANS = "plan*.json"
+
+
+def note(plan: ConversionPlan, path: Path) -> None:
+    """Write down what is being made of what, for a later run to compare itself with."""
+    sources = {source.file.place: source.file.identity for source in plan.sources}
+    write_atomic(path, json.dumps({"settings": plan.to_json(), "sources": sources}).encode())
+
+
+def refuse_another(plan: ConversionPlan, directory: Path) -> None:
+    """Refuse to take over what was begun with other settings, or from files that have changed since."""
+    now = {source.file.place: source.file.identity for source in plan.sources}
+    for path in sorted(directory.glob(_PLANS)):
+        noted = json.loads(path.read_bytes())
+        told = differences(noted["settings"], plan.to_json())
+        told += [f"{name} has changed" for name, known in noted["sources"].items() if now.get(name, known) != known]
+        if told:
+            raise OutputError(
+                f"a run that was begun here and not finished differs: {'; '.join(told)}",
+                file=directory,
+                remedy="give the same again to finish it, or overwrite=True (--overwrite) to begin anew",
+            )
+
+
+def missing(shards: Sequence[ShardPlan], directory: Path) -> list[ShardPlan]:
+    """Which of these shards are not there, or not as they shall be."""
+    return [s for s in shards if read_note(directory / MADE / s.name) != s.digest() or not _is_whole(directory, s)]
+
+
+def clear(directory: Path, done: set[str]) -> None:
+    """Remove everything but these shards, their indexes and the notes on them."""
+    keep = done | {index_path(name).name for name in done} | {PLAN_NAME, MADE}
+    for entry in os.scandir(directory):
+        if entry.name in keep:
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry)
+        else:
+            os.unlink(entry)
+
+
+def noted(directory: Path) -> list[str]:
+    """The shards that were being made in a staging directory, or have been."""
+    made = directory / MADE
+    return sorted(os.listdir(made)) if made.is_dir() else []
+
+
+def remove_notes(directory: Path) -> None:
+    """Remove what was noted for another try; what is left is the dataset alone."""
+    for path in directory.glob(_PLANS):
+        path.unlink()
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(directory / MADE)
+
+
+def _is_whole(directory: Path, shard: ShardPlan) -> bool:
+    path = directory / shard.name
+    try:
+        index = ShardIndex.load(index_path(path))
+        return (index.n_samples, index.file_size) == (shard.n_samples, path.stat().st_size)
+    except (OSError, ShardError):
+        return False
