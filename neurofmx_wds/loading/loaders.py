@@ -72,7 +72,8 @@ class WebDatasetLoader(ResumablePipeline):
             ``sample["metadata"]["label"]``. The result is ``sample["label"]``, before `transform`; the metadata stay.
         handler: webdataset's ``reraise_exception``, ``warn_and_continue``, … for samples that cannot be read or
             transformed; what it lets go is counted in ``skipped``. An error at which it says stop is raised.
-        rank, world_size: this process's share; by default as webdataset finds it (environment, ``torch.distributed``).
+        rank, world_size: this process's share; by default ``RANK`` and ``WORLD_SIZE``, ``torch.distributed``, or what
+            ``mpirun`` or ``srun`` has set.
         block_size: samples read in one go when `shuffle` is True; by default about 1 MiB, a shard where compressed.
         io: ``"auto"``, ``"mmap"`` or ``"pread"``; see :class:`~neurofmx_wds.loading.readers.ShardReader`.
         cache_dir, cache_size: where compressed shards are unpacked, and how many bytes they may take there (one that

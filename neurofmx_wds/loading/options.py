@@ -159,7 +159,7 @@ class BatchOptions:
     Attributes:
         batch_size: samples per batch and rank.
         drop_last: whether samples that do not fill a batch on every rank are left out.
-        rank, world_size: this process's share; None: as webdataset finds it.
+        rank, world_size: this process's share; None: as :func:`~neurofmx_wds.loading.ranks.find_rank` finds it.
 
     Raises:
         ValueError: a value that is not allowed.

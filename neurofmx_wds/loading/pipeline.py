@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import webdataset as wds
-from webdataset.utils import pytorch_worker_info
 
 from ..order import cursor as cursors
 from ..order.cursor import BatchPlan, Cursor
@@ -22,6 +21,7 @@ from .memory import Memory
 from .options import BatchOptions, Collate, ProcessingOptions
 from .plans import Chunks, PlanSource, SplitByNode, Start, flatten
 from .progress import Progress, in_worker
+from .ranks import find_rank, worker_info
 from .skipping import PartialBatch
 
 
@@ -56,13 +56,13 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
 
     @property
     def rank(self) -> int:
-        """This process's rank: as given, or as webdataset finds it now."""
-        return pytorch_worker_info()[0] if self._rank is None else self._rank
+        """This process's rank: as given, or as :func:`~neurofmx_wds.loading.ranks.find_rank` finds it now."""
+        return find_rank()[0] if self._rank is None else self._rank
 
     @property
     def world_size(self) -> int:
-        """Number of ranks: as given, or as webdataset finds it now."""
-        return pytorch_worker_info()[1] if self._world_size is None else self._world_size
+        """Number of ranks: as given, or as :func:`~neurofmx_wds.loading.ranks.find_rank` finds it now."""
+        return find_rank()[1] if self._world_size is None else self._world_size
 
     @property
     def epoch(self) -> int:
@@ -169,7 +169,7 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
         rank, world_size = self.rank, self.world_size
         size = (len(self.order), self.batch_size, world_size, self.drop_last)
         # Inside somebody's DataLoader worker, a step here stands for one in each of the workers.
-        workers = pytorch_worker_info()[3]
+        workers = worker_info()[3]
         last = cursors.n_steps(first, *size)
         if last == 0:
             self.progress.take(run, len(self.order), True)
@@ -200,8 +200,8 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        # A spawned worker may not be able to look them up. A process that is one of several can; before there are
+        # A spawned worker may not be able to ask torch for them. A process that is one of several can; before there are
         # several (a loader handed to torch.multiprocessing.spawn) each will have to look for itself.
-        if self.world_size == 1:
+        if self._rank is None and worker_info()[1] == 1:
             return self.__dict__
         return {**self.__dict__, "_rank": self.rank, "_world_size": self.world_size}

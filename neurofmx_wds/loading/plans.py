@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import torch
 import webdataset as wds
-from webdataset.utils import pytorch_worker_info
 
 from ..order import cursor as cursors
 from ..order.cursor import BatchPlan
+from .ranks import worker_info
 
 
 class Start:
@@ -81,7 +81,7 @@ class SplitByNode:
     def __call__(self, plans: Iterable[BatchPlan]) -> Iterator[BatchPlan]:
         """Yield the plans of this rank."""
         _, _, rank, world_size = self.start.get()
-        if pytorch_worker_info()[:2] == (rank, world_size):
+        if worker_info()[:2] == (rank, world_size):
             yield from wds.split_by_node(plans)
         else:
             yield from itertools.islice(plans, rank, None, world_size)
