@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from conversions import make_npz
 from hypothesis import HealthCheck, settings
-from loading import LAYOUTS, write_dataset
 
 collect_ignore = ["fuzz_bytes.py"]  # a program that test_fuzz.py runs
 
@@ -39,6 +38,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Return ``dataset(layout, compression)``, which makes a dataset of `LAYOUTS` once and returns its directory."""
+
+    from loading import LAYOUTS, write_dataset  # needs torch, which most tests of recordings do without
 
     @functools.cache
     def made(layout: str = "equal", compression: str = "none") -> Path:

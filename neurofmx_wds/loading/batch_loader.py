@@ -6,7 +6,7 @@ Knows the resumable pipeline and memory; knows nothing of shards.
 from __future__ import annotations
 
 import logging
-import multiprocessing
+import multiprocessing.connection
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -88,7 +88,7 @@ class WebDatasetDataLoader(ResumablePipeline):
             bundles = iter(loader)
             yield from unpack(bundles, self._memory)
         except Exception as error:
-            lost = isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+            lost = _is_lost_worker(error, bundles)
             if lost or not self.workers.persistent_workers:
                 # The error holds them in a cycle: left to the garbage collector, torch waits 5 s for each.
                 getattr(bundles, "_shutdown_workers", int)()
@@ -151,3 +151,14 @@ def _start_method(context: Any) -> str:
 
 def _as_is(batch: Any) -> Any:
     return batch
+
+
+def _is_lost_worker(error: Exception, bundles: object) -> bool:
+    """Return whether an error is due to the death of a worker process."""
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
+        return True
+    if not isinstance(error, (ConnectionError, EOFError, FileNotFoundError)):
+        return False
+    # A worker that dies while it hands over shared memory is noticed like this. Wait until its death shows.
+    workers = [worker.sentinel for worker in getattr(bundles, "_workers", ())]
+    return bool(workers and multiprocessing.connection.wait(workers, timeout=1))
