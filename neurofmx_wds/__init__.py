@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .format.writer import WebDatasetWriter, create_shards_from_arrays
     from .loading.collate import collate_webdataset
     from .loading.loaders import ResumableWebDatasetLoader, WebDatasetLoader, create_webdataset_dataloader
+    from .loading.windows import Windows
 
 # Imported on first use: `python -m neurofmx_wds --help` need not wait for torch.
 _PLACES = {
@@ -21,6 +22,7 @@ _PLACES = {
     "ShardedDatasetInfo": "format.info",
     "WebDatasetLoader": "loading.loaders",
     "WebDatasetWriter": "format.writer",
+    "Windows": "loading.windows",
     "collate_webdataset": "loading.collate",
     "create_shards_from_arrays": "format.writer",
     "create_webdataset_dataloader": "loading.loaders",
@@ -32,6 +34,7 @@ __all__ = [
     "ShardedDatasetInfo",
     "WebDatasetLoader",
     "WebDatasetWriter",
+    "Windows",
     "__version__",
     "collate_webdataset",
     "create_shards_from_arrays",

@@ -23,10 +23,10 @@ from recordings import make_recording, read_all
 
 from neurofmx_wds.cli.main import main
 from neurofmx_wds.convert.sources import SourceConfig, open_source
-from neurofmx_wds.convert.sources.names import OWN_METADATA
 from neurofmx_wds.errors import SourceError
 from neurofmx_wds.format.info import ShardedDatasetInfo
 from neurofmx_wds.nwb.clock import Aligned, Grid
+from neurofmx_wds.nwb.names import OWN_METADATA
 
 TRIALS = RECORDINGS / "sub-anm00239123_ses-20170627T093549.nwb"
 needs_trials = pytest.mark.skipif(not TRIALS.is_file(), reason=f"{TRIALS.name} is not in {RECORDINGS}")

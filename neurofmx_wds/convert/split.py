@@ -21,6 +21,7 @@ import numpy as np
 from ..errors import OutputError, SourceError
 from ..format.manifest import Manifest
 from ..nwb.clock import NS_PER_S, Grid, union
+from ..nwb.windows import NOT_GIVEN
 from ..storage.atomic import fsync_path
 from ..storage.location import Given, on_disk
 from .config import Output, Split, Work, Workers
@@ -29,7 +30,7 @@ from .merge import append_plan, what_is_there
 from .place import refuse_inside, staging, staging_beside
 from .plan import ConversionPlan, PlannedSource, identity_of
 from .run import Conversion, NothingToWrite, build, nothing_to_write
-from .sources import NOT_GIVEN, SourceConfig, SourceDescription
+from .sources import SourceConfig, SourceDescription
 from .staged import remove_notes
 
 _ELSEWHERE = "in the other parts of the split, or between them"

@@ -40,11 +40,15 @@ class MetadataList:
     def __getitem__(self, index: slice) -> MetadataList: ...
     def __getitem__(self, index: int | slice) -> dict[str, Any] | MetadataList:
         if isinstance(index, slice):
-            return MetadataList(self._items[index])
+            return MetadataList([self[i] for i in range(*index.indices(len(self)))])
         item = self._items[index]
         if isinstance(item, bytes):
-            item = self._items[index] = decode_json(item)
+            item = self._items[index] = self._decoded(index)
         return item
+
+    def _decoded(self, index: int) -> dict[str, Any]:
+        item = self._items[index]
+        return decode_json(item) if isinstance(item, bytes) else item
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[i] for i in range(len(self)))

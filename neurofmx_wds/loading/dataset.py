@@ -6,7 +6,8 @@ Knows shards and selections; knows nothing of batches, ranks or transforms.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from .interfaces import Reader
 from .options import OrderOptions, ReadOptions
 from .readers import ShardReader
 from .selection import choose_samples
+from .window_reader import WindowReader
+from .windows import Windows
 
 _BLOCK_BYTES = 1 << 20  # samples that are read in one go with shuffle=True
 
@@ -36,6 +39,10 @@ class OpenDataset:
     fingerprint: str
     labels: np.ndarray | None = None
 
+    def of_epoch(self, epoch: int) -> OpenDataset:
+        """Return the dataset as it is read in an epoch."""
+        return replace(self, reader=self.reader.of_epoch(self.order.seed, epoch), order=self.order.of_epoch(epoch))
+
 
 def open_dataset(read: ReadOptions, order: OrderOptions) -> OpenDataset:
     """Open a dataset of shards.
@@ -46,6 +53,8 @@ def open_dataset(read: ReadOptions, order: OrderOptions) -> OpenDataset:
         ValueError: no sample fits the selection.
         NeurofmxError: the selection raised.
     """
+    if read.windows is not None:
+        return _open_windows(read, order, read.windows)
     shards = open_shards(read.shard_dir, read.shard_pattern, read.cache_dir, read.cache_size)
     selected, labels = choose_samples(shards, read.select, read.group, read.groups, read.checksums is not False)
     reader = ShardReader(shards, read.modalities, selected, read.io, checksums=read.checksums)
@@ -55,6 +64,19 @@ def open_dataset(read: ReadOptions, order: OrderOptions) -> OpenDataset:
             fingerprint = _digest(fingerprint.encode() + chosen.tobytes())
     block_size = _default_block_size(shards, order.buffer_size)
     return OpenDataset(reader, order.order(reader.counts, block_size), fingerprint, labels)
+
+
+def _open_windows(read: ReadOptions, order: OrderOptions, windows: Windows) -> OpenDataset:
+    """Open a dataset of segments as the windows that are cut from them."""
+    shards = open_shards(read.shard_dir, read.shard_pattern, read.cache_dir, read.cache_size)
+    stored = ShardReader(shards, None, None, read.io, checksums=read.checksums)
+    modalities = None if read.modalities is None else tuple(read.modalities)
+    windows = replace(windows, modalities=modalities)
+    reader = WindowReader(stored, windows)
+    spec = json.dumps(windows.to_json(), sort_keys=True)
+    fingerprint = _digest(f"{ORDER_VERSION} {shards.fingerprint()} {spec}".encode())
+    block_size = max(1, min(_BLOCK_BYTES // reader.sample_bytes, order.buffer_size // 32))
+    return OpenDataset(reader, order.order(reader.counts, block_size), fingerprint)
 
 
 def _digest(data: bytes) -> str:

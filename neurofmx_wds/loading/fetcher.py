@@ -74,7 +74,7 @@ class Fetcher:
 
     def _recipe(self) -> Recipe:
         """Return how batches are made."""
-        reader, asked = self.opened.reader, self.processing
+        reader, asked = self._opened_now.reader, self.processing
         if self.only_copies:
             return CopiedBatch(reader, self.memory)
         # A worker's slot is written again, but a transform may keep what it was given.
@@ -86,8 +86,12 @@ class Fetcher:
         fields = reader.fields if ours else ()  # as in a batch that is read as such
         return CollatedBatch(self._maker(), asked.collate_fn, fields, transforms, memory)
 
+    @property
+    def _opened_now(self) -> OpenDataset:
+        return self.opened.of_epoch(self.start.get()[0])
+
     def _maker(self) -> SampleMaker:
-        return SampleMaker(self.opened, self.processing, self.start.get()[0])
+        return SampleMaker(self._opened_now, self.processing, self.start.get()[0])
 
     def planned_ids(self, plans: Iterable[BatchPlan]) -> Iterator[tuple[BatchPlan, np.ndarray]]:
         """Yield each plan with the ids of its samples; the order is computed for many positions at once."""

@@ -83,6 +83,9 @@ class Reader(Protocol):
             NeurofmxError: a sample cannot be read; it names the file and the sample.
         """
 
+    def of_epoch(self, seed: int, epoch: int) -> Reader:
+        """Return the reader of an epoch: the same, where what a sample is does not depend on it."""
+
     def dataset_ids(self, ids: np.ndarray) -> np.ndarray:
         """Return numbers that stay with the samples whatever is selected, for the random numbers of transforms."""
 

@@ -42,6 +42,7 @@ from .progress import in_worker
 from .readers import Handler, IOMode
 from .selection import Select
 from .transforms import BatchTransform, Transform
+from .windows import Windows
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -87,6 +88,9 @@ class WebDatasetLoader(ResumablePipeline):
             has changed since it was written can then come as data. None: where the index has checksums (those of this
             package's writers, and of the command ``index``); True: a shard without them is an error; False: never.
 
+        windows: how windows are cut from a dataset of segments (``convert --layout segments``), see
+            :class:`~neurofmx_wds.Windows`; `modalities` then names modalities, and the first decides where windows are.
+
     Raises:
         FileNotFoundError, ShardError, ManifestError: the dataset cannot be opened.
         GroupError: there is no such group, or the dataset does not have its labels.
@@ -116,10 +120,11 @@ class WebDatasetLoader(ResumablePipeline):
         group: str | None = None,
         groups: Groups | None = None,
         checksums: bool | None = None,
+        windows: Windows | None = None,
     ) -> None:
         read = ReadOptions(
             shard_dir=shard_dir, shard_pattern=shard_pattern, modalities=modalities, select=select, group=group,
-            groups=groups, io=io, cache_dir=cache_dir, cache_size=cache_size, checksums=checksums,
+            groups=groups, io=io, cache_dir=cache_dir, cache_size=cache_size, checksums=checksums, windows=windows,
         )  # fmt: skip
         order = OrderOptions(seed=seed, shuffle=shuffle, buffer_size=buffer_size, block_size=block_size)
         processing = ProcessingOptions(transform=transform, target_transform=target_transform, handler=handler)
@@ -245,6 +250,7 @@ def create_webdataset_dataloader(
     timeout: float = 0,
     worker_init_fn: Callable[[int], None] | None = None,
     in_order: bool = True,
+    windows: Windows | None = None,
 ) -> WebDatasetDataLoader:
     """Batches of a dataset, in a reproducible order, resumable after any of them.
 
@@ -258,7 +264,7 @@ def create_webdataset_dataloader(
 
     Args:
         shard_dir, shard_pattern, shuffle, buffer_size, seed, modalities, select, transform, handler, rank, world_size,
-            block_size, io, cache_dir, cache_size, target_transform, group, groups, checksums: as
+            block_size, io, cache_dir, cache_size, target_transform, group, groups, checksums, windows: as
             :class:`WebDatasetLoader`.
         batch_size: samples per batch and rank.
         num_workers: processes that read; 0: this one does, which is fastest where loading is only copying. None: 0
@@ -302,7 +308,7 @@ def create_webdataset_dataloader(
     """
     read = ReadOptions(
         shard_dir=shard_dir, shard_pattern=shard_pattern, modalities=modalities, select=select, group=group,
-        groups=groups, io=io, cache_dir=cache_dir, cache_size=cache_size, checksums=checksums,
+        groups=groups, io=io, cache_dir=cache_dir, cache_size=cache_size, checksums=checksums, windows=windows,
     )  # fmt: skip
     order = OrderOptions(seed=seed, shuffle=shuffle, buffer_size=buffer_size, block_size=block_size)
     processing = ProcessingOptions(

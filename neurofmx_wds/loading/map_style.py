@@ -70,6 +70,10 @@ class MapStyleReader:
         """The same as a batch."""
         return collate_webdataset(self.read_samples(ids)) if len(ids) else {}
 
+    def of_epoch(self, seed: int, epoch: int) -> MapStyleReader:
+        """Return itself: what the dataset holds does not depend on the epoch."""
+        return self
+
     def dataset_ids(self, ids: np.ndarray) -> np.ndarray:
         """The samples' places in the whole dataset: there is no selection here."""
         return ids

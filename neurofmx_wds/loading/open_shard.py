@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import mmap
 import sys
 import weakref
@@ -21,6 +22,7 @@ from ..errors import INDEX_SHARDS, RESTORE, NeurofmxError, ShardError
 from ..format.decoding import decode
 from ..format.index import Column, ShardIndex
 from ..format.names import field_of
+from ..format.npy import layout_of
 from ..format.shards import ShardSet
 from ..storage.cache import is_compressed
 from ..storage.checksums import crc32_of
@@ -94,6 +96,7 @@ class OpenShard:
         self._columns = [column for _, column in here]
         self.signature = _same(tuple(_described(name, column) for name, column in here))
         self._checksums = checksums
+        self._arrays: dict[tuple[str, int], np.ndarray] = {}
         self.to_check = checksums and self.index.has_checksums and any(field.dtype for field in self.signature)
         absent = [-1] * self.index.n_samples
         starts = [column.data_starts if column else absent for column in self._columns]
@@ -132,6 +135,35 @@ class OpenShard:
                 member=suffix,
                 remedy=error.remedy or _RESTORE,
             ) from error
+
+    def array(self, name: str, row: int) -> np.ndarray:
+        """Return one array of a sample, read-only: of a mapped shard a view, made and checked once, else a copy.
+
+        Raises:
+            ShardError: the payload is not what was written, or is not a plain array.
+        """
+        found = self._arrays.get((name, row))
+        if found is None:
+            column = self.index.columns.get(name)
+            layout = None
+            if column is not None and column.offset[row] >= 0 and isinstance(self.source, memoryview):
+                start, size = int(column.offset[row]), int(column.size[row])
+                payload = self.source[start : start + size]
+                layout = layout_of(self.index.suffixes[column.suffix_id[row]], payload)
+            if column is None or layout is None:
+                return self._decoded_array(name, row)
+            if self._checksums and column.crc32 is not None and crc32_of([payload]) != column.crc32[row]:
+                raise self._changed(column, row)
+            found = np.frombuffer(payload, layout.dtype, math.prod(layout.shape), layout.header_size)
+            found = self._arrays[name, row] = found.reshape(layout.shape)
+        return found
+
+    def _decoded_array(self, name: str, row: int) -> np.ndarray:
+        found = self.decode(name, row)
+        if isinstance(found, np.ndarray):
+            return found
+        key = self.index.sample_keys[row]
+        raise ShardError("there is no array where one was written", file=self.path, sample=key, member=name)
 
     def changed(self, f: int, row: int) -> ShardError:
         """Return the error for a sample whose field at place `f` of `signature` is not what was written."""

@@ -23,6 +23,7 @@ from .labels import TargetTransform, as_target_transform
 from .readers import Handler, IOMode
 from .selection import Select
 from .transforms import BatchTransform, Transform, as_batch_transforms
+from .windows import Windows
 
 Shuffle = bool | Literal["full"]
 Collate = Callable[[Sequence[Any]], Any]
@@ -39,6 +40,7 @@ class ReadOptions:
 
     Attributes:
         shard_dir: a directory, a pattern, or a list of tars.
+        windows: how windows are cut from segments; None: samples are read as they are stored.
         shard_pattern: which files of a directory are shards.
         modalities: names of the fields to read; None: all.
         select: which samples, by their metadata; None: all.
@@ -57,6 +59,7 @@ class ReadOptions:
     """
 
     shard_dir: ShardDir
+    windows: Windows | None = None
     shard_pattern: str = DEFAULT_SHARD_PATTERN
     modalities: Sequence[str] | str | None = None
     select: Select | None = None
@@ -243,6 +246,7 @@ class SampleLoaderOptions(TypedDict, total=False):
     group: str | None
     groups: Groups | None
     checksums: bool | None
+    windows: Windows | None
 
 
 def take_options(kind: type[_Options], options: dict[str, Any], **defaults: Any) -> _Options:

@@ -5,6 +5,7 @@ Knows indexes and shards; knows nothing of order, epochs or ranks.
 
 from __future__ import annotations
 
+import bisect
 import copy
 import mmap
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 
 from ..errors import available_hint, join_some
+from ..format.decoding import decode_json
 from ..format.shards import ShardSet
 from ..storage.mounts import is_local
 from .collate import MetadataList, collate_webdataset, stack, to_array
@@ -92,8 +94,8 @@ class ShardReader:
         self._compared = _flags(shards.n_samples)  # of each sample, whether its plain arrays have been
         self._memory = BatchMemory()
         self._check_modalities()
-        mapped = io == "mmap" or (io == "auto" and all(map(is_local, {path.parent for path in shards.paths})))
-        self._pool = ShardPool(ShardOpener(shards, self.modalities, self.fields, mapped, checksums), max_open)
+        self.mapped = io == "mmap" or (io == "auto" and all(map(is_local, {path.parent for path in shards.paths})))
+        self._pool = ShardPool(ShardOpener(shards, self.modalities, self.fields, self.mapped, checksums), max_open)
 
     def _check_modalities(self) -> None:
         if self.modalities is None or not self.shards.paths:
@@ -139,10 +141,27 @@ class ShardReader:
         shard = self._starts.searchsorted(ids, side="right") - 1
         return shard.tolist(), (ids - self._starts[shard]).tolist()
 
+    def array(self, sample_id: int, name: str) -> np.ndarray:
+        """Return one array of a sample, read-only; see :meth:`OpenShard.array`."""
+        shard = bisect.bisect_right(self._first, sample_id) - 1
+        return self._pool[shard].array(name, sample_id - self._first[shard])
+
+    def metadata(self, sample_id: int) -> dict[str, Any]:
+        """Return the metadata of a sample, from its shard's index where that has them."""
+        shard = bisect.bisect_right(self._first, sample_id) - 1
+        row = sample_id - self._first[shard]
+        text = self.shards.index(shard).sample_metadata[row]
+        found = decode_json(text) if text else self._pool[shard].decode("metadata", row)
+        return found or {}
+
     def name(self, sample_id: int) -> tuple[Path, str]:
         """Return the shard and key of a sample, to name it in an error."""
         (shard,), (row,) = self.locate(np.array([sample_id]))
         return self.shards.paths[shard], self.shards.index(shard).sample_keys[row]
+
+    def of_epoch(self, seed: int, epoch: int) -> ShardReader:
+        """Return itself: stored samples are the same in every epoch."""
+        return self
 
     def dataset_ids(self, ids: np.ndarray) -> np.ndarray:
         """Return the samples' ids in the whole dataset, whatever the selection."""

@@ -135,6 +135,22 @@ class Grid:
         return {"numerator": self.width.numerator, "denominator": self.width.denominator}
 
 
+def exact_number(value: float | str | Fraction) -> Fraction:
+    """Return a number exactly as its digits say.
+
+    Raises:
+        ValueError: it is not a number.
+
+    Example:
+        >>> exact_number(0.1), exact_number("1/3")
+        (Fraction(1, 10), Fraction(1, 3))
+    """
+    try:
+        return value if isinstance(value, Fraction) else Fraction(str(value))
+    except (ZeroDivisionError, ValueError):
+        raise ValueError(f"{value!r} is not a number") from None
+
+
 def no_intervals() -> Int64:
     """Return the empty set of intervals."""
     return np.empty((0, 2), dtype=np.int64)

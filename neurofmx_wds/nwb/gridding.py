@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -87,19 +88,24 @@ class Centres:
             inside = inside + np.repeat(window, np.diff(self.stops, prepend=0))
         return np.searchsorted(inside, (at + window[:, None]).ravel(), side="right") - 1
 
+    def per_bin(self, values: npt.ArrayLike) -> npt.NDArray[Any]:
+        """Return values of the windows, or one for all, for each bin: (n_windows · n_bins,)."""
+        each = np.broadcast_to(np.asarray(values), len(self.starts))
+        return np.repeat(each, self.starts.shape[1])
+
     def age(self, sample: Int64) -> Float64:
         """Return the time (ns) from a sample to each centre: float64 (n_windows · n_bins,)."""
         whole = self.starts.ravel() - self.times[sample]
         return np.asarray(whole + np.broadcast_to(self.lead, self.starts.shape).ravel())
 
 
-def linear(centres: Centres, values: Float64, longest_step: float, circle: Circle | None) -> Float64:
+def linear(centres: Centres, values: Float64, longest_step: npt.ArrayLike, circle: Circle | None) -> Float64:
     """Interpolate at the centres of bins, never across a gap nor outside the samples.
 
     Args:
         centres: the bins, and when the samples are.
         values: (n_samples, n_columns).
-        longest_step: ns; a longer step between samples is a gap.
+        longest_step: ns, of each window or of all; a longer step between samples is a gap.
         circle: where the values are angles.
 
     Returns:
@@ -113,7 +119,7 @@ def linear(centres: Centres, values: Float64, longest_step: float, circle: Circl
     between = left + 1 < centres.ends[held]
     held, left, age = held[between], left[between], age[between]
     step = (centres.times[left + 1] - centres.times[left]).astype(np.float64)
-    near = (step <= longest_step) & (age != 0)
+    near = (step <= centres.per_bin(longest_step)[held]) & (age != 0)
     held, left = held[near], left[near]
     rise = values[left + 1] - values[left]
     if circle is not None:
@@ -123,16 +129,20 @@ def linear(centres: Centres, values: Float64, longest_step: float, circle: Circl
 
 
 def previous(
-    centres: Centres, values: Float64, stale_after: float, complete: npt.NDArray[np.bool_], period: float
+    centres: Centres,
+    values: Float64,
+    stale_after: npt.ArrayLike,
+    complete: npt.NDArray[np.bool_],
+    period: npt.ArrayLike,
 ) -> Float64:
     """Give each bin the last sample at or before its centre.
 
     Args:
         centres: the bins, and when the samples are.
         values: (n_samples, n_columns).
-        stale_after: ns; an older sample does not count.
+        stale_after: ns, of each window or of all; an older sample does not count.
         complete: bool (n_windows,): whether a window's last sample is the series' last, which holds for a period only.
-        period: ns from sample to sample.
+        period: ns from sample to sample, of each window or of all.
 
     Returns:
         (n_windows · n_bins, n_columns); NaN where there is no data.
@@ -141,8 +151,8 @@ def previous(
     held = np.flatnonzero(centres.left >= centres.firsts)
     left = centres.left[held]
     age = centres.age(np.maximum(centres.left, 0))[held] if len(values) else np.empty(0)
-    last = (left == centres.ends[held] - 1) & np.repeat(complete, centres.starts.shape[1])[held]
-    fresh = (age <= stale_after) & ~(last & (age > period))
+    last = (left == centres.ends[held] - 1) & centres.per_bin(complete)[held]
+    fresh = (age <= centres.per_bin(stale_after)[held]) & ~(last & (age > centres.per_bin(period)[held]))
     found[held[fresh]] = values[left[fresh]]
     return found
 

@@ -26,7 +26,7 @@ from .opening import open_nwb
 from .series import Series
 from .sweeps import Sweep, read_sweeps
 from .tables import Intervals, cells_of, plain, read_intervals
-from .units import SpikeTrains, read_units
+from .units import SpikeTrains, read_units, support_of
 from .video import Video, read_video, video_length
 
 #: Of objects left out, this many are named in an error; the report names all.
@@ -143,6 +143,11 @@ class Recording:
         if doubt:
             self.warn(f"units: {doubt}: in ms or samples? set time_scale (1/1000; 1/30000 for samples at 30 kHz)")
         return trains
+
+    @property
+    def spike_support(self) -> tuple[Int64, str, int]:
+        """Where spikes can be, by which rule, and the number of stray spikes (see `units.support_of`)."""
+        return support_of(self.spikes)
 
     def _why_not_seconds(self, trains: SpikeTrains) -> str | None:
         """Return why spike times may not be in seconds, or None; a heuristic that needs a hundred spikes."""

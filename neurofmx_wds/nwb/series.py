@@ -5,7 +5,7 @@ Data are read along time in bounded blocks, never whole. Knows nothing of modali
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -119,7 +119,8 @@ class Series:
         since = grid.start_of(first)
         times = self.timeline.between(low, high) - since
         centres = Centres(starts - since, lead, times, np.array([high - low]))
-        return self.at_centres(way, centres, self.values(low, high), np.array([high == self.timeline.n]), max_gap)
+        complete = np.array([high == self.timeline.n])
+        return at_centres(way, [self], centres, self.values(low, high), complete, max_gap)
 
     def needs_values(self, way: str) -> bool:
         """Return whether a way looks at the samples' values, not only at their times."""
@@ -140,25 +141,6 @@ class Series:
             )
         counts = np.bincount(bins, minlength=n_bins)
         return np.repeat(counts[:, None].astype(np.float64), len(self.columns), axis=1)
-
-    def at_centres(
-        self, way: str, centres: Centres, values: Float64, complete: npt.NDArray[np.bool_], max_gap: float
-    ) -> Float64:
-        """Return the values at the centres of bins: float64 (n_windows · n_bins, columns), NaN where there are none.
-
-        Args:
-            way: "linear" or "previous".
-            centres: the bins, and when the samples are.
-            values: (n_samples, columns).
-            complete: bool (n_windows,): whether the last sample of each window is the series' last.
-            max_gap: ns; a longer step between samples is a gap.
-        """
-        period, longest_step = self.timeline.period, self.timeline.longest_step(max_gap)
-        if way == "linear":
-            return linear(centres, values, longest_step, self.circle)
-        # A stream of states is missing in its gaps; states noted only when they change hold until the next one.
-        stale_after = longest_step if period <= max_gap else np.inf
-        return previous(centres, values, stale_after, complete, period)
 
     @property
     def circle(self) -> Circle | None:
@@ -236,6 +218,10 @@ class Series:
                 values += self.offset
                 part[i : i + step] = values
 
+    def stored(self, low: int, high: int) -> npt.NDArray[Any]:
+        """Return samples [low, high) as they are stored, in time order: (high − low, columns)."""
+        return self._samples(low, high).reshape(high - low, len(self.columns))
+
     def _samples(self, low: int, high: int) -> npt.NDArray[Any]:
         """Return samples [low, high) in time order, wherever their rows are in the file."""
         if self.timeline.order is None:
@@ -279,3 +265,30 @@ class Series:
                 file=self.file,
                 remedy="the file is damaged or cut short; copy it again, or leave this modality out",
             ) from error
+
+
+def at_centres(
+    way: str,
+    series: Sequence[Series],
+    centres: Centres,
+    values: Float64,
+    complete: npt.NDArray[np.bool_],
+    max_gap: float,
+) -> Float64:
+    """Return the values at the centres of bins: float64 (n_windows · n_bins, columns), NaN where there are none.
+
+    Args:
+        way: "linear" or "previous".
+        series: the series of each window, or the one of all; alike but for their times.
+        centres: the bins, and when the samples are.
+        values: (n_samples, columns).
+        complete: bool (n_windows,): whether the last sample of each window is the series' last.
+        max_gap: ns; a longer step between samples is a gap.
+    """
+    period = np.array([each.timeline.period for each in series])
+    longest_step = np.array([each.timeline.longest_step(max_gap) for each in series])
+    if way == "linear":
+        return linear(centres, values, longest_step, series[0].circle)
+    # A stream of states is missing in its gaps; states noted only when they change hold until the next one.
+    stale_after = np.where(period <= max_gap, longest_step, np.inf)
+    return previous(centres, values, stale_after, complete, period)

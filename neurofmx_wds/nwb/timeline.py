@@ -62,6 +62,13 @@ class Timeline:
         pieces = [self._run_times(run, low - run.first, high - run.first) for run in self.runs]
         return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
 
+    def time_of(self, sample: int) -> int:
+        """Return the time of one sample, ns."""
+        if self.times is not None:
+            return int(self.times[sample])
+        run = next(each for each in self.runs if sample < each.first + each.n)
+        return run.start + round((sample - run.first) * self.period)
+
     def search(self, time: int) -> int:
         """Return the number of samples before `time` (ns), i.e. the first sample at or after it."""
         if self.times is not None:
@@ -70,17 +77,22 @@ class Timeline:
         for run in self.runs:
             if time <= run.start:
                 break
-            guess = min(max(int((time - run.start) / self.period) - 1, 0), run.n)
-            near = self._run_times(run, guess, guess + 4)
-            found = run.first + guess + int(np.searchsorted(near, time))
+            within = min(max(int((time - run.start) / self.period) - 1, 0), run.n)
+            while within < run.n and run.start + round(within * self.period) < time:
+                within += 1
+            found = run.first + within
         return found
 
     def support(self, max_gap: float) -> Int64:
         """Return the intervals (ns) that the samples cover: cut at gaps over `max_gap` ns, a period after the last."""
+        starts, lasts = self.pieces_at(max_gap)
+        return union([np.stack([starts, lasts + max(1, round(self.period))], axis=1)])
+
+    def pieces_at(self, max_gap: float) -> tuple[Int64, Int64]:
+        """Return the first and last times (ns) of the pieces that gaps over `max_gap` ns cut the samples into."""
         starts, lasts = self._pieces()
         cut = starts[1:] - lasts[:-1] > self.longest_step(max_gap)
-        starts, lasts = starts[np.r_[True, cut]], lasts[np.r_[cut, True]]
-        return union([np.stack([starts, lasts + max(1, round(self.period))], axis=1)])
+        return starts[np.r_[True, cut]], lasts[np.r_[cut, True]]
 
     def longest_step(self, max_gap: float) -> float:
         """Return the step (ns) above which two samples have a gap between them; regular spacing is not a gap."""

@@ -25,7 +25,7 @@ LIMIT = 1 << 62  # of samples, epochs and sizes: sums of two stay within 64 bits
 _SEEDS = 1 << 128  # a state holds the seed and must stay small
 
 
-def _key(*words: int | str) -> np.uint64:
+def key_of(*words: int | str) -> np.uint64:
     """A permutation's key: blake2b of the version and the words with commas between, 8 bytes, little endian."""
     text = ",".join(str(word) for word in (ORDER_VERSION, *words))
     return np.uint64(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little"))
@@ -245,14 +245,14 @@ class EpochOrder:
         return Bijection(-(-len(self) // self.block_size))
 
     def _keys(self, purpose: str, n: int) -> np.ndarray:
-        return np.broadcast_to(_key(self.seed, self.epoch, purpose), n)
+        return np.broadcast_to(key_of(self.seed, self.epoch, purpose), n)
 
     def _in_windows(self, x: np.ndarray, inverse: bool) -> np.ndarray:
         """Permute inside windows; w has the key ``h · M1`` with ``h = (w + 1) · M2 ^ K; h ^= h >> 32``, modulo 2^64."""
         size = np.uint64(self.buffer_size)
         window = x // size
         first = window * size
-        keys = (window + np.uint64(1)) * _M2 ^ _key(self.seed, self.epoch, "window")
+        keys = (window + np.uint64(1)) * _M2 ^ key_of(self.seed, self.epoch, "window")
         keys ^= keys >> _S32
         keys *= _M1
         place = x - first

@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 from .config import ArrayConfig, FilesConfig, ImageConfig, SourceConfig, WindowConfig
-from .contract import NOT_GIVEN, Source, SourceDescription
+from .contract import Source, SourceDescription
 from .opening import open_source
 
 __all__ = [
-    "NOT_GIVEN",
     "ArrayConfig",
     "FilesConfig",
     "ImageConfig",

@@ -14,6 +14,7 @@ import numpy as np
 
 from ...errors import refuse_unknown
 from ...nwb.clock import MAX_NS, NS_PER_S, Grid, to_ns
+from ...nwb.windows import BEHAVIOR_METHODS, LFP_METHODS
 from ..options import (
     NamedOption,
     Number,
@@ -36,8 +37,7 @@ from .kinds import ARRAYS, FILE_FORMATS, FORMATS, LABELLED, SUBSETS, TIMED
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-BEHAVIOR_METHODS = ("auto", "bin_mean", "linear", "previous", "count")
-LFP_METHODS = ("auto", "native", "bin_mean", "linear")
+LAYOUTS = ("windows", "segments")
 SPIKE_FORMATS = ("dense", "ragged", "both")
 
 _NWB = ("nwb",)
@@ -57,6 +57,8 @@ class MoreOptions(TypedDict, total=False):
     lfp_method: str
     max_gap_s: float
     decode_video: bool
+    layout: str
+    segment_s: float
     align: str | None
     event: str
     before_s: Number
@@ -279,6 +281,25 @@ class WindowConfig(_Chosen):
     after_s: Number = option(
         1.0, Option("Seconds from the event to the end of its window.", metavar="S", kinds=_NWB, flag="after")
     )
+    layout: str = option(
+        "windows",
+        Option(
+            "What a sample is: windows, or segments: everything stored once, for windows that are cut while training.",
+            choices=LAYOUTS,
+            kinds=_ALONG_TIME,
+        ),
+    )
+    segment_s: float = option(
+        60.0,
+        Option(
+            "Seconds in a segment.",
+            parse=decimal,
+            metavar="S",
+            check=lambda value: 0.001 <= value <= 1e6,
+            rule="must be seconds from 0.001 to 1000000",
+            kinds=_ALONG_TIME,
+        ),
+    )
 
     def __post_init__(self) -> None:
         if self.intervals is not None:
@@ -293,6 +314,7 @@ class WindowConfig(_Chosen):
         except ValueError:
             why = "too large, or too fine a fraction, for 64-bit time"
             raise refused(self, "bin_size_ms", why) from None
+        self._check_layout()
         if self.align is not None:
             self._check_aligned()
             object.__setattr__(self, "sequence_length", self.bins_before + self.bins_after)
@@ -300,6 +322,17 @@ class WindowConfig(_Chosen):
             if each.name in ("event", "before_s", "after_s") and self.align is None:
                 if getattr(self, each.name) != each.default:
                     raise refused(self, each.name, "goes together with align")
+
+    def _check_layout(self) -> None:
+        """Refuse settings that the layout does not heed."""
+        heeded = ("modalities", "layout", "segment_s", "time_scale", "max_gap_s", "decode_video")
+        for each in options_of(self):
+            if getattr(self, each.name) == each.default:
+                continue
+            if self.layout == "segments" and each.name not in heeded:
+                raise refused(self, each.name, "segments hold no windows: choose it when they are loaded (Windows)")
+            if self.layout == "windows" and each.name == "segment_s":
+                raise refused(self, each.name, "goes together with layout segments")
 
     def _check_aligned(self) -> None:
         if self.origin_ns:
@@ -433,8 +466,9 @@ class ImageConfig:
 _IN_MANIFEST = (
     "format", "modalities", "bin_size_ms", "sequence_length", "overlap", "spike_dtype", "behavior_method", "lfp_method",
     "max_gap_s", "field", "intervals", "origin_ns", "spike_format", "time_scale", "align", "event", "before_s",
-    "after_s", "rate", "timestamps", "allow_missing", "keep_encoded", "subset", "decode_video",
+    "after_s", "rate", "timestamps", "allow_missing", "keep_encoded", "subset", "decode_video", "layout", "segment_s",
 )  # fmt: skip
+_OF_SEGMENTS = ("layout", "segment_s")  # which datasets of windows do not list: they were made before there were others
 
 
 @dataclass(frozen=True)
@@ -529,4 +563,5 @@ class SourceConfig:
         known = {
             each.name: as_json(getattr(part, each.name)) for part in self.parts.values() for each in options_of(part)
         }
-        return {name: known.get(name, self.format) for name in _IN_MANIFEST}
+        left_out = _OF_SEGMENTS if self.windows.layout == "windows" else ()
+        return {name: known.get(name, self.format) for name in _IN_MANIFEST if name not in left_out}

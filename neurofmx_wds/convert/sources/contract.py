@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-NOT_GIVEN = "outside the intervals given"  # why windows are dropped
-
 
 @dataclass(frozen=True)
 class SourceDescription:

@@ -58,12 +58,13 @@ def _open_arrays(path: str, config: SourceConfig) -> Source:
 
 def _of_recording(recording: Recording, config: WindowConfig) -> SweepSource | RecordingSource:
     from .nwb import RecordingSource
+    from .segments import SegmentSource
     from .sweeps import SweepSource
 
     nothing_else = not (config.modalities or recording.modalities)
     if (nothing_else or config.modalities == ("icephys",)) and recording.sweeps:
         return SweepSource(recording, config)
-    return RecordingSource(recording, config)
+    return SegmentSource(recording, config) if config.layout == "segments" else RecordingSource(recording, config)
 
 
 def _open_zarr(path: str, config: SourceConfig) -> Source:

@@ -44,6 +44,7 @@ class SweepRecording:
     behavior: tuple[Series, ...] = ()
     events: tuple[Series, ...] = ()
     spikes = SpikeTrains(no_intervals()[:, 0], np.empty(0, np.int32), (), {}, (), None, 0)
+    spike_support = no_intervals(), "no spikes", 0
     invalid_times = no_intervals()
 
     def __init__(self, recording: Recording, sweep: Sweep) -> None:

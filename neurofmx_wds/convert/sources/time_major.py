@@ -63,6 +63,7 @@ class ArrayRecording:
     behavior: tuple[Series, ...] = ()
     events: tuple[Series, ...] = ()
     spikes = SpikeTrains(no_intervals()[:, 0], np.empty(0, np.int32), (), {}, (), None, 0)
+    spike_support = no_intervals(), "no spikes", 0
     invalid_times = no_intervals()
 
     def __init__(self, path: str | os.PathLike[str], config: ArrayConfig, kind: str | None = None) -> None:

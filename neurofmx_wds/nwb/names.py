@@ -9,10 +9,10 @@ import itertools
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-from ...nwb.naming import field_name
-from ...nwb.series import Series
-from ...nwb.tables import Intervals
-from ...nwb.video import Video
+from .naming import field_name
+from .series import Series
+from .tables import Intervals
+from .video import Video
 
 #: Modalities whose series are columns of one field; those of the others have fields of their own.
 JOINED = ("behavior", "events")

@@ -1,0 +1,206 @@
+"""A recording as a source of segments: everything in it stored once, for windows that are cut while training.
+
+Knows recordings; knows nothing of shards, nor of windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ...nwb.clock import NS_PER_S, Int64
+from ...nwb.names import JOINED
+from ...nwb.naming import field_name
+from ...nwb.series import Series
+from ...nwb.stored import Held, describe
+from ...nwb.tables import Intervals
+from ...nwb.timeline import Timeline
+from ...nwb.video import Video
+from .config import WindowConfig
+from .contract import SourceDescription
+from .nwb import Fields, OpenRecording, RecordingSource
+
+
+@dataclass(frozen=True)
+class _Span:
+    """One segment: its place in time, and where it starts and stops, ns."""
+
+    place: int
+    start: int
+    stop: int
+
+
+class SegmentSource(RecordingSource):
+    """The segments of one recording.
+
+    Segment p holds what lies in ``[p, p + 1) · segment_s``, counted from the recording's time 0. Stretches of time in
+    which nothing was recorded have no segments.
+
+    Args:
+        recording: an open NWB file, or arrays along time.
+        config: which modalities, and the length of a segment.
+
+    Raises:
+        SourceError: the file lacks a modality that was asked for.
+    """
+
+    def __init__(self, recording: OpenRecording, config: WindowConfig) -> None:
+        super().__init__(recording, config)
+        self._segment_ns = round(config.segment_s * NS_PER_S)
+
+    @cached_property
+    def _held(self) -> list[Held]:
+        held: list[Held] = []
+        for modality in self.modalities:
+            if modality in JOINED:
+                shorts = [(field_name(each.path.rsplit("/", 1)[-1]), each) for each in self.series_of(modality)]
+                held += [Held(modality, short, f"{modality}_{short}", each) for short, each in shorts]
+            elif modality != "spikes":
+                named = {each.path: field for field, each in self.separate.items()}
+                for short, each in self.recording.fields_of(modality).items():
+                    held.append(Held(modality, short, named[each.path], each))
+                videos = {each.path: field for field, each in self.videos.items()}
+                for short, video in self.recording.videos_of(modality).items():
+                    held.append(Held(modality, short, videos[video.path], video))
+        return _with_distinct_fields(held)
+
+    @cached_property
+    def _places(self) -> Int64:
+        """The places in time of the segments, ascending."""
+        length = self._segment_ns
+        places = [np.unique(self.recording.spikes.times // length)] if "spikes" in self.modalities else []
+        for each in self._held:
+            if not (isinstance(each.source, Video) and each.source.endless):
+                firsts, lasts = each.source.timeline.pieces_at(length)
+                pairs = zip((firsts // length).tolist(), (lasts // length).tolist(), strict=True)
+                places += [np.arange(first, last + 1) for first, last in pairs]
+        return np.unique(np.concatenate([np.empty(0, np.int64), *places]))
+
+    @property
+    def _segment_runs(self) -> list[list[int]]:
+        """The segments as (place of the first, number of segments) of each run without a break."""
+        places = self._places
+        firsts = np.flatnonzero(np.diff(places, prepend=places[:1] - 2) > 1)
+        return [[int(places[i]), int(n)] for i, n in zip(firsts, np.diff(np.r_[firsts, len(places)]), strict=True)]
+
+    def describe(self) -> SourceDescription:
+        """Count the segments and describe what is in them.
+
+        Raises:
+            SourceError: the file is damaged, or lacks what was asked for.
+        """
+        n = len(self._places)
+        stored = describe(self.recording, self.modalities, self._held, self.max_gap)
+        stored |= {"segment_ns": self._segment_ns, "segments": self._segment_runs}
+        report = self.report_on("" if n else "nothing was recorded")
+        report = {**report, "stored": stored, "segments_emitted": n}
+        return SourceDescription(n, self._described_fields(), report, "" if n else "nothing was recorded")
+
+    def _described_fields(self) -> dict[str, dict[str, Any]]:
+        fields: dict[str, dict[str, Any]] = {}
+        if "spikes" in self.modalities:
+            ids = [str(unit) for unit in self.recording.spikes.ids]
+            fields["spike_times"] = {"dtype": "int64", "shape": [None], "unit": "ns"}
+            fields["spike_units"] = {"dtype": self._unit_dtype.name, "shape": [None], "unit": "column", "columns": ids}
+        for each in self._held:
+            source, timeline = each.source, each.source.timeline
+            if isinstance(source, Series):
+                about = {"unit": source.unit, "columns": list(source.columns), "paths": [source.path]}
+                fields[each.field] = {"dtype": source.data.dtype.name, "shape": [None, len(source.columns)], **about}
+            else:
+                fields[f"{each.field}_numbers"] = {"dtype": "int64", "shape": [None], "unit": "number"}
+                if source.data is not None:
+                    shape = [None, *source.data.shape[1:]]
+                    fields[each.field] = {"dtype": source.data.dtype.name, "shape": shape, "unit": source.unit}
+            if timeline.rate is None:
+                fields[f"{each.field}_times"] = {"dtype": "int64", "shape": [None], "unit": "ns"}
+        return fields
+
+    @property
+    def _unit_dtype(self) -> np.dtype[Any]:
+        return np.dtype(np.uint16 if len(self.recording.spikes.ids) <= 1 << 16 else np.uint32)
+
+    def read(self, start: int, stop: int) -> Iterator[tuple[Fields, dict[str, Any]]]:
+        """Yield the segments [start, stop) in order.
+
+        Yields:
+            (fields, metadata): spike_times int64 (n,), ns, and spike_units (n,); each series as stored, (n, columns),
+            in time order, with ``<field>_times`` int64 (n,), ns, where it has no rate; of a video ``<field>_numbers``
+            int64 (n,) and, if the recording holds them, its frames.
+
+        Raises:
+            IndexError: there are no such segments.
+            SourceError: the file is damaged.
+        """
+        if not 0 <= start <= stop <= len(self._places):
+            raise IndexError(f"segments [{start}, {stop}) of {len(self._places)} in {self.recording.path}")
+        for place in self._places[start:stop].tolist():
+            span = _Span(place, place * self._segment_ns, (place + 1) * self._segment_ns)
+            yield self._in_segment(span), self._about_segment(span)
+
+    def _in_segment(self, span: _Span) -> Fields:
+        fields: Fields = {}
+        if "spikes" in self.modalities:
+            spikes = self.recording.spikes.within(span.start, span.stop)
+            fields["spike_times"] = self.recording.spikes.times[spikes]
+            fields["spike_units"] = self.recording.spikes.units[spikes].astype(self._unit_dtype)
+        for each in self._held:
+            source, timeline = each.source, each.source.timeline
+            low, high = timeline.search(span.start), timeline.search(span.stop)
+            if isinstance(source, Series):
+                fields[each.field] = source.stored(low, high)
+            else:
+                numbers = _numbers(timeline, low, high)
+                fields[f"{each.field}_numbers"] = numbers
+                if source.data is not None:
+                    fields[each.field] = source.frames(numbers)
+            if timeline.rate is None:
+                fields[f"{each.field}_times"] = timeline.between(low, high)
+        return fields
+
+    def _about_segment(self, span: _Span) -> dict[str, Any]:
+        tables = self.recording.intervals.values()
+        return {
+            "session_id": self.recording.identity["session_id"],
+            "source": self._name,
+            "segment": span.place,
+            "t_start_ns": span.start,
+            "t_stop_ns": span.stop,
+            "intervals": {table.name: self._rows_of(table, span) for table in tables},
+        }
+
+    def _rows_of(self, table: Intervals, span: _Span) -> list[list[Any]]:
+        """Return (row, start, stop, *cells) of the intervals that overlap a segment, by start.
+
+        The first segment also has those that overlap none.
+        """
+        taken = (table.starts < span.stop) & (table.stops > span.start)
+        if span.place == self._places[0]:
+            length = self._segment_ns
+            next_place = np.searchsorted(self._places, table.starts // length)
+            following = np.r_[self._places, np.iinfo(np.int64).max // length][next_place] * length
+            taken |= table.stops <= following  # it ends before the next segment begins
+        rows = table.rows[taken].tolist()
+        times = zip(rows, table.starts[taken].tolist(), table.stops[taken].tolist(), strict=True)
+        return [[row, start, stop, *(cells[row] for cells in table.cells.values())] for row, start, stop in times]
+
+
+def _with_distinct_fields(held: Iterable[Held]) -> list[Held]:
+    """Number the fields of series that would have the name of another array of the recording."""
+    taken: set[str] = set()
+    distinct = []
+    for each in held:
+        field, k = each.field, 2
+        while not taken.isdisjoint({field, f"{field}_times", f"{field}_numbers"}):
+            field, k = f"{each.field}_{k}", k + 1
+        taken |= {field, f"{field}_times", f"{field}_numbers"}
+        distinct.append(Held(each.modality, each.short, field, each.source))
+    return distinct
+
+
+def _numbers(timeline: Timeline, low: int, high: int) -> Int64:
+    return np.arange(low, high) if timeline.order is None else timeline.order[low:high]

@@ -1,0 +1,231 @@
+"""The spikes and samples that some windows need, gathered from the segments that they lie in.
+
+Knows segments and timelines; knows nothing of bins, batches or order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..nwb.series import Series
+from ..nwb.stored import StoredTimeline
+from ..nwb.timeline import Timeline
+from ..nwb.video import Video
+from .segments import SegmentedRecording
+
+SPIKE_TIMES, SPIKE_UNITS = "spike_times", "spike_units"
+
+
+def numbers_field(field: str) -> str:
+    """Return the name of the array with the numbers of a video's frames."""
+    return f"{field}_numbers"
+
+
+def times_field(field: str) -> str:
+    """Return the name of the array with the times of an irregular series' samples."""
+    return f"{field}_times"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where some windows lie.
+
+    Attributes:
+        recordings: the recording of each window.
+        starts, stops: int64 (n_windows,), ns.
+    """
+
+    recordings: Sequence[SegmentedRecording]
+    starts: np.ndarray
+    stops: np.ndarray
+
+    def __iter__(self) -> Iterator[tuple[SegmentedRecording, int, int]]:
+        return zip(self.recordings, self.starts.tolist(), self.stops.tolist(), strict=True)
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Samples of one series, or spikes, window after window.
+
+    Attributes:
+        times: int64 (n_samples,), ns after the start of the sample's window; ascending in each window.
+        values: (n_samples, …): as stored, or units of spikes.
+        counts: int64 (n_windows,): samples of each window.
+        complete: bool (n_windows,): whether the last sample of each window is the series' last.
+    """
+
+    times: np.ndarray
+    values: np.ndarray
+    counts: np.ndarray
+    complete: np.ndarray
+
+
+def gather_spikes(cut: Cut) -> Gathered:
+    """Gather the spikes of some windows: times from the window's start, and units."""
+    times: list[np.ndarray] = []
+    units: list[np.ndarray] = []
+    counts: list[int] = []
+    for recording, start, stop in cut:
+        n, length = 0, recording.segment_ns
+        for place in range(start // length, -(-stop // length)):
+            found = recording.array(place, SPIKE_TIMES)
+            if found is not None and len(found):
+                low, high = found.searchsorted((start, stop)).tolist()
+                if low < high:
+                    times.append(found[low:high])
+                    units.append(recording.array(place, SPIKE_UNITS)[low:high])  # type: ignore[index]
+                    n += high - low
+        counts.append(n)
+    n_each = np.array(counts, np.int64)
+    if not times:
+        return Gathered(np.empty(0, np.int64), np.empty(0, np.int64), n_each, n_each == 0)
+    since = np.concatenate(times)
+    since -= np.repeat(cut.starts, n_each)
+    return Gathered(since, np.concatenate(units), n_each, np.ones(len(n_each), bool))
+
+
+def gather_samples(cut: Cut, field: str, sources: Sequence[Series | Video], neighbours: bool) -> Gathered:
+    """Gather the samples of one series of some windows.
+
+    Args:
+        cut: the windows.
+        field: what the series is called in the segments.
+        sources: the series in the recording of each window.
+        neighbours: also the last sample before each window and the first one from its stop on.
+
+    Returns:
+        Of a video the values are addresses, (place of a segment, row): only the frames that are shown are read.
+    """
+    times: list[np.ndarray] = []
+    rows: list[np.ndarray] = []
+    counts, complete, lows = [], [], []
+    for (recording, start, stop), source in zip(cut, sources, strict=True):
+        timeline = source.timeline
+        if timeline.rate is None:
+            n, ends = _irregular(recording, field, source, (start, stop), neighbours, times, rows)
+        else:
+            low, high = timeline.search(start), timeline.search(stop)
+            ends = high == timeline.n
+            if neighbours:
+                low, high = max(0, low - 1), min(timeline.n, high + 1)
+                ends = high == timeline.n
+            n = high - low
+            lows.append(low)
+            rows += rows_between(recording, field, source, low, high)
+        counts.append(n)
+        complete.append(ends)
+    n_each = np.array(counts, np.int64)
+    since = _at_rate(sources, lows, n_each) if lows else np.concatenate(times or [np.empty(0, np.int64)])
+    since = since - np.repeat(cut.starts, n_each)
+    width = len(sources[0].columns) if isinstance(sources[0], Series) else 2
+    values = np.concatenate(rows).reshape(-1, width) if rows else np.empty((0, width))
+    return Gathered(since, values, n_each, np.array(complete, bool))
+
+
+def _at_rate(sources: Sequence[Series | Video], lows: Sequence[int], counts: np.ndarray) -> np.ndarray:
+    """Return the times of samples [low, low + count) of series with a rate, one after the other; int64, ns."""
+    timelines = [each.timeline for each in sources]
+    if any(len(each.runs) != 1 for each in timelines):
+        pieces = zip(timelines, lows, counts.tolist(), strict=True)
+        return np.concatenate([each.between(low, low + n) for each, low, n in pieces])
+    before = np.cumsum(counts) - counts
+    index = np.arange(int(counts.sum())) - np.repeat(before - np.array(lows), counts)
+    period = np.repeat(np.array([each.period for each in timelines]), counts)
+    start = np.repeat(np.array([each.runs[0].start for each in timelines]), counts)
+    return np.asarray(start + np.rint(index * period).astype(np.int64))
+
+
+def _stored(recording: SegmentedRecording, field: str, source: Series | Video, place: int, rows: slice) -> np.ndarray:
+    if isinstance(source, Series):
+        return recording.array(place, field)[rows]  # type: ignore[index]
+    row = np.arange(rows.start, rows.stop)
+    return np.stack([np.full(len(row), place), row], axis=1)
+
+
+def rows_between(
+    recording: SegmentedRecording, field: str, source: Series | Video, low: int, high: int
+) -> Iterator[np.ndarray]:
+    """Yield the stored rows of samples [low, high) of a series with a rate, segment by segment."""
+    if low >= high:
+        return
+    place: int | None = source.timeline.time_of(low) // recording.segment_ns
+    while low < high and place is not None:
+        first, stop = recording.samples(field, source.timeline, place)
+        if low < stop:
+            part = _stored(recording, field, source, place, slice(low - first, min(high, stop) - first))
+            low += len(part)
+            yield part
+        place = recording.after(place)
+
+
+def _irregular(
+    recording: SegmentedRecording,
+    field: str,
+    source: Series | Video,
+    span: tuple[int, int],
+    neighbours: bool,
+    times: list[np.ndarray],
+    rows: list[np.ndarray],
+) -> tuple[int, bool]:
+    """Gather the samples of an irregular series in one window; return their number, and whether they are its last."""
+    start, stop = span
+    length, name = recording.segment_ns, times_field(field)
+    n = 0
+
+    def take(place: int, low: int, high: int) -> None:
+        nonlocal n
+        found = recording.array(place, name)
+        if found is None or low >= high:
+            return
+        times.append(found[low:high])
+        rows.append(_stored(recording, field, source, place, slice(low, high)))
+        n += high - low
+
+    if neighbours:
+        take(*_before(recording, name, source.timeline, start))
+    for place in range(start // length, -(-stop // length)):
+        found = recording.array(place, name)
+        if found is not None:
+            low, high = found.searchsorted((start, stop)).tolist()
+            take(place, low, high)
+    place, low, high = _from(recording, name, source.timeline, stop)
+    if neighbours:
+        take(place, low, high)
+        last = int(times[-1][-1]) if n else stop - 1
+        place, low, high = _from(recording, name, source.timeline, last + 1)
+    return n, low == high
+
+
+def _before(recording: SegmentedRecording, name: str, timeline: Timeline, time: int) -> tuple[int, int, int]:
+    """Return the segment of the last sample before a time, and its place there as a range; an empty range if none."""
+    pieces = timeline.pieces if isinstance(timeline, StoredTimeline) else None
+    if pieces is None or not len(pieces) or pieces[0, 0] >= time:
+        return 0, 0, 0
+    piece = int(np.searchsorted(pieces[:, 0], time)) - 1
+    place: int | None = min(time - 1, int(pieces[piece, 1])) // recording.segment_ns
+    while place is not None:
+        found = recording.array(place, name)
+        n = 0 if found is None else int(found.searchsorted(time))
+        if n:
+            return place, n - 1, n
+        place = recording.before(place)
+    return 0, 0, 0
+
+
+def _from(recording: SegmentedRecording, name: str, timeline: Timeline, time: int) -> tuple[int, int, int]:
+    """Return the segment of the first sample at or after a time, and its place there; an empty range if none."""
+    pieces = timeline.pieces if isinstance(timeline, StoredTimeline) else None
+    if pieces is None or not len(pieces) or pieces[-1, 1] < time:
+        return 0, 0, 0
+    piece = int(np.searchsorted(pieces[:, 1], time))
+    place: int | None = max(time, int(pieces[piece, 0])) // recording.segment_ns
+    while place is not None:
+        found = recording.array(place, name)
+        low = 0 if found is None else int(found.searchsorted(time))
+        if found is not None and low < len(found):
+            return place, low, low + 1
+        place = recording.after(place)
+    return 0, 0, 0

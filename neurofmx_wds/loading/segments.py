@@ -1,0 +1,184 @@
+"""The segments of a dataset: which recording each is of, and its arrays, without copies where shards are mapped.
+
+Knows manifests, shards and the description of recordings; knows nothing of windows, order or batches.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..errors import ManifestError
+from ..format.manifest import Manifest
+from ..nwb.stored import StoredRecording
+from ..nwb.tables import Intervals
+from ..nwb.timeline import Timeline
+from .readers import ShardReader
+
+LAYOUT = "segments"
+_KEPT_BYTES = 64 << 20  # of arrays that had to be copied out of their shard
+
+
+class Segments:
+    """The segments of a dataset, by number.
+
+    Args:
+        reader: reads the dataset's shards.
+
+    Raises:
+        ManifestError: the dataset does not consist of segments.
+    """
+
+    def __init__(self, reader: ShardReader) -> None:
+        self._reader = reader
+        self._kept: OrderedDict[tuple[int, str], np.ndarray] = OrderedDict()
+        self._kept_bytes = 0
+        self.recordings = list(self._described(reader.shards.manifest))
+
+    def _described(self, manifest: Manifest | None) -> Iterator[SegmentedRecording]:
+        if manifest is None or manifest.config.get("layout") != LAYOUT:
+            raise ManifestError(
+                "the dataset holds windows that were cut when it was made, not segments",
+                file=self._reader.where,
+                remedy="leave out windows=, or convert the recordings with layout segments",
+            )
+        first = 0
+        for source in manifest.sources:
+            if "stored" in source:
+                recording = SegmentedRecording(self, first, source)
+                first += recording.n_segments
+                yield recording
+        if first != self._reader.shards.n_samples:
+            problem = f"the manifest describes {first} segments, the shards hold {self._reader.shards.n_samples}"
+            raise ManifestError(problem, file=self._reader.where, remedy="convert the recordings again")
+
+    def array(self, segment: int, field: str) -> np.ndarray:
+        """Return one array of a segment, read-only; compared with its checksum when it is read first.
+
+        Raises:
+            ShardError: the shard is missing or damaged.
+        """
+        if self._reader.mapped:
+            return self._reader.array(segment, field)
+        found = self._kept.pop((segment, field), None)
+        if found is None:
+            found = self._reader.array(segment, field)
+            self._kept_bytes += found.nbytes
+        self._kept[segment, field] = found  # the last to leave
+        while self._kept_bytes > _KEPT_BYTES and len(self._kept) > 1:
+            self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
+        return found
+
+    def metadata(self, segment: int) -> dict[str, Any]:
+        """Return the metadata of a segment."""
+        return self._reader.metadata(segment)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": OrderedDict(), "_kept_bytes": 0}
+
+
+class SegmentedRecording:
+    """One recording and its segments.
+
+    Args:
+        segments: the dataset's.
+        first: number of its first segment in the dataset.
+        source: its entry in the manifest.
+
+    Attributes:
+        about: the recording, without its samples.
+        segment_ns: length of a segment.
+        n_segments: how many it has.
+        heads: its interval tables, without their rows.
+    """
+
+    def __init__(self, segments: Segments, first: int, source: Mapping[str, Any]) -> None:
+        stored = source["stored"]
+        identity = {name: source[name] for name in ("session_id", "identifier", "subject") if name in source}
+        self.about = StoredRecording(source["path"], identity, stored, self._all_rows)
+        self.segment_ns = int(stored["segment_ns"])
+        self.heads = _tables(self.about.columns, [])
+        self._segments = segments
+        self._first = first
+        runs = np.array(stored["segments"], np.int64).reshape(-1, 2)  # (place in time, how many follow one another)
+        self._run_places = runs[:, 0].tolist()
+        self._run_firsts = np.concatenate([[0], np.cumsum(runs[:, 1])]).tolist()
+        self.n_segments = int(self._run_firsts[-1])
+        self._ranges: dict[tuple[str, int], tuple[int, int]] = {}
+        self._rows: dict[int, dict[str, Intervals]] = {}
+
+    def number(self, place: int) -> int | None:
+        """Return the dataset's segment that covers ``[place, place + 1) · segment_ns``; None where there is none."""
+        run = bisect.bisect_right(self._run_places, place) - 1
+        if run < 0:
+            return None
+        within = self._run_firsts[run] + place - self._run_places[run]
+        return self._first + within if within < self._run_firsts[run + 1] else None
+
+    def array(self, place: int, field: str) -> np.ndarray | None:
+        """Return one array of the segment at a place in time; None where there is no segment."""
+        number = self.number(place)
+        return None if number is None else self._segments.array(number, field)
+
+    def samples(self, field: str, timeline: Timeline, place: int) -> tuple[int, int]:
+        """Return the range of the samples of a series with a rate that the segment at a place holds."""
+        found = self._ranges.get((field, place))
+        if found is None:
+            start = place * self.segment_ns
+            found = self._ranges[field, place] = timeline.search(start), timeline.search(start + self.segment_ns)
+        return found
+
+    def before(self, place: int) -> int | None:
+        """Return the last place before this one that has a segment."""
+        run = bisect.bisect_left(self._run_places, place) - 1
+        if run < 0:
+            return None
+        length = self._run_firsts[run + 1] - self._run_firsts[run]
+        return min(place - 1, self._run_places[run] + length - 1)
+
+    def after(self, place: int) -> int | None:
+        """Return the first place after this one that has a segment."""
+        if self.number(place + 1) is not None:
+            return place + 1
+        run = bisect.bisect_right(self._run_places, place)
+        return self._run_places[run] if run < len(self._run_places) else None
+
+    def tables(self, time: int) -> dict[str, Intervals]:
+        """Return the rows of interval tables that overlap the segment at a time (ns)."""
+        place = time // self.segment_ns
+        found = self._rows.get(place)
+        if found is None:
+            number = self.number(place)
+            found = _tables(self.about.columns, [] if number is None else [self._segments.metadata(number)])
+            if len(self._rows) > 4096:
+                self._rows.clear()
+            self._rows[place] = found
+        return found
+
+    def _all_rows(self) -> dict[str, Intervals]:
+        every = (self._segments.metadata(number) for number in range(self._first, self._first + self.n_segments))
+        return _tables(self.about.columns, every)
+
+
+def _tables(columns: Mapping[str, list[str]], metadata: Iterable[Mapping[str, Any]]) -> dict[str, Intervals]:
+    """Return the rows of each table that stand in the metadata of some segments, each row once."""
+    rows: dict[str, dict[int, Any]] = {name: {} for name in columns}
+    for about in metadata:
+        for name, overlapping in about.get("intervals", {}).items():
+            rows[name].update((row[0], row) for row in overlapping)
+    return {name: _intervals(name, columns[name], list(found.values())) for name, found in rows.items()}
+
+
+def _intervals(name: str, columns: list[str], rows: list[list[Any]]) -> Intervals:
+    number, start, stop = (np.array([row[k] for row in rows], np.int64) for k in range(3))
+    by_start = np.argsort(start, kind="stable")
+    cells: dict[str, Any] = {}
+    for i, each in enumerate(columns):
+        cells[each] = [None] * (int(number.max(initial=-1)) + 1)
+        for row in rows:
+            cells[each][row[0]] = row[3 + i]
+    return Intervals(name, number[by_start], start[by_start], stop[by_start], cells)

@@ -1,0 +1,282 @@
+"""Window ids → batches of windows, cut from the segments of a dataset.
+
+Knows where windows can be and how they are cut; knows nothing of epochs' order or ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import NeurofmxError
+from ..format.encoding import encode_json
+from ..nwb.clock import NS_PER_S, Grid
+from ..nwb.clock import Windows as Strided
+from ..order.jitter import jitter
+from .collate import MetadataList, stack, to_array
+from .cutting import Column, CutRecording, Cutter, Events
+from .memory import BatchMemory, Memory
+from .readers import ShardReader
+from .segments import Segments
+from .windows import Windows
+
+_PAD_TO = 8  # ragged spikes are padded to a multiple of this
+
+
+@dataclass(frozen=True)
+class _Stretches:
+    """Where windows are, over all recordings: stretch by stretch, of which nothing is listed but counts.
+
+    Attributes:
+        recording: int64 (n,), number of the recording.
+        origin: int64 (n,), where bin 0 is, ns.
+        first: int64 (n,), first bin.
+        stop: int64 (n,), the bin after the last.
+        counts: int64 (n,), windows.
+        before: int64 (n,), windows of the recording in earlier stretches.
+    """
+
+    recording: np.ndarray
+    origin: np.ndarray
+    first: np.ndarray
+    stop: np.ndarray
+    counts: np.ndarray
+    before: np.ndarray
+
+    @classmethod
+    def of(cls, recordings: Sequence[CutRecording]) -> _Stretches:
+        """Find the stretches of some recordings."""
+        parts = [(np.full(len(rows), i), *rows.T) for i, each in enumerate(recordings) if len(rows := _stretches(each))]
+        columns = (
+            [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else [np.empty(0, np.int64)] * 6
+        )
+        return cls(*columns)
+
+
+def _stretches(recording: CutRecording) -> np.ndarray:
+    """Return (origin, first bin, stop bin, windows, windows before) of each stretch of a recording: int64 (n, 5)."""
+    windows = recording.plan.windows
+    if isinstance(windows, Strided):
+        counts = windows.counts()
+        spans = [(recording.grid.origin, a, b, n) for (a, b), n in zip(windows.segments, counts, strict=True) if n]
+    else:
+        stop = windows.first + windows.length
+        spans = [(event, windows.first, stop, 1) for event in windows.events.tolist()]
+    rows = np.array(spans, np.int64).reshape(-1, 4)
+    return np.concatenate([rows, (np.cumsum(rows[:, 3]) - rows[:, 3])[:, None]], axis=1)
+
+
+class WindowReader:
+    """Reads windows and batches of windows by window id, their number over all recordings of a dataset.
+
+    Args:
+        reader: reads the shards of a dataset of segments.
+        windows: how windows are cut.
+        key_prefix: what their keys begin with.
+
+    Attributes:
+        counts: int64 (n_stretches,): windows in each stretch in which windows may be, in the dataset's order.
+        sample_bytes: bytes of a window.
+
+    Raises:
+        ManifestError: the dataset does not consist of segments.
+        NeurofmxError: a recording lacks what was asked for.
+    """
+
+    def __init__(self, reader: ShardReader, windows: Windows, key_prefix: str = "sample_") -> None:
+        self._reader = reader
+        self.windows = windows
+        self._key_prefix = key_prefix
+        segments = Segments(reader)
+        self.recordings = [CutRecording(each, windows) for each in segments.recordings]
+        self._stretches = _Stretches.of(self.recordings)
+        self.counts = self._stretches.counts
+        if not self.counts.sum():
+            seconds = float(windows.sequence_length * windows.bin_width_ns) / NS_PER_S
+            problem = f"no window of {seconds:.9g} s fits in any of its {len(self.recordings)} recordings"
+            remedy = "choose shorter windows, or other intervals to keep them within"
+            raise NeurofmxError(problem, file=reader.where, remedy=remedy)
+        self._starts = np.concatenate([[0], np.cumsum(self.counts)])
+        self._memory = BatchMemory()
+        self._jitter: tuple[int, int] | None = None
+        self._stride, self._length = windows.stride, windows.sequence_length
+        self.fields = sorted({name for each in self.recordings for name in self._names(each)})
+
+    def _names(self, recording: CutRecording) -> list[str]:
+        names = list(recording.describe_fields())
+        if self.windows.spikes == "ragged" and "spike_times" in names:
+            names.append("spike_mask")
+        elif self.windows.spikes == "events" and "spike_times" in names:
+            names.append("spike_offsets")
+        return names
+
+    def of_epoch(self, seed: int, epoch: int) -> WindowReader:
+        """Return the same with the jitter of an epoch."""
+        if not self.windows.jitter:
+            return self
+        twin = object.__new__(WindowReader)
+        twin.__dict__.update(self.__dict__, _jitter=(seed, epoch))
+        return twin
+
+    @property
+    def where(self) -> str:
+        """The directory of the shards."""
+        return self._reader.where
+
+    @property
+    def sample_bytes(self) -> int:
+        """About how many bytes a window takes in a batch."""
+        shapes = [about for each in self.recordings[:1] for about in each.describe_fields().values()]
+        sizes = [np.dtype(a["dtype"]).itemsize * int(np.prod([n or 64 for n in a["shape"]])) for a in shapes]
+        return max(1, sum(sizes))
+
+    @property
+    def open_bytes(self) -> int:
+        """Bytes of memory that open shards take, roughly."""
+        return self._reader.open_bytes
+
+    def dataset_ids(self, ids: np.ndarray) -> np.ndarray:
+        """Return the windows' numbers, for the random numbers of transforms."""
+        return ids
+
+    def name(self, sample_id: int) -> tuple[Path | None, str]:
+        """Return the recording and the key of a window, to name it in an error."""
+        stretch = int(np.searchsorted(self._starts, sample_id, side="right")) - 1
+        return Path(self.recordings[int(self._stretches.recording[stretch])].recording.path), self._key(sample_id)
+
+    def _key(self, sample_id: int) -> str:
+        return f"{self._key_prefix}{sample_id:09d}"
+
+    def read_batch(self, ids: np.ndarray, memory: Memory | None = None) -> dict[str, Any]:
+        """Cut the windows with these ids into one batch.
+
+        Args:
+            ids: window ids, shape (B,), int64.
+            memory: where its tensors are made.
+
+        Returns:
+            field → tensor of shape (B, …), or list where windows differ; ``metadata``;
+            and ``__key__``.
+
+        Raises:
+            ShardError: a shard is missing or damaged.
+        """
+        places = self._places(ids)
+        batch = self._columns(places, memory or self._memory)
+        spikes = batch.pop("spike_times", None)
+        if isinstance(spikes, Events):
+            batch |= spikes.padded(_PAD_TO) if self.windows.spikes == "ragged" else spikes.flat()
+        batch = {name: batch.get(name, [None] * len(ids)) for name in self.fields}
+        batch["metadata"] = WindowMetadata(places)
+        batch["__key__"] = [self._key(i) for i in ids.tolist()]
+        return batch
+
+    def read_samples(self, ids: np.ndarray) -> list[dict[str, Any]]:
+        """Cut the windows with these ids, each a dictionary of writable arrays, ``metadata`` and ``__key__``.
+
+        Spikes that are not dense are ``spike_times`` (n_spikes,) int64 and ``spike_units`` (n_spikes,) int32.
+
+        Raises:
+            ShardError: a shard is missing or damaged.
+        """
+        places = self._places(ids)
+        columns = self._columns(places, self._memory)
+        spikes = columns.pop("spike_times", None)
+        arrays = {name: to_array(c) if isinstance(c, torch.Tensor) else c for name, c in columns.items()}
+        samples = [{name: column[row] for name, column in arrays.items()} for row in range(len(ids))]
+        samples = [{name: value for name, value in each.items() if value is not None} for each in samples]
+        if isinstance(spikes, Events):
+            for sample, (times, units) in zip(samples, spikes.each(), strict=True):
+                sample |= {"spike_times": times, "spike_units": units}
+        metadata = WindowMetadata(places)
+        for row, sample in enumerate(samples):
+            for name, value in sample.items():
+                if isinstance(value, torch.Tensor):
+                    sample[name] = to_array(value)
+            sample |= {"metadata": metadata[row], "__key__": self._key(int(ids[row]))}
+        return samples
+
+    def _places(self, ids: np.ndarray) -> Places:
+        """Return where the windows with these ids are, moved by the epoch's jitter."""
+        found = self._stretches
+        stretch = np.searchsorted(self._starts, ids, side="right") - 1
+        within = ids - self._starts[stretch]
+        origins, firsts = found.origin[stretch], found.first[stretch] + within * self._stride
+        if self._jitter is not None:
+            width = self.windows.bin_width_ns
+            room = found.stop[stretch] - firsts - self._length
+            bins = np.minimum(room, self._stride)  # a whole stride, but not beyond the stretch
+            below = bins * width.numerator // width.denominator + (bins == room)
+            origins = origins + jitter(*self._jitter, ids, np.maximum(below, 1))
+        recordings = [self.recordings[i] for i in found.recording[stretch].tolist()]
+        return Places(recordings, origins, firsts, found.before[stretch] + within)
+
+    def _columns(self, places: Places, memory: Memory) -> dict[str, Column]:
+        """Return the fields of windows; of recordings that are not alike they are cut apart and put together."""
+        groups: dict[Any, list[int]] = {}
+        for row, recording in enumerate(places.recordings):
+            groups.setdefault(recording.signature, []).append(row)
+        if len(groups) == 1:
+            return Cutter(places.recordings, places.origins, places.firsts, memory).columns()
+        found = [(rows, self._columns(places.take(rows), BatchMemory())) for rows in groups.values()]
+        columns: dict[str, Column] = {}
+        for name in dict.fromkeys(name for _, cut in found for name in cut):
+            values: list[Any] = [None] * len(places.recordings)
+            for rows, cut in found:
+                column = cut.get(name, [None] * len(rows))
+                for row, value in zip(rows, column.each() if isinstance(column, Events) else column, strict=True):
+                    values[row] = value
+            columns[name] = Events.of(values) if name == "spike_times" else stack(values)
+        return columns
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where some windows are.
+
+    Attributes:
+        recordings: the recording of each.
+        origins: int64 (n,), where bin 0 of each window's grid is, ns.
+        firsts: int64 (n,), the first bin of each on that grid.
+        indices: int64 (n,), the number of each in its recording.
+    """
+
+    recordings: list[CutRecording]
+    origins: np.ndarray
+    firsts: np.ndarray
+    indices: np.ndarray
+
+    def take(self, rows: list[int]) -> Places:
+        """Return some of them."""
+        return Places([self.recordings[i] for i in rows], self.origins[rows], self.firsts[rows], self.indices[rows])
+
+    def metadata(self, row: int) -> dict[str, Any]:
+        """Return the metadata of one of the windows."""
+        recording = self.recordings[row]
+        grid = Grid(recording.grid.width, int(self.origins[row]))
+        first = int(self.firsts[row])
+        running = dict(recording.segmented.tables(grid.start_of(first)))
+        if recording.config.align is not None:
+            running[recording.config.align] = recording.recording.intervals[recording.config.align]
+        return recording.metadata(recording.recording.path, int(self.indices[row]), grid, first, running)
+
+
+class WindowMetadata(MetadataList):
+    """The metadata of a batch of windows, each made when it is first asked for."""
+
+    __slots__ = ("_places",)
+
+    def __init__(self, places: Places) -> None:
+        super().__init__([b""] * len(places.recordings))
+        self._places = places
+
+    def _decoded(self, index: int) -> dict[str, Any]:
+        return self._places.metadata(index)
+
+    def __reduce__(self) -> tuple[type[MetadataList], tuple[list[bytes]]]:
+        return MetadataList, ([encode_json(each) for each in self],)
