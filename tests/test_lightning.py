@@ -311,7 +311,7 @@ def test_hyperparameters_and_the_batch_size_finder(sets: dict[str, Path], tmp_pa
     assert keys(next(iter(again.train_dataloader()))) == keys(next(iter(data.train_dataloader())))
     tuner = lightning.pytorch.tuner.Tuner(trainer(tmp_path))
     found = tuner.scale_batch_size(Model(), datamodule=again, init_val=2, max_trials=3, steps_per_trial=1)
-    assert 2 < found == again.batch_size == again.hparams["batch_size"] == again.train_dataloader().loader.batch_size
+    assert 2 < found == again.batch_size == again.hparams["batch_size"] == again.train_dataloader().batch_size
 
 
 @pytest.mark.parametrize("name", ["ours", "bionemo's"])

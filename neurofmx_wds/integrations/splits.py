@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 from ..errors import NeurofmxError
 from ..loading.batch_loader import WebDatasetDataLoader
-from .train_loader import TrainLoader
 from .webloader import WebLoader
 
 try:
@@ -120,23 +119,21 @@ class SplitModule(LightningDataModule):
     def _served_by(self, split: str) -> str:
         return "test" if split == "predict" and split not in self.shard_dirs else split
 
-    def train_dataloader(self) -> Any:
+    def train_dataloader(self) -> Loader:
         """Return the loader of training batches."""
-        loader = self._loader("train")
-        trainer: Any = self.trainer
-        return loader if trainer is None or trainer.overfit_batches else TrainLoader(loader, trainer)
+        return self._loader("train")
 
-    def val_dataloader(self) -> Any:
+    def val_dataloader(self) -> Loader | list[Any]:
         """Return the loader of validation batches, or an empty list if there is no such split."""
         if "val" not in self.shard_dirs:
             logger.warning("%s has no val split: nothing is validated", type(self).__name__)
             return []
         return self._loader("val")
 
-    def test_dataloader(self) -> Any:
+    def test_dataloader(self) -> Loader:
         """Return the loader of test batches."""
         return self._loader("test")
 
-    def predict_dataloader(self) -> Any:
+    def predict_dataloader(self) -> Loader:
         """Return the loader of batches to predict on; the test batches if there is no such split."""
         return self._loader(self._served_by("predict"))

@@ -19,12 +19,12 @@ import numpy as np
 import webdataset as wds
 
 from ..errors import StateError
+from ..loading.lightning_loops import EpochSampler, begin_iteration
 from ..loading.loaders import WebDatasetLoader
 from ..loading.pipeline import ResumablePipeline
 from ..loading.progress import Progress
 from ..loading.readers import ShardReader
 from ..order import cursor as cursors
-from ..order.cursor import Cursor
 
 Pipeline = TypeVar("Pipeline", bound=wds.DataPipeline)
 Stage = Callable[[Iterable[Any]], Iterator[Any]]
@@ -162,7 +162,16 @@ class WebLoader(wds.WebLoader):  # type: ignore[misc]
             raise TypeError("the number of batches is not known: set it by with_epoch(nbatches=…)")
         return int(self.nsamples)
 
+    batch_sampler = None  # frameworks that look for a sampler also look for this
+
+    @property
+    def sampler(self) -> EpochSampler:
+        """What Lightning looks for to announce an epoch."""
+        return EpochSampler(self)
+
     def __iter__(self) -> Iterator[Any]:
+        if not begin_iteration(self):
+            return
         self.n_delivered, self._resume_after = self._resume_after, 0
         stop = len(self) - self.n_delivered if self.nsamples > 0 else None
         for batch in itertools.islice(self.iterator(), stop):
@@ -185,8 +194,12 @@ class WebLoader(wds.WebLoader):  # type: ignore[misc]
         """
         epoch = self.samples.order.of_epoch(epoch).epoch  # rejects bad values; numpy's integers are not for JSON
         if epoch != self.epoch:
-            self.epoch, self.n_delivered, self._resume_after = epoch, 0, 0
-            self.samples.progress.set(Cursor(epoch, 0))
+            self.start_epoch(epoch)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Start the next iteration at the beginning of this epoch, whatever state was loaded."""
+        self.epoch, self.n_delivered, self._resume_after = epoch, 0, 0
+        self.samples.start_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the place of the trainer: for JSON, the same on every rank."""

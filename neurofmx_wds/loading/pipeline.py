@@ -5,6 +5,7 @@ Knows the stages and the cursor; knows nothing of files.
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,6 +18,7 @@ from ..order.cursor import BatchPlan, Cursor
 from .dataset import OpenDataset
 from .fetcher import Fetcher
 from .lengths import Batched, length_after
+from .lightning_loops import EpochSampler, begin_iteration
 from .memory import Memory
 from .options import BatchOptions, Collate, ProcessingOptions
 from .plans import Chunks, PlanSource, SplitByNode, Start, flatten
@@ -94,11 +96,33 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
             if self.nsamples < 1:
                 raise TypeError("what is repeated without end has no length")
             return int(self.nsamples)
-        length = self.n_steps
-        for stage in self.pipeline:
-            length = length_after(stage, length)
-        length *= self.repetitions
+        length = self._items_of(self.n_steps) * self.repetitions
         return min(length, self.nsamples) if self.repetitions > 1 and self.nsamples > 0 else length
+
+    def _items_of(self, n_steps: int) -> int:
+        """Return the number of items that the composed stages make of so many steps."""
+        return functools.reduce(lambda length, stage: length_after(stage, length), self.pipeline, n_steps)
+
+    @property
+    def n_delivered(self) -> int | None:
+        """Items before the place where the next iteration starts; at the end of an epoch all; None if not known."""
+        state = self.state_dict()
+        if self.repetitions > 1:
+            return None
+        if not state["position"]:
+            return len(self) if state["epoch"] else 0
+        size = (len(self.order), self.batch_size, self.world_size, self.drop_last)
+        try:
+            return len(self) - self._items_of(cursors.n_steps(state["position"], *size))
+        except TypeError:
+            return None
+
+    batch_sampler = None  # frameworks that look for a sampler also look for this
+
+    @property
+    def sampler(self) -> EpochSampler:
+        """What frameworks that look for a sampler find: one that needs no replacing."""
+        return EpochSampler(self)
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next iteration be of this epoch, from its start; a state loaded for this very epoch stays.
@@ -108,7 +132,11 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
         """
         epoch = self.order.of_epoch(epoch).epoch  # refuses what is none; numpy's integers are not for JSON
         if epoch != self.epoch:
-            self.progress.set(Cursor(epoch, 0))
+            self.start_epoch(epoch)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Start the next iteration at the beginning of this epoch, whatever state was loaded."""
+        self.progress.set(Cursor(epoch, 0))
 
     def state_dict(self) -> dict[str, Any]:
         """Where the trainer is: one JSON object under 1 KiB, the same on every rank.
@@ -153,6 +181,8 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
         """One epoch, or its rest: what is delivered here, through the stages that were composed."""
         # Not a first stage in the list: bound to this object it would make a reference cycle, and workers that are
         # left to the garbage collector take torch five seconds each to stop.
+        if not begin_iteration(self):
+            return
         run = self.progress.begin()
         items = self._deliver(run)
         for stage in self.pipeline:
