@@ -1,11 +1,13 @@
-"""How much work a function does, counted so that the answer is the same on every machine and at every load."""
+"""Counts for tests: how much work a function does, the same on every machine, and whether a loop has any items."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
+
+_Item = TypeVar("_Item")
 
 
 def lines_run(work: Callable[[], object]) -> int:
@@ -24,3 +26,12 @@ def lines_run(work: Callable[[], object]) -> int:
     finally:
         sys.settrace(before)
     return count
+
+
+def some(items: Iterable[_Item]) -> Iterator[_Item]:
+    """Yield the items of a loop that makes assertions; fail if there are none, since nothing would be tested."""
+    found = False
+    for item in items:
+        found = True
+        yield item
+    assert found, "there is nothing to test"

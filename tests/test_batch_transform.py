@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from counting import some
 from loading import Row, array_of, global_rows, jitter, key_of, ranks, resumed, steps
 
 from neurofmx_wds import WebDatasetLoader, WebDatasetWriter, collate_webdataset, create_webdataset_dataloader
@@ -165,7 +166,7 @@ def test_what_they_return_is_what_is_delivered(directory: Path, num_workers: int
     def pair(batch: dict[str, Any]) -> tuple[Any, Any]:
         return batch["x"], batch["number"]
 
-    for x, number in make(directory, batch_transform=[in_place, pair], num_workers=num_workers):
+    for x, number in some(make(directory, batch_transform=[in_place, pair], num_workers=num_workers)):
         np.testing.assert_array_equal(x, np.stack([2 * array_of(int(i)) for i in number]))
 
 
@@ -272,19 +273,19 @@ TIMES_10 = {i: 10 * i for i in range(5)}
 @pytest.mark.parametrize("target", [TIMES_10, lambda label: 10 * label], ids=["mapping", "function"])
 def test_labels_are_mapped(labelled: Path, target: Any, num_workers: int) -> None:
     for options in ({}, {"transform": lambda sample: sample}):
-        for batch in make(labelled, target_transform=target, num_workers=num_workers, **options):
+        for batch in some(make(labelled, target_transform=target, num_workers=num_workers, **options)):
             assert batch["label"].dtype == torch.int64
             assert batch["label"].tolist() == [10 * (about["i"] % 5) for about in batch["metadata"]]
             assert all(about["label"] == about["i"] % 3 for about in batch["metadata"])
-    for sample in WebDatasetLoader(labelled, target_transform=target, buffer_size=7, block_size=3):
+    for sample in some(WebDatasetLoader(labelled, target_transform=target, buffer_size=7, block_size=3)):
         assert sample["label"] == 10 * (sample["metadata"]["i"] % 5) and sample["label"].dtype == np.int64
 
 
 def test_a_label_may_stand_in_the_metadata_only(labelled: Path) -> None:
     options: dict[str, Any] = {"modalities": ["name"], "target_transform": TIMES_10}
-    for batch in make(labelled, **options):
+    for batch in some(make(labelled, **options)):
         assert batch["label"].tolist() == [10 * (about["i"] % 3) for about in batch["metadata"]]
-    for sample in WebDatasetLoader(labelled, **options):
+    for sample in some(WebDatasetLoader(labelled, **options)):
         assert sample["label"] == 10 * (sample["metadata"]["i"] % 3)
 
 
@@ -301,7 +302,7 @@ def test_labels_of_other_kinds(tmp_path: Path) -> None:
     with WebDatasetWriter(tmp_path / "vector") as writer:
         for i in range(6):
             writer.write_sample({"label": np.array([i, i + 1])})
-    for batch in make(tmp_path / "vector", shuffle=False, target_transform=lambda label: int(label.sum())):
+    for batch in some(make(tmp_path / "vector", shuffle=False, target_transform=lambda label: int(label.sum()))):
         assert batch["label"].tolist() == [2 * int(key[-9:]) + 1 for key in batch["__key__"]]
 
 
@@ -309,7 +310,7 @@ def test_batches_see_mapped_labels(labelled: Path) -> None:
     def doubled(batch: dict[str, Any]) -> dict[str, Any]:
         return {**batch, "label": batch["label"] * 2}
 
-    for batch in make(labelled, target_transform=TIMES_10, batch_transform=doubled):
+    for batch in some(make(labelled, target_transform=TIMES_10, batch_transform=doubled)):
         assert batch["label"].tolist() == [20 * (about["i"] % 5) for about in batch["metadata"]]
 
 

@@ -18,6 +18,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import webdataset as wds
+from counting import some
 from hypothesis import HealthCheck, given, settings
 from loading import flip, ranks, resumed, steps
 
@@ -122,11 +123,11 @@ def rows(batches: Any) -> list[Row]:
     return found
 
 
-@pytest.mark.parametrize("group", WANTED)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "group"),  # some samples of the vertebrates have no name in the field
+    [(kind, group) for kind in KINDS for group in WANTED if (kind, group) != ("field", "vertebrates")],
+)
 def test_a_group_is_what_belongs_to_it(labelled: Callable[[str], Path], kind: str, group: str) -> None:
-    if kind == "field" and group == "vertebrates":
-        return  # some of its samples have no name
     directory, groups = labelled(kind), BY_NAME if kind == "text" else GROUPS
     loader = make(directory, group=group, groups=groups, shuffle=False)
     assert rows(loader) == [*wanted(group).values()] and len(loader) == -(-len(wanted(group)) // 4)
@@ -471,7 +472,7 @@ def test_nothing_is_copied_and_only_the_shards_needed_are_there(original: Path) 
     assert [path.name for path in sorted(made.glob("*.tar"))] == [
         f"shard_{i:06d}.tar" for i in range(first // 10, last // 10 + 1)
     ]
-    for path in made.glob("*.tar"):
+    for path in some(made.glob("*.tar")):
         assert path.samefile(original / path.name)
     assert rows(plainly(made)) == [*wanted("one").values()]
     shutil.rmtree(original)

@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 import pynwb
 import pytest
+from counting import some
 from hdmf.common import DynamicTable, VectorData
 from pynwb import behavior as nwb_behavior
 from recordings import make_recording, read_all
@@ -90,7 +91,7 @@ def test_observation_intervals_that_differ_by_unit_become_a_mask(tmp_path: Path)
     make_recording(tmp_path / "a.nwb", n_units=3, obs_intervals=observed)
     description, samples = read_all(tmp_path / "a.nwb", overlap=0.3)
     assert description.fields["spikes_mask"]["shape"] == [50, 3] and description.report["segments"] == [[0, 10**10]]
-    for fields, metadata in samples:
+    for fields, metadata in some(samples):
         starts = metadata["t_start_ns"] + np.arange(50) * 10**7
         expected = np.zeros((50, 3), dtype=bool)
         for unit, intervals in enumerate(observed):
@@ -151,7 +152,7 @@ def test_timestamps_in_float32_are_read_and_their_coarseness_is_told(tmp_path: P
     with h5py.File(path) as file:
         bins = np.rint(file[XY]["timestamps"][:].astype(float) * 1e9).astype(np.int64) // 10**8
         data = file[XY]["data"][:, 0]
-    for fields, metadata in samples:
+    for fields, metadata in some(samples):
         first = metadata["t_start_ns"] // 10**8
         expected = [data[bins == first + k].mean() if (bins == first + k).any() else np.nan for k in range(10)]
         np.testing.assert_allclose(fields["behavior"][:, 0], expected, rtol=1e-5)
@@ -196,7 +197,7 @@ def test_useless_series_are_left_out_by_name_and_the_others_are_read(tmp_path: P
     assert description.fields["behavior"]["columns"] == ["BehavioralTimeSeries/flag", "BehavioralTimeSeries/holes"]
     text = " ".join(description.report["warnings"])
     assert all(f"/{name} left out" in text for name in ("none", "cube", "words"))
-    for fields, _ in samples:
+    for fields, _ in some(samples):
         assert fields["behavior_mask"].all(axis=0).tolist() == [True, False] and not fields["behavior_mask"][:, 1].any()
 
 
@@ -250,7 +251,7 @@ def test_series_that_share_data_and_timestamps_are_both_read(tmp_path: Path) -> 
     make_recording(tmp_path / "a.nwb", extra=add)
     _, samples = read_all(tmp_path / "a.nwb")
     assert samples
-    for fields, _ in samples:
+    for fields, _ in some(samples):
         np.testing.assert_array_equal(fields["behavior"][:, 0], fields["behavior"][:, 1])
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pynwb
 import pytest
 from conversions import RECORDINGS
+from counting import some
 from hdmf.utils import get_docval
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -51,7 +52,7 @@ def test_binning_the_ragged_spikes_gives_back_the_dense(recorded: Path, ms: Any,
     )
     assert description.fields["spike_times"]["shape"] == [None] and len(samples) > 2
     width = ms * MS
-    for fields, metadata in samples:
+    for fields, metadata in some(samples):
         times, units = fields["spike_times"], fields["spike_units"]
         assert times.dtype == np.int64 and units.dtype == np.int32 and (np.diff(times) >= 0).all()
         first = metadata["t_start_ns"] // width
@@ -85,7 +86,7 @@ def test_windows_around_the_real_trials_hold_pynapples_counts(event: str) -> Non
     assert [metadata["trial"] for _, metadata in samples] == inside.tolist() and 100 < len(inside) < len(events)
     dropped = description.report["windows"]["dropped"]
     assert dropped == {"outside the support of spikes": len(events) - len(inside)}
-    for fields, metadata in samples:
+    for fields, metadata in some(samples):
         event_s = events[metadata["trial"]]
         assert metadata["event_ns"] == round(event_s * 1e9) == metadata["t_start_ns"] + 500 * MS
         for unit, times in enumerate(spikes):
@@ -112,7 +113,7 @@ def test_all_modalities_are_aligned_to_the_event(tmp_path: Path) -> None:
     assert {name: f["shape"] for name, f in description.fields.items()} == {
         name: list(values.shape) for name, values in samples[0][0].items()
     }
-    for fields, metadata in samples:
+    for fields, metadata in some(samples):
         start = round(cues[metadata["trial"]] * 1e9) - 100 * MS
         assert metadata["t_start_ns"] == start and metadata["t_stop_ns"] == start + 500 * MS
         edges = start + np.arange(51) * 10 * MS
@@ -231,7 +232,7 @@ def test_trials_epochs_and_other_intervals_are_metadata_of_the_windows_that_star
     description, samples = read_all(tmp_path / "a.nwb")
     assert "1 trials have no usable start and stop" in description.report["warnings"]
     assert description.report["intervals"] == {"trials": 3, "epochs": 2, "sleep": 1}
-    for _, metadata in samples:
+    for _, metadata in some(samples):
         t = metadata["t_start_ns"] / 1e9
         trial = 1 if 1 <= t < 4 else 0 if t < 2 else 3 if 6 <= t < 6.5 else None  # overlapping: the last to start
         assert metadata["trial"] == trial
@@ -405,7 +406,7 @@ def test_series_are_chosen_by_path_and_several_have_names_of_their_own(tmp_path:
     description, samples = read_all(tmp_path / "a.nwb", overlap=0.0)
     assert list(description.fields) == ["spikes", "behavior", "behavior_mask", "lfp_sweep_0", "lfp_sweep_1"]
     assert description.fields["behavior"]["columns"] == ["behavior/speed"]
-    for fields, metadata in samples:
+    for fields, metadata in some(samples):
         i0 = metadata["t_start_ns"] // MS
         for i in range(2):
             np.testing.assert_array_equal(fields[f"lfp_sweep_{i}"][:, 0], np.arange(i0, i0 + 500) + i)
@@ -514,7 +515,7 @@ def test_frames_are_those_shown_and_files_are_never_opened(tmp_path: Path, count
     text = " ".join(description.report["warnings"])
     assert ("acquisition/face: the file does not say how many" in text) == (not counted)
     seen = set()
-    for fields, metadata in samples:
+    for fields, metadata in some(samples):
         for k in range(50):
             centre = metadata["t_start_ns"] / 1e9 + (k + 0.5) * 0.01
             before = np.flatnonzero(times <= centre)

@@ -18,6 +18,7 @@ import numpy as np
 import pynwb
 import pytest
 from conversions import RECORDINGS
+from counting import some
 from hdmf.backends.hdf5 import H5DataIO
 from hypothesis import given
 from hypothesis import strategies as st
@@ -81,7 +82,7 @@ def test_every_window_of_the_real_recordings_equals_pynapples(name: str, ms: int
     a, b = low // (ms * 10**6), high // (ms * 10**6)
     reference = group.count(width, ep=nap.IntervalSet(round(a * width, 9), round(b * width, 9))).values[: b - a]
     assert description.n_samples == (b - a - 100) // 50 + 1 > 1000
-    for w, (fields, metadata) in enumerate(source.read(0, description.n_samples)):
+    for w, (fields, metadata) in some(enumerate(source.read(0, description.n_samples))):
         assert metadata["window_index"] == w and metadata["t_start_ns"] == (a + 50 * w) * ms * 10**6
         np.testing.assert_array_equal(fields["spikes"], reference[50 * w : 50 * w + 100])
     assert w == description.n_samples - 1
@@ -120,7 +121,7 @@ def test_the_real_trials_are_those_that_hold_the_window_starts(opened: Any) -> N
     source = opened(real(TRIALS), bin_size_ms=100)
     with h5py.File(real(TRIALS)) as file:
         starts, stops = (file[f"intervals/trials/{name}"][:] for name in ("start_time", "stop_time"))
-    for _, metadata in source.read(0, 300):
+    for _, metadata in some(source.read(0, 300)):
         moment = metadata["t_start_ns"] / 1e9
         holding = np.flatnonzero((starts <= moment) & (moment < stops))
         assert metadata["trial"] == (holding[-1] if len(holding) else None)
@@ -141,7 +142,7 @@ def test_all_modalities_of_a_window_are_of_the_same_time(tmp_path: Path, opened:
     assert list(samples[0][0]) == list(fields) == ["spikes", "behavior", "behavior_mask", "lfp"]
     assert description.report["segments"] == [[0, 3_000_000_000], [3_340_000_000, 10_000_000_000]]
     assert len(samples) == description.n_samples == (150 - 50) // 15 + 1 + (333 - 50) // 15 + 1
-    for values, metadata in samples:
+    for values, metadata in some(samples):
         assert {name: [str(v.dtype), list(v.shape)] for name, v in values.items()} == {
             name: [f["dtype"], f["shape"]] for name, f in fields.items()
         }
@@ -195,7 +196,7 @@ def test_lfp_that_misses_windows_has_a_mask_in_every_one(tmp_path: Path, opened:
     truth = make_recording(path, lfp_channels=2, lfp_start=2.0, obs_intervals=[[[0, 10]]] * 4)
     source = opened(path)
     assert list(source.describe().fields) == ["spikes", "lfp", "lfp_mask"]
-    for values, metadata in everything(source):
+    for values, metadata in some(everything(source)):
         expected = np.full((500, 2), np.nan, dtype=np.float32)
         i0 = metadata["t_start_ns"] // MS - 2000
         rows = np.arange(i0, i0 + 500)

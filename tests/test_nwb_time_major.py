@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from counting import some
 from recordings import read_all
 
 from neurofmx_wds.cli.main import main
@@ -25,7 +26,7 @@ def test_arrays_at_a_rate_keep_their_rate_and_their_dimensions(tmp_path: Path, s
     description, samples = read_all(tmp_path / "a.npz", rate=500.0, overlap=0.5)
     assert {name: f["shape"] for name, f in description.fields.items()} == {"eeg": [250, 8], "spikes": [250, 2, 3, 2]}
     assert len(samples) == description.n_samples == (1000 - 50) // 25 + 1
-    for w, (fields, metadata) in enumerate(samples):
+    for w, (fields, metadata) in some(enumerate(samples)):
         i0 = 125 * w
         assert metadata["t_start_ns"] == i0 * 2_000_000 and metadata["session_id"] == "a"
         np.testing.assert_array_equal(fields["eeg"], eeg[i0 : i0 + 250].astype(np.float32))
@@ -63,7 +64,7 @@ def test_timestamps_in_the_file_place_the_rows_and_gaps_cut_windows(tmp_path: Pa
     assert list(description.fields) == ["x", "x_mask"] and len(description.report["segments"]) == 2
     assert "when:" in description.report["warnings"][0] and "out of order" in description.report["warnings"][0]
     bins = np.rint(times * 1e9).astype(np.int64) // 10**7
-    for fields, metadata in samples:
+    for fields, metadata in some(samples):
         first = metadata["t_start_ns"] // 10**7
         expected = np.array([values[bins == first + k].mean(axis=0) for k in range(50)])
         np.testing.assert_allclose(fields["x"], expected, rtol=1e-5, atol=1e-6)

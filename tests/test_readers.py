@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import webdataset as wds
+from counting import some
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
@@ -261,7 +262,7 @@ def test_a_field_that_a_whole_batch_lacks_is_there(
 ) -> None:
     options: dict[str, Any] = {"batch_size": 2, "num_workers": num_workers, "modalities": modalities, **pad}
     for shuffle in (False, True):
-        for batch in create_webdataset_dataloader(mixed, shuffle=shuffle, **options):
+        for batch in some(create_webdataset_dataloader(mixed, shuffle=shuffle, **options)):
             numbers = [about["i"] for about in batch["metadata"]]
             assert {name for name in batch if not name.endswith("_lengths")} == {*names, "metadata", "__key__"}
             values = [None if i // 4 != 1 and i != 13 else [i, i] for i in numbers]
@@ -519,7 +520,7 @@ def test_byte_orders_of_shards_do_not_tell_batches_apart(tmp_path: Path) -> None
                 tar.write({"__key__": f"{shard}{i}", "x.npy": np.asfortranarray(np.full((3, 2), 3 * shard + i, dtype))})
     for num_workers in (0, 1):
         loader = create_webdataset_dataloader(tmp_path, batch_size=2, num_workers=num_workers, shuffle=False)
-        for n, batch in enumerate(loader):
+        for n, batch in some(enumerate(loader)):
             assert batch["x"].is_contiguous() and batch["x"][:, 0, 0].tolist() == [2 * n, 2 * n + 1]
 
 
