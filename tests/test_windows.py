@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from recordings import make_recording
 
-from neurofmx_wds import Windows, create_webdataset_dataloader
+from neurofmx_wds import ShardedDatasetInfo, Windows, create_webdataset_dataloader
 from neurofmx_wds.convert.config import Output
 from neurofmx_wds.convert.run import convert
 from neurofmx_wds.convert.sources import SourceConfig
@@ -305,6 +305,14 @@ def test_gaps_shorter_than_those_that_were_noted_are_refused(tmp_path: Path) -> 
     load(tmp_path / "out", windows=Windows(length_s=1, max_gap_s=0.2))
     with pytest.raises(ValueError, match="max_gap_s=0.1"):
         load(tmp_path / "out", windows=Windows(length_s=1, max_gap_s=0.1))
+
+
+def test_the_report_counts_segments_and_all_spikes(segments: Path) -> None:
+    info = ShardedDatasetInfo(segments).get_summary()
+    assert [source["windows"] for source in info["sources"]] == [{"emitted": n, "dropped": {}} for n in (3, 4, 5)]
+    stored = sum(len(values) for batch in load(segments) for values in batch["spike_times"])
+    assert sum(source["spikes"]["binned"] for source in info["sources"]) == stored
+    assert all(source["spikes"]["outside"] == 0 for source in info["sources"])
 
 
 def test_plain_webdataset_reads_segments(segments: Path) -> None:

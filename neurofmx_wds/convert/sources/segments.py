@@ -96,9 +96,19 @@ class SegmentSource(RecordingSource):
         n = len(self._places)
         stored = describe(self.recording, self.modalities, self._held, self.max_gap)
         stored |= {"segment_ns": self._segment_ns, "segments": self._segment_runs}
-        report = self.report_on("" if n else "nothing was recorded")
-        report = {**report, "stored": stored, "segments_emitted": n}
+        report = self._stored_report(n) | {"stored": stored}
         return SourceDescription(n, self._described_fields(), report, "" if n else "nothing was recorded")
+
+    def _stored_report(self, n: int) -> dict[str, Any]:
+        """Return the report of a conversion, of which nothing is about windows: none are cut yet."""
+        report = self.report_on("" if n else "nothing was recorded")
+        about_windows = ("support_rule", "segments", "bins_in_tails")
+        report = {name: value for name, value in report.items() if name not in about_windows}
+        report["windows"] = {"emitted": n, "dropped": {}}
+        if "spikes" in report:
+            spikes = report["spikes"]
+            report["spikes"] = {**spikes, "binned": spikes["total"] - spikes["invalid"], "outside": 0}
+        return report
 
     def _described_fields(self) -> dict[str, dict[str, Any]]:
         fields: dict[str, dict[str, Any]] = {}
