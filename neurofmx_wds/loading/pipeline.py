@@ -15,6 +15,7 @@ import webdataset as wds
 
 from ..order import cursor as cursors
 from ..order.cursor import BatchPlan, Cursor
+from .accelerate_shards import dealing_wrapper
 from .dataset import OpenDataset
 from .fetcher import Fetcher
 from .lengths import Batched, length_after
@@ -59,12 +60,18 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
     @property
     def rank(self) -> int:
         """This process's rank: as given, or as :func:`~neurofmx_wds.loading.ranks.find_rank` finds it now."""
-        return find_rank()[0] if self._rank is None else self._rank
+        return self._share()[0]
 
     @property
     def world_size(self) -> int:
         """Number of ranks: as given, or as :func:`~neurofmx_wds.loading.ranks.find_rank` finds it now."""
-        return find_rank()[1] if self._world_size is None else self._world_size
+        return self._share()[1]
+
+    def _share(self) -> tuple[int, int]:
+        """Return rank and number of ranks; (0, 1) while a wrapper asks that deals the samples among ranks itself."""
+        if dealing_wrapper() is not None:
+            return 0, 1
+        return find_rank() if self._rank is None or self._world_size is None else (self._rank, self._world_size)
 
     @property
     def epoch(self) -> int:
