@@ -169,27 +169,34 @@ class ShardIndex:
         if places is None:
             return None
         members, samples = places
-        suffix_id = np.full(self.n_samples, -1, np.int32)
-        offset = np.full(self.n_samples, -1, np.int64)
-        size = np.zeros(self.n_samples, np.int64)
-        suffix_id[samples] = self.member_suffix[members]
-        offset[samples] = self.member_offset[members]
-        size[samples] = self.member_size[members]
-        crc32 = None
-        if self.has_checksums:
-            crc32 = np.zeros(self.n_samples, np.uint32)
-            crc32[samples] = self.member_crc32[members]
+
+        def spread(values: np.ndarray, absent: int) -> np.ndarray:
+            if samples is None:
+                return values[members]
+            column = np.full(self.n_samples, absent, values.dtype)
+            column[samples] = values[members]
+            return column
+
         layouts = self.member_layout[members]
         layout = None
         if len(layouts) == self.n_samples > 0 and layouts[0] >= 0 and (layouts == layouts[0]).all():
             layout = self.layouts[layouts[0]]
-        return Column(suffix_id, offset, size, crc32, layout)
+        return Column(
+            spread(self.member_suffix, -1),
+            spread(self.member_offset, -1),
+            spread(self.member_size, 0),
+            spread(self.member_crc32, 0) if self.has_checksums else None,
+            layout,
+        )
 
     def _places(self, suffix_ids: list[int]) -> tuple[Any, Any] | None:
-        """Which members have these suffixes, and of which samples they are; None where a sample has several."""
+        """Which members have these suffixes, and of which samples they are (None: one of each, in order).
+
+        None where a sample has several.
+        """
         of_each = [i for i, suffix in enumerate(self.member_suffix[: self._width].tolist()) if suffix in suffix_ids]
         if len(of_each) == 1:
-            return slice(of_each[0], None, self._width), slice(None)
+            return slice(of_each[0], None, self._width), None
         members = np.flatnonzero(np.isin(self.member_suffix, suffix_ids))
         samples = np.searchsorted(self.sample_start, members, side="right") - 1
         return None if (np.diff(samples) == 0).any() else (members, samples)
@@ -306,14 +313,15 @@ class ShardIndex:
             "sample_start is not increasing from 0 to the number of members": n_samples >= 0
             and self.sample_start[0] == 0
             and self.sample_start[-1] == n_members
-            and bool((np.diff(self.sample_start) > 0).all()),
+            and bool((self.sample_start[1:] > self.sample_start[:-1]).all()),
             "the member arrays differ in length": all(
                 len(getattr(self, name)) == n_members for name in ("member_layout", "member_offset", "member_size")
             )
             and len(self.member_crc32) in (0, n_members),
             "keys or metadata do not match the samples": all(
                 len(end) == n_samples
-                and bool((np.diff(end, prepend=0) >= 0).all())
+                and bool((end[1:] >= end[:-1]).all())
+                and (not n_samples or end[0] >= 0)
                 and (end[-1] if n_samples else 0) == len(text)
                 for end, text in ((self.key_end, self.keys), (self.metadata_end, self.metadata))
             ),
