@@ -72,6 +72,7 @@ class WebDatasetDataLoader(ResumablePipeline):
 
     def _items(self, epoch: int, first: int, rank: int, world_size: int) -> Iterator[Any]:
         start = Start(epoch, first, rank, world_size)
+        self.opened.reader.expect_share(0 if self.num_workers else 1 / world_size)
         if self.num_workers == 0:
             fetcher = self._fetcher(start, self._memory)
             return prefetched(self._stages(start, fetcher.batches).iterator1(), self.prefetch_factor or 0)

@@ -62,6 +62,9 @@ class Reader(Protocol):
     def open_bytes(self) -> int:
         """Bytes of memory that everything kept open for reading takes, roughly."""
 
+    def expect_share(self, share: float) -> None:
+        """Prepare for reading this share of the samples, 0 to 1, in this process; 0: others read."""
+
     def read_batch(self, ids: np.ndarray, memory: Memory | None = None) -> dict[str, Any]:
         """Return the samples with these ids as one batch.
 

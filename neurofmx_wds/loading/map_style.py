@@ -66,6 +66,9 @@ class MapStyleReader:
         """The samples with these ids, each a dict of its values, ``metadata`` and ``__key__``."""
         return [self._sample(i) for i in ids.tolist()]
 
+    def expect_share(self, share: float) -> None:
+        """Do nothing: a dataset's items may be any work."""
+
     def read_batch(self, ids: np.ndarray, memory: Memory | None = None) -> dict[str, Any]:
         """The same as a batch."""
         return collate_webdataset(self.read_samples(ids)) if len(ids) else {}

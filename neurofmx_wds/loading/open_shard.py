@@ -28,6 +28,7 @@ from ..storage.cache import is_compressed
 from ..storage.checksums import crc32_of
 from .copying import MAPPED, PREAD
 from .memory import Rows
+from .page_in import is_cached
 
 _MAPPING: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}  # keep no file handle of its own
 _RESTORE = f"{RESTORE}, or skip the sample with handler="
@@ -74,6 +75,7 @@ class OpenShard:
         signature: what its fields are. Shards that are alike have the very same object.
         records: for each sample where the data of its first field begin and the field's checksum (-1: none to compare),
             likewise for the other fields, then its key and its metadata: one look-up returns all.
+        is_cached: whether the system seems to have all of a mapped tar in memory already.
         to_check: whether there may be samples whose copied fields have not been compared with their checksums yet.
     """
 
@@ -83,11 +85,13 @@ class OpenShard:
         stream = shards.open(i)
         self.source: Any = stream
         self.access = MAPPED if mapped else PREAD
+        self.is_cached = False
         self._remedy = _RESTORE
         if is_compressed(self.path):  # whose own checksum was compared when it was unpacked
             self._remedy = f"remove its unpacked copy, {shards.cache.copy_of(self.path)}; else {_RESTORE}"
         if mapped:
             with stream:
+                self.is_cached = is_cached(stream.fileno(), self.index.tar_size)
                 mapped_file = mmap.mmap(stream.fileno(), self.index.tar_size, access=mmap.ACCESS_READ, **_MAPPING)
                 self.source = memoryview(mapped_file)
         else:
@@ -109,6 +113,11 @@ class OpenShard:
     def n_bytes(self) -> int:
         """Memory that it takes, roughly, in bytes."""
         return len(self.records) * (250 + 80 * len(self.signature)) + self.index.n_bytes
+
+    @property
+    def n_read_bytes(self) -> int:
+        """About how many bytes of its tar are read, of all samples."""
+        return sum(int(column.size[:1].sum()) for column in self._columns if column) * len(self.records)
 
     def decode(self, name: str, row: int) -> Any:
         """Return the value of one field of one sample; None where the sample lacks it.

@@ -134,6 +134,10 @@ class ShardReader:
         i = int(np.flatnonzero(self.counts)[0])  # the first may be one that cannot be read
         return self._pool.max_bytes(i, self.shards.n_samples / max(1, self.shards.counts[i]))
 
+    def expect_share(self, share: float) -> None:
+        """Prepare for reading this share of the samples (0 … 1) in this process."""
+        self._pool.share = share * int(self.counts.sum()) / max(1, self.shards.n_samples)
+
     def locate(self, ids: np.ndarray) -> tuple[list[int], list[int]]:
         """Return the shard of each sample id, and the sample's place in that shard."""
         if self.selected is not None:

@@ -14,6 +14,7 @@ from collections import OrderedDict
 
 from ..storage.regular import is_out_of_files
 from .open_shard import OpenShard, ShardOpener
+from .page_in import page_in
 
 _MAX_BYTES = 512 << 20  # of what one reader's open shards take beside their mapped files
 _MAX_OPEN = 1 << 14  # of all readers: the system lets a process map some 65,000 files
@@ -38,6 +39,7 @@ class ShardPool:
 
     Attributes:
         held: the shards that are open now; looking there first saves a call.
+        share: the share of a shard's samples that this process is about to read.
     """
 
     def __init__(self, opener: ShardOpener, max_open: int | None = None) -> None:
@@ -45,6 +47,7 @@ class ShardPool:
         self.max_open = max_open or _MAX_OPEN
         self.n_at_once = min(self.max_open, max_open_shards() // 2)  # others may be reading too
         self.held: OrderedDict[int, OpenShard] = OrderedDict()
+        self.share = 0.0
         self._bytes = 0
         self._opening = threading.Lock()
         with _bookkeeping:
@@ -80,6 +83,8 @@ class ShardPool:
                 while len(self) > self.max_open or (self._bytes > _MAX_BYTES and len(self) > 1):
                     self._close_first()
                 _close_down_to(max_open_shards())
+            if shard.is_cached and self.share * shard.n_read_bytes > shard.index.tar_size / 2:
+                page_in(shard)
             return shard
 
     def _opened(self, i: int) -> OpenShard:

@@ -123,6 +123,10 @@ class WindowReader:
         twin.__dict__.update(self.__dict__, _jitter=(seed, epoch))
         return twin
 
+    def expect_share(self, share: float) -> None:
+        """Prepare for reading this share of the windows in this process: of the same share of the segments."""
+        self._reader.expect_share(share)
+
     @property
     def where(self) -> str:
         """The directory of the shards."""

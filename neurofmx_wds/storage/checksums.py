@@ -1,4 +1,4 @@
-"""CRC-32, the checksum of every payload: zlib's, ten times as fast where the optional package isal is installed.
+"""CRC-32, the checksum of every payload: that of isal, ten times as fast as zlib; zlib's where isal is missing.
 
 Knows nothing of the rest of the package.
 """
@@ -17,6 +17,7 @@ except ImportError:
 
 _SHORT = 5 << 10  # bytes: for more, both give up the interpreter
 LET_OTHERS_RUN = 256 << 10  # bytes: work on so many is long enough to be worth giving up the interpreter for
+QUIET_THREADS: list[threading.Thread] = []  # those that run now but hardly need the interpreter
 
 
 def crc32_function(size: int) -> Callable[[Any, int], int]:
@@ -25,8 +26,9 @@ def crc32_function(size: int) -> Callable[[Any, int], int]:
     Both libraries let other threads run meanwhile, which may take the interpreter for far longer than a checksum
     takes: in their presence buffers of a middling size are cut into pieces too short for that.
     """
-    whole = size <= _SHORT or size >= LET_OTHERS_RUN or threading.active_count() == 1
-    return crc32 if whole else _crc32_in_pieces
+    if _SHORT < size < LET_OTHERS_RUN and threading.active_count() > 1 + len(QUIET_THREADS):
+        return _crc32_in_pieces
+    return crc32
 
 
 def _crc32_in_pieces(buffer: Any, crc: int) -> int:
