@@ -61,6 +61,12 @@ def found(batches: Any) -> list[float]:
 WHOLE = [2.0 * i for i in range(N)]
 
 
+def test_half_of_the_files_are_left_to_others(directory: Path) -> None:
+    assert shard_pool.max_open_shards() == LIMIT // 2
+    assert ShardReader(open_shards(directory))._pool.n_at_once == LIMIT // 4
+    assert ShardReader(open_shards(directory), max_open=3)._pool.n_at_once == 3
+
+
 @BOTH
 def test_loaders_of_one_process_share_its_files(singles: Path, io: str) -> None:
     before = n_files()

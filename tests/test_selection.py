@@ -58,3 +58,16 @@ def test_a_selection_that_fails_is_named(described: Path) -> None:
     with pytest.raises(NeurofmxError, match=wanted) as caught:
         WebDatasetLoader(described, select=lambda about: about["number"] < 10 or about["subject"] == 1)
     assert isinstance(caught.value.__cause__, KeyError)
+
+
+@pytest.mark.parametrize("label", ["cat", "dog"])
+def test_a_name_of_two_classes_stands_for_neither_number(tmp_path: Path, label: str) -> None:
+    names = {"label": {"names": ["cat", "dog", "cat"]}}
+    with WebDatasetWriter(tmp_path / "d", modalities=names) as writer:
+        for i in range(6):
+            writer.write_sample({"label": i % 3})
+    if label == "dog":
+        assert len(list(WebDatasetLoader(tmp_path / "d", group="g", groups={"g": [label]}))) == 2
+    else:
+        with pytest.raises(NeurofmxError, match="no sample has the label cat of the group 'g'"):
+            WebDatasetLoader(tmp_path / "d", group="g", groups={"g": [label]})
