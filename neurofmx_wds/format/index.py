@@ -25,7 +25,9 @@ import numpy as np
 
 from ..errors import CONVERT_FIRST, REBUILD_INDEX, RESTORE, ShardError, ShardIndexError
 from ..storage.atomic import write_atomic
+from ..storage.cache import is_compressed
 from ..storage.checksums import crc32_of
+from ..storage.regular import open_regular, read_regular
 from .decoding import decode_json
 from .names import field_of
 from .npy import ArrayLayout, layout_of
@@ -35,6 +37,7 @@ INDEX_VERSION = 2
 _READABLE_VERSIONS = (1, 2)  # 1 has no checksums of members
 METADATA_SUFFIX = "metadata.json"
 SOURCE_SUFFIXES = (".nwb", ".npz", ".npy")  # of files that people take for shards
+_MAX_BYTES = 1 << 32  # of an index that is read
 _MAGIC = b"NFMXIDX\n"
 _META_NAME = re.compile(r"__[^/]*__($|/)")  # webdataset skips these members
 _SECTIONS = {  # name → dtype, in the order in which they are stored
@@ -257,7 +260,20 @@ class ShardIndex:
             OSError: it cannot be read.
             ShardIndexError: as :meth:`from_bytes`.
         """
-        return cls.from_bytes(Path(path).read_bytes(), path)
+        return cls.from_bytes(read_regular(path, _MAX_BYTES, ShardIndexError), path)
+
+    @classmethod
+    def beside(cls, shard: str | Path) -> ShardIndex:
+        """Read the sidecar file of a shard.
+
+        Raises:
+            FileNotFoundError: it has none.
+            OSError: it cannot be read.
+            ShardIndexError: as :meth:`from_bytes`; or it is far larger than an index of that shard can be.
+        """
+        size = os.path.getsize(shard) if os.path.exists(shard) and not is_compressed(shard) else _MAX_BYTES
+        sidecar = index_path(shard)
+        return cls.from_bytes(read_regular(sidecar, min(8 * size + (1 << 16), _MAX_BYTES), ShardIndexError), sidecar)
 
     @classmethod
     def _parse(cls, data: bytes) -> ShardIndex:
@@ -397,7 +413,7 @@ class IndexBuilder:
 
 def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
-    with open(path, "rb") as stream:
+    with open_regular(path) as stream:
         digest = hashlib.sha256()
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
@@ -418,7 +434,7 @@ def index_tar(path: str | Path, checksum: bool = False, unpacked: IO[bytes] | No
     path = Path(path)
     builder = IndexBuilder()
     with contextlib.ExitStack() as stack:
-        stream = unpacked or stack.enter_context(open(path, "rb"))
+        stream = unpacked or stack.enter_context(open_regular(path))
         size = os.fstat(stream.fileno()).st_size
         if size == 0:
             raise ShardError("the file is empty", file=path, remedy=RESTORE)
@@ -445,7 +461,7 @@ def read_members(path: Path) -> Iterator[tarfile.TarInfo]:
     Raises:
         ShardError: not a tar, or cut short.
     """
-    with open(path, "rb") as stream, _readable(path):
+    with open_regular(path) as stream, _readable(path):
         with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as view:
             with tarfile.open(fileobj=stream, mode="r:") as tar:
                 yield from _regular_members(tar, view, path)

@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .finding import DEFAULT_SHARD_PATTERN
 from .groups import linked_group
 from .index import modalities_of
 from .manifest import Manifest
-from .shards import DEFAULT_SHARD_PATTERN, open_shards
+from .shards import open_shards
 
 _MOST_SOURCES = 20
 _GAP = "  "

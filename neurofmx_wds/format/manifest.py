@@ -28,14 +28,29 @@ def refuse_to_replace(directory: str | os.PathLike[str]) -> None:
     Raises:
         OutputError: naming a file that belongs to no dataset.
     """
+    found, inode = "", None
+    while inode != (inode := _inode_of(directory)):  # else it was replaced while it was listed
+        found = _foreign_file(directory)
+    if found:
+        problem = f"holds {found!r}, which is no part of a dataset: overwriting would delete it"
+        raise OutputError(problem, file=directory, remedy="move it away, or choose another directory")
+
+
+def _foreign_file(directory: str | os.PathLike[str]) -> str:
     top = _names_in(directory)
     for part in [directory] if MANIFEST_NAME in top else [os.path.join(directory, name) for name in top]:
         names = _names_in(part)
         others = [name for name in names if not _OWN.fullmatch(name)] if MANIFEST_NAME in names else names or [""]
         if others:
-            found = os.path.relpath(os.path.join(part, others[0]), directory)
-            problem = f"holds {found!r}, which is no part of a dataset: overwriting would delete it"
-            raise OutputError(problem, file=directory, remedy="move it away, or choose another directory")
+            return os.path.relpath(os.path.join(part, others[0]), directory)
+    return ""
+
+
+def _inode_of(directory: str | os.PathLike[str]) -> int:
+    try:
+        return os.stat(directory).st_ino
+    except (FileNotFoundError, NotADirectoryError):
+        return -1
 
 
 def _names_in(directory: str | os.PathLike[str]) -> list[str]:

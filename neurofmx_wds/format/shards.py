@@ -1,4 +1,4 @@
-"""Which shards make up a dataset, and each shard's index: from a directory, a pattern or a list of paths.
+"""A dataset's shards, open for reading: their order, each one's index and its bytes.
 
 Knows the format; knows nothing of order or batches.
 """
@@ -6,32 +6,26 @@ Knows the format; knows nothing of order or batches.
 from __future__ import annotations
 
 import contextlib
-import fnmatch
-import glob
 import hashlib
 import json
 import os
 import tarfile
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
-from urllib.parse import urlparse
 
 import numpy as np
 
-from ..errors import CONVERT_FIRST, MERGE_DATASETS, REBUILD_INDEX, ManifestError, ShardError, ShardIndexError, join_some
-from ..storage.atomic import ASIDE_SUFFIX
+from ..errors import REBUILD_INDEX, RESTORE, ShardError, ShardIndexError
 from ..storage.cache import DEFAULT_CACHE_SIZE, ShardCache, is_compressed
-from .index import SOURCE_SUFFIXES, ShardIndex, index_path, index_tar
-from .manifest import MANIFEST_NAME, Manifest, ShardRecord
+from ..storage.regular import open_regular
+from .finding import DEFAULT_SHARD_PATTERN, ShardDir, find_shards
+from .index import ShardIndex, index_path, index_tar
+from .manifest import Manifest, ShardRecord
 
-DEFAULT_SHARD_PATTERN = "shard_*.tar*"
 _INDEX_MEMORY = 256 << 20
 _REPLACED = f"it was cut or replaced: restore it, or {REBUILD_INDEX}"
-
-ShardDir = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 @dataclass
@@ -73,14 +67,20 @@ class ShardSet:
         """Whether any shard goes through the cache."""
         return any(is_compressed(path) for path in self.paths)
 
-    def fingerprint(self) -> str:
-        """32 hexadecimal digits that tell this dataset from another: shard names, counts, and checksums or sizes."""
-        known = self.manifest is not None  # a checksum that `index` adds later must not make another dataset of it
-        records = [[r.shard_name, r.n_samples, (known and r.sha256) or r.n_bytes] for r in self.records]
-        return hashlib.sha256(json.dumps(records).encode()).hexdigest()[:32]
+    def fingerprints(self) -> list[str]:
+        """Return what tells this dataset from others: 32 hexadecimal digits, or twice as many.
+
+        Returns:
+            A digest of the shards' names, sample counts and checksums, where all checksums are known; and one of their
+            names, sample counts and sizes, which is known even where manifest and indexes were lost.
+        """
+        by_size = [[record.shard_name, record.n_samples, record.n_bytes] for record in self.records]
+        by_content = [[record.shard_name, record.n_samples, record.sha256] for record in self.records]
+        known = [by_content] if all(record.sha256 for record in self.records) else []
+        return [hashlib.sha256(json.dumps(each).encode()).hexdigest()[:32] for each in (*known, by_size)]
 
     def index(self, i: int) -> ShardIndex:
-        """The index of shard i: read from its sidecar, or made from the tar where there is none.
+        """Return the index of shard i: read from its sidecar, or made from the tar if it has none.
 
         Raises:
             ShardIndexError: the sidecar is damaged or belongs to another shard.
@@ -96,7 +96,7 @@ class ShardSet:
         return index
 
     def open(self, i: int) -> IO[bytes]:
-        """Open the tar of shard i, unpacked; its size and its first and last member are what its index says.
+        """Open the tar of shard i, unpacked. Its size and its first and last member must be what its index says.
 
         Raises:
             ShardError: missing, of another size, or another shard.
@@ -121,20 +121,17 @@ class ShardSet:
             raise ShardError("the shard was replaced while it was in use", file=path, remedy="start again")
 
     def _open(self, path: Path, index: ShardIndex) -> IO[bytes]:
-        if is_compressed(path):
-            return self.cache.open(path, index.tar_size)
         try:
-            stream = open(path, "rb", buffering=0)
+            if is_compressed(path):
+                return self.cache.open(path, index.tar_size)
+            stream = open_regular(path)
         except FileNotFoundError as error:
-            raise ShardError("the shard is missing", file=path, remedy="restore it, or convert again") from error
+            raise ShardError("the shard is missing", file=path, remedy=RESTORE) from error
         size = os.fstat(stream.fileno()).st_size
         if size != index.tar_size:
             stream.close()
-            raise ShardError(
-                f"the shard has {size} bytes, its index says {index.tar_size}",
-                file=path,
-                remedy=_REPLACED,
-            )
+            problem = f"the shard has {size} bytes, its index says {index.tar_size}"
+            raise ShardError(problem, file=path, remedy=_REPLACED)
         return stream
 
     def __getstate__(self) -> dict[str, object]:
@@ -161,11 +158,11 @@ def open_shards(
     cache_dir: str | os.PathLike[str] | None = None,
     cache_size: int = DEFAULT_CACHE_SIZE,
 ) -> ShardSet:
-    """Find a dataset's shards. With a manifest no tar and no index is read.
+    """Open a dataset's shards. With a manifest no tar and no index is read.
 
     Args:
-        shard_dir: a directory, a shard, a pattern with braces or wildcards, or a list of shards.
-        shard_pattern: which files of a directory are shards; also narrows what its manifest lists.
+        shard_dir: a directory, a shard, a pattern with braces or wildcards, or a list of these.
+        shard_pattern: which files of a directory are shards. It also narrows what its manifest lists.
         cache_dir: where compressed shards are unpacked.
         cache_size: bytes that they may take there.
 
@@ -173,95 +170,22 @@ def open_shards(
         FileNotFoundError: there is no such directory or shard.
         ShardError: no shards, a directory in a list, or a remote address.
         ManifestError: the manifest is damaged, or names shards that are missing.
+
+    Example:
+        >>> import numpy as np, tempfile
+        >>> from neurofmx_wds import create_shards_from_arrays
+        >>> out = tempfile.mkdtemp()
+        >>> _ = create_shards_from_arrays(out, {"spikes": np.ones((5, 100, 96), "float32")}, shard_size=2)
+        >>> shards = open_shards(out)
+        >>> shards.counts, shards.index(0).sample_keys
+        (array([2, 2, 1]), ['sample_000000000', 'sample_000000001'])
     """
     cache = ShardCache(cache_dir, cache_size)
-    if isinstance(shard_dir, (str, os.PathLike)) and os.path.isdir(shard_dir):
-        directory = Path(shard_dir)
-        if (directory / MANIFEST_NAME).exists():
-            return _from_manifest(directory, shard_pattern, cache)
-        paths = sorted(path for path in directory.glob(shard_pattern) if _is_shard(path))
-        if not paths:
-            raise _no_shards(directory, shard_pattern)
-    else:
-        paths = _expand(shard_dir)
-    records = []
-    for path in paths:
-        index = read_index(path, cache)
-        records.append(ShardRecord(path.name, index.n_samples, index.file_size, index.sha256))
-    return ShardSet(paths, records, None, cache)
-
-
-def _is_shard(path: Path) -> bool:
-    return path.is_file() and not path.name.startswith(".") and not path.name.endswith((".index", ASIDE_SUFFIX))
-
-
-def _from_manifest(directory: Path, shard_pattern: str, cache: ShardCache) -> ShardSet:
-    inode = os.stat(directory).st_ino
-    manifest = Manifest.load(directory)
-    present = set(os.listdir(directory))
-    missing = [r.shard_name for r in manifest.shards if r.shard_name not in present]
-    if missing and os.stat(directory).st_ino != inode:  # replaced in this very moment: look at the new one
-        return _from_manifest(directory, shard_pattern, cache)
-    if missing:
-        names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        problem = f"shards that the manifest lists are missing: {names}"
-        raise ManifestError(problem, file=directory, remedy="restore them, or convert again")
-    records = [r for r in manifest.shards if fnmatch.fnmatch(r.shard_name, shard_pattern)]
-    if not records and manifest.shards and shard_pattern == DEFAULT_SHARD_PATTERN:
-        records = manifest.shards  # made with a shard_name_pattern of its own
-    if not records and manifest.shards:
-        raise _no_shards(directory, shard_pattern)
-    return ShardSet([directory / r.shard_name for r in records], records, manifest, cache)
-
-
-def _no_shards(directory: Path, shard_pattern: str) -> ShardError:
-    place = Path(os.path.abspath(directory))  # "." has no name
-    if (place.parent / f".{place.name}.partial").exists():
-        return ShardError("the dataset is not finished yet", file=directory, remedy="wait, or run the conversion again")
-    return ShardError(f"no shards match {shard_pattern!r}", file=directory, remedy=_perhaps_meant(directory))
-
-
-def _perhaps_meant(directory: Path) -> str:
-    """What helps where a directory has no shards, by what else it has."""
-    names = sorted(os.listdir(directory))
-    tars = [name for name in names if index_path(name).stem != name and _is_shard(directory / name)]
-    if tars:
-        pattern = "*" + tars[0].removeprefix(index_path(tars[0]).stem)
-        return f"{tars[0]} is there: give shard_pattern={pattern!r}, or as the directory '{directory / pattern}'"
-    datasets = [name for name in names if _has_shards(directory / name)]
-    if datasets:
-        return f"datasets lie below it: give one of {join_some(datasets)}, or {MERGE_DATASETS}"
-    source = next((name for name in names if name.endswith(SOURCE_SUFFIXES)), None)
-    return f"{source} is no shard: {CONVERT_FIRST}" if source else "check directory and shard_pattern"
-
-
-def _has_shards(directory: Path) -> bool:
-    return os.path.exists(directory / MANIFEST_NAME) or any(directory.glob(DEFAULT_SHARD_PATTERN))
-
-
-def _expand(spec: ShardDir) -> list[Path]:
-    """Paths from what webdataset takes: a brace pattern, a list; and wildcards."""
-    from webdataset.shardlists import expand_urls  # on use: it takes a second, and few need it
-
-    given: Iterable[str | os.PathLike[str]] = [spec] if isinstance(spec, (str, os.PathLike)) else spec
-    paths = []
-    for url in (url for item in given for url in expand_urls(os.fspath(item))):
-        parsed = urlparse(url)
-        if parsed.scheme == "file":
-            url = parsed.path
-        elif url.startswith("pipe:") or parsed.scheme:
-            raise ShardError("only local files can be read", file=url, remedy="copy the shards to a local directory")
-        found = sorted(glob.glob(url)) if glob.has_magic(url) else [url]
-        paths += [Path(name) for name in found if not name.endswith(".index")]
-    if not paths:
-        raise ShardError(f"no shards match {spec!r}", remedy="check the path")
-    for path in paths:
-        if path.is_dir():
-            remedy = f"give the directory alone, or {MERGE_DATASETS}"
-            raise ShardError("it is a directory, and a list or pattern is of shards", file=path, remedy=remedy)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: there is no such shard or directory")
-    return paths
+    paths, records, manifest = find_shards(shard_dir, shard_pattern)
+    if records is None:
+        indexes = (read_index(path, cache) for path in paths)
+        records = [ShardRecord(i.shard_name, i.n_samples, i.file_size, i.sha256) for i in indexes]
+    return ShardSet(paths, records, manifest, cache)
 
 
 def read_index(path: Path, cache: ShardCache, record: ShardRecord | None = None) -> ShardIndex:
@@ -281,7 +205,7 @@ def read_index(path: Path, cache: ShardCache, record: ShardRecord | None = None)
     """
     sidecar = index_path(path)
     try:
-        index = ShardIndex.load(sidecar)
+        index = ShardIndex.beside(path)
     except FileNotFoundError:
         index = build_index(path, cache, checksum=record is not None and record.sha256 is not None)
         with contextlib.suppress(OSError):

@@ -245,7 +245,7 @@ def _load_index(path: Path) -> tuple[ShardIndex | None, list[Problem]]:
     """A shard's sidecar, or what is wrong with it; neither where there is none."""
     sidecar = index_path(path)
     try:
-        return ShardIndex.load(sidecar), []
+        return ShardIndex.beside(path), []
     except FileNotFoundError:
         return None, []
     except (ShardError, OSError) as error:

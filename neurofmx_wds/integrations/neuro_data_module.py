@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import refuse_unknown
-from ..format.shards import ShardDir
+from ..format.finding import ShardDir
 from ..loading.batch_loader import WebDatasetDataLoader
 from ..loading.loaders import create_webdataset_dataloader
 from ..loading.options import Shuffle

@@ -30,7 +30,8 @@ class OpenDataset:
     Attributes:
         reader: reads its samples.
         order: of epoch 0.
-        fingerprint: 32 hexadecimal digits that tell this dataset and selection from others.
+        fingerprint: 32 hexadecimal digits that tell this dataset and selection from others, or 64, where the first 32
+            stand for the shards' checksums and the last 32 for their sizes.
         labels: the label of each sample, shape (n_samples,), int64, where the samples are those of a group; else None.
     """
 
@@ -58,12 +59,17 @@ def open_dataset(read: ReadOptions, order: OrderOptions) -> OpenDataset:
     shards = open_shards(read.shard_dir, read.shard_pattern, read.cache_dir, read.cache_size)
     selected, labels = choose_samples(shards, read.select, read.group, read.groups, read.checksums is not False)
     reader = ShardReader(shards, read.modalities, selected, read.io, checksums=read.checksums)
-    fingerprint = _digest(f"{ORDER_VERSION} {shards.fingerprint()}".encode())
+    fingerprint = "".join(_fingerprint(each, selected, labels) for each in shards.fingerprints())
+    block_size = _default_block_size(shards, order.buffer_size)
+    return OpenDataset(reader, order.order(reader.counts, block_size), fingerprint, labels)
+
+
+def _fingerprint(shards: str, selected: np.ndarray | None, labels: np.ndarray | None) -> str:
+    fingerprint = _digest(f"{ORDER_VERSION} {shards}".encode())
     for chosen in (selected, labels):
         if chosen is not None:
             fingerprint = _digest(fingerprint.encode() + chosen.tobytes())
-    block_size = _default_block_size(shards, order.buffer_size)
-    return OpenDataset(reader, order.order(reader.counts, block_size), fingerprint, labels)
+    return fingerprint
 
 
 def _open_windows(read: ReadOptions, order: OrderOptions, windows: Windows) -> OpenDataset:
@@ -74,7 +80,7 @@ def _open_windows(read: ReadOptions, order: OrderOptions, windows: Windows) -> O
     windows = replace(windows, modalities=modalities)
     reader = WindowReader(stored, windows)
     spec = json.dumps(windows.to_json(), sort_keys=True)
-    fingerprint = _digest(f"{ORDER_VERSION} {shards.fingerprint()} {spec}".encode())
+    fingerprint = "".join(_digest(f"{ORDER_VERSION} {each} {spec}".encode()) for each in shards.fingerprints())
     block_size = max(1, min(_BLOCK_BYTES // reader.sample_bytes, order.buffer_size // 32))
     return OpenDataset(reader, order.order(reader.counts, block_size), fingerprint)
 

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import webdataset as wds
 
 from ..errors import StateError, suggest_keywords
+from ..format.finding import DEFAULT_SHARD_PATTERN, ShardDir
 from ..format.groups import Groups
-from ..format.shards import DEFAULT_SHARD_PATTERN, ShardDir
 from ..storage.atomic import write_atomic
 from ..storage.cache import DEFAULT_CACHE_SIZE
+from ..storage.regular import read_regular
 from .batch_loader import WebDatasetDataLoader
 from .collate import collate_webdataset
 from .dataset import open_dataset
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 logger = logging.getLogger("neurofmx_wds")
+
+_MAX_CHECKPOINT_BYTES = 1 << 16
 
 
 class WebDatasetLoader(ResumablePipeline):
@@ -159,7 +162,7 @@ class ResumableWebDatasetLoader(WebDatasetLoader):
         **options: Unpack[SampleLoaderOptions],
     ) -> None:
         super().__init__(shard_dir, **options)
-        self.checkpoint_path = Path(checkpoint_path or ".loader_checkpoint.json")
+        self.checkpoint_path = Path(os.path.abspath(checkpoint_path or ".loader_checkpoint.json"))
         self.checkpoint_interval = count_of("checkpoint_interval", checkpoint_interval, least=1)
         if self.checkpoint_path.exists():
             self.load_checkpoint()
@@ -184,10 +187,9 @@ class ResumableWebDatasetLoader(WebDatasetLoader):
             StateError: it is damaged, or of another dataset, seed or shuffle.
         """
         remedy = "delete it to start afresh"
-        if self.checkpoint_path.stat().st_size > 1 << 16:
-            raise StateError("the checkpoint is far too large", file=self.checkpoint_path, remedy=remedy)
+        text = read_regular(self.checkpoint_path, _MAX_CHECKPOINT_BYTES, StateError)
         try:
-            state = json.loads(self.checkpoint_path.read_bytes())
+            state = json.loads(text)
             self.load_state_dict(state)
         except StateError as error:
             raise StateError(error.problem, file=self.checkpoint_path, remedy=error.remedy or remedy) from error

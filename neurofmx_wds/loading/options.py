@@ -15,8 +15,8 @@ from typing import Any, Literal, TypedDict, TypeVar
 import numpy as np
 import webdataset as wds
 
+from ..format.finding import DEFAULT_SHARD_PATTERN, ShardDir
 from ..format.groups import Groups
-from ..format.shards import DEFAULT_SHARD_PATTERN, ShardDir
 from ..order.epoch import EpochOrder
 from ..storage.cache import DEFAULT_CACHE_SIZE
 from .labels import TargetTransform, as_target_transform

@@ -20,6 +20,7 @@ _STATE_KEYS = (
     "num_samples", "fingerprint",
 )  # fmt: skip
 _REMEDY = "pass what state_dict() gave"
+_DIGEST = 32  # hexadecimal digits; a fingerprint is a digest of the content and one of the sizes, or one of the two
 
 
 @dataclass(frozen=True)
@@ -199,8 +200,17 @@ def _compare(state: Mapping[str, Any], order: EpochOrder, fingerprint: str) -> N
         here |= {"buffer_size": order.buffer_size, "block_size": order.block_size}
     what = {"num_samples": "dataset or selection", "fingerprint": "dataset or selection"}
     for key, value in here.items():
-        if type(state[key]) is not type(value) or state[key] != value:
+        there = state[key]
+        if not (_one_dataset(there, value) if key == "fingerprint" else type(there) is type(value) and there == value):
             raise StateError(
-                f"the state is of another {what.get(key, key)}: {key} is {state[key]!r} there and {value!r} here",
+                f"the state is of another {what.get(key, key)}: {key} is {there!r} there and {value!r} here",
                 remedy=f"load it with the same {what.get(key, key)}, or start afresh",
             )
+
+
+def _one_dataset(there: object, here: str) -> bool:
+    """Whether two fingerprints are of one dataset: of two digests and of only one of them, one must be the other's."""
+    if not isinstance(there, str) or {len(there), len(here)} != {_DIGEST, 2 * _DIGEST}:
+        return there == here
+    short, long = sorted((there, here), key=len)
+    return short in (long[:_DIGEST], long[_DIGEST:])

@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 from pathlib import Path
 
 from ..errors import OVERWRITE, OutputError
@@ -56,15 +57,27 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def _open_alone(path: Path) -> int:
-    """Open a file, made where there is none, that no other process has open in this way."""
+    """Open a file, made if there is none, that no other process has open in this way.
+
+    A link, pipe or the like of that name is removed: it is not ours, and following it would overwrite another file.
+    """
     while True:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.ENXIO):  # a link; a pipe
+                raise
+            path.unlink(missing_ok=True)
+            continue
         with contextlib.suppress(OSError):  # some file systems have no locks
             fcntl.flock(fd, fcntl.LOCK_EX)
+        about = os.fstat(fd)
+        if about.st_nlink > 1 or not stat.S_ISREG(about.st_mode):
+            path.unlink(missing_ok=True)
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(fd), os.stat(path)):
+            if os.path.samestat(about, os.stat(path)):
                 return fd
-        os.close(fd)  # the one who had it has put it in its place or removed it
+        os.close(fd)  # the process that had it has renamed or removed it
 
 
 def refuse_url(output: str | os.PathLike[str]) -> None:
@@ -142,7 +155,7 @@ class StagedDirectory:
                 self.path.mkdir(parents=True, exist_ok=True)
                 fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
             except OSError as error:
-                if isinstance(error, FileNotFoundError) and attempt < 100:
+                if isinstance(error, (FileNotFoundError, FileExistsError)) and attempt < 100:
                     continue  # the run that owned it finished in this very moment
                 raise OutputError(
                     f"cannot create the output: {error.strerror}", file=self.path, remedy="choose a writable place"

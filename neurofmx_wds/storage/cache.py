@@ -166,7 +166,7 @@ class ShardCache:
             limit, remedy = self.max_bytes, "it has no index to say its size: raise cache_size if it is as large"
         size = 0
         try:
-            with open_regular(path) as packed, _OPENERS[path.suffix](io.BufferedReader(packed), "rb") as stream:
+            with io.BufferedReader(open_regular(path)) as packed, _OPENERS[path.suffix](packed, "rb") as stream:
                 while piece := stream.read(1 << 20):
                     size += len(piece)
                     if size > limit:

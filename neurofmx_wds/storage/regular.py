@@ -33,7 +33,7 @@ def open_regular(path: str | os.PathLike[str], error: type[NeurofmxError] = Shar
         OSError: there is no such file, or it cannot be opened.
     """
     _refuse_others(path, os.stat(path).st_mode, error)
-    stream = io.FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    stream = io.FileIO(os.fspath(path), opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
     try:
         _refuse_others(path, os.fstat(stream.fileno()).st_mode, error)  # it may have been replaced in between
     except NeurofmxError:
@@ -65,9 +65,9 @@ def read_regular(path: str | os.PathLike[str], max_bytes: int, error: type[Neuro
         NeurofmxError: of the kind `error`.
         OSError: it cannot be read.
     """
-    with open_regular(path, error) as stream:
+    with io.BufferedReader(open_regular(path, error)) as stream:
         size = os.fstat(stream.fileno()).st_size
         if size > max_bytes:
             problem = f"has {size} bytes, more than the {max_bytes} that are read"
             raise error(problem, file=path, remedy="check where it comes from")
-        return io.BufferedReader(stream).read(size)
+        return stream.read(size)
