@@ -22,6 +22,7 @@ _MAX_HEADER = 10_000
 _MAX_DIMENSIONS = 64  # of numpy and torch
 _MAX_EMPTY = 1 << 24  # rows of an array that is empty
 _MAX_WITHOUT_DATA = 64  # items of no size, in one array
+_PARTS_PER_BYTE = 4  # columns may overlap, or be empty, but not all of them
 _USUAL_HEADER = 256  # bytes; longer ones are not kept
 _DEEPEST_DTYPE = 32
 
@@ -154,13 +155,13 @@ def data_size(shape: Sequence[object], dtype: np.dtype[Any], spend: Callable[[in
         if math.prod(max(n, 1) for n in sizes) > _MAX_EMPTY:
             raise UnsafeDataError(f"the array is empty, and its shape {shape} is enormous")
     elif dtype.names is not None or dtype.subdtype or not dtype.itemsize:
-        if count_parts(dtype, spend) * math.prod(sizes) > max(n_bytes, _MAX_WITHOUT_DATA):
+        if count_parts(dtype, spend) * math.prod(sizes) > _PARTS_PER_BYTE * n_bytes + _MAX_WITHOUT_DATA:
             raise UnsafeDataError("the array has far more items than bytes")
     return n_bytes
 
 
 def count_parts(dtype: np.dtype[Any], spend: Callable[[int], None] | None = None, depth: int = 0) -> int:
-    """Return how many scalars one item of a dtype holds.
+    """Return how many parts one item of a dtype has, at least 1; an empty part counts by its rows.
 
     Args:
         dtype: a dtype from a file.
@@ -176,9 +177,9 @@ def count_parts(dtype: np.dtype[Any], spend: Callable[[int], None] | None = None
         spend(1)
     if dtype.subdtype:
         base, shape = dtype.subdtype
-        return math.prod(shape) * count_parts(base, spend, depth + 1)
+        return math.prod(max(n, 1) for n in shape) * count_parts(base, spend, depth + 1)
     if dtype.names is not None:
-        return sum(count_parts(dtype[name], spend, depth + 1) for name in dtype.names)
+        return 1 + sum(count_parts(dtype[name], spend, depth + 1) for name in dtype.names)
     return 1
 
 

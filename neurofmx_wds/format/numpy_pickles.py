@@ -16,7 +16,8 @@ from .unpickler import Made, Unpickler
 
 SCALARS = (np.number, np.bool_, np.datetime64, np.character)  # whose hash is quick
 LEAVES = (np.ndarray, np.generic, np.dtype)
-_LONGEST_TYPE = 1000  # characters
+_LONGEST_TYPE = 32  # characters
+_ITEM = 16  # what an item of a set or dictionary is charged, which takes more memory than a byte
 _numpy_scalar: Any = np.float64(0).__reduce__()[0]
 
 
@@ -26,9 +27,8 @@ def _refuse(what: str) -> UnsafeDataError:
 
 def make_dtype(unpickler: Unpickler, name: object = None, *_: object) -> np.dtype[Any]:
     """Make what a dtype's name says."""
-    if type(name) is not str or len(name) > _LONGEST_TYPE:
+    if type(name) is not str or len(name) > _LONGEST_TYPE or not name.lstrip("<>=|").isalnum():
         raise _refuse("names a dtype")
-    unpickler.budget.spend(len(name))
     dtype = np.dtype(name, copy=True)  # a copy of its own: its state is set next
     if dtype.hasobject:
         raise UnsafeDataError("the pickle holds an array of Python objects")
@@ -164,7 +164,7 @@ def _complex(unpickler: Unpickler, real: object, imag: object = 0.0) -> complex:
 def _set(unpickler: Unpickler, items: object = ()) -> set[Any]:
     if type(items) not in (list, tuple):
         raise _refuse("builds a set")
-    unpickler.budget.spend(len(items))  # type: ignore[arg-type]
+    unpickler.budget.spend(_ITEM * len(items))  # type: ignore[arg-type]
     unpickler.check_keys(items, 0)  # type: ignore[arg-type]
     return set(items)  # type: ignore[call-overload]
 
@@ -178,7 +178,7 @@ def _ordered(unpickler: Unpickler, items: object = None) -> OrderedDict[Any, Any
     pairs = [] if items is None else items
     if type(pairs) is not list or not all(type(pair) in (list, tuple) and len(pair) == 2 for pair in pairs):
         raise _refuse("builds a dictionary")
-    unpickler.budget.spend(len(pairs))
+    unpickler.budget.spend(_ITEM * len(pairs))
     unpickler.check_keys([key for key, _ in pairs], 0)
     return OrderedDict(pairs)
 
