@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import webdataset as wds
 
 from neurofmx_wds.format.index import ShardIndex, index_path
+from neurofmx_wds.storage.checksums import crc32
 
 from . import datasets
 from .datasets import Samples
@@ -184,4 +186,42 @@ class Limit:
                     end = filled + len(payload)
                     buffer[filled:end] = payload
                     filled = end
+            yield (buffer[:filled].cast("B", (len(samples), self._sample_bytes)),)
+
+
+class CheckedLimit:
+    """Map the shards anew, copy each payload into one buffer that is reused, and compare its checksum: a first epoch.
+
+    Args:
+        directory: directory of our shards.
+        batch_size: samples that the buffer holds.
+        ids: ids of the samples in the order in which they are copied, shape (n,), int64.
+    """
+
+    def __init__(self, directory: Path, batch_size: int, ids: np.ndarray) -> None:
+        self._paths = sorted(directory.glob("*.tar"))
+        places: list[list[tuple[int, int, int, int]]] = []
+        for shard, path in enumerate(self._paths):
+            index = ShardIndex.load(index_path(path))
+            columns = [column for name, column in index.columns.items() if name != "metadata"]
+            numbers = [zip(*(x.tolist() for x in (c.offset, c.size, c.crc32)), strict=True) for c in columns]
+            places += [[(shard, *each) for each in sample] for sample in zip(*numbers, strict=True)]
+        self._batches = [[places[i] for i in ids[a : a + batch_size]] for a in range(0, len(ids), batch_size)]
+        self._sample_bytes = sum(size for _, _, size, _ in places[0])
+        self._buffer = memoryview(bytearray(batch_size * self._sample_bytes))
+
+    def __iter__(self) -> Iterator[tuple[memoryview]]:
+        buffer, tars = self._buffer, []
+        for path in self._paths:
+            with open(path, "rb") as stream:
+                tars.append(memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)))
+        for samples in self._batches:
+            filled = 0
+            for sample in samples:
+                for shard, offset, size, checksum in sample:
+                    row = buffer[filled : filled + size]
+                    row[:] = tars[shard][offset : offset + size]
+                    if crc32(row) != checksum:
+                        raise RuntimeError("the benchmark's data has changed: delete it")
+                    filled += size
             yield (buffer[:filled].cast("B", (len(samples), self._sample_bytes)),)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from neurofmx_wds import create_webdataset_dataloader
+from neurofmx_wds.loading.batch_loader import WebDatasetDataLoader
 
 from . import datasets, peers
 from .datasets import Samples
@@ -60,7 +61,7 @@ def ordinary(setting: Setting) -> Samples:
     return Samples("ordinary", setting.n_samples)
 
 
-def our_loader(setting: Setting, samples: Samples, **options: Any) -> peers.Batches:
+def our_loader(setting: Setting, samples: Samples, **options: Any) -> WebDatasetDataLoader:
     """Open our loader with its defaults, but in order and in this process unless the options say otherwise."""
     options = {"batch_size": samples.batch_size, "num_workers": 0, "shuffle": False, **options}
     return create_webdataset_dataloader(datasets.ours(setting.root, samples), **options)
@@ -76,9 +77,37 @@ def limit(setting: Setting, samples: Samples, shuffled: bool = False) -> peers.B
     return peers.Limit(datasets.ours(setting.root, samples), samples.batch_size, shuffled)
 
 
-def first_epoch(setting: Setting, samples: Samples) -> Work:
+def first_epoch(setting: Setting, samples: Samples, **options: Any) -> Work:
     """Return the work of opening our loader and iterating once, which compares every checksum."""
-    return lambda: epoch(our_loader(setting, samples), samples.n)()
+    return lambda: epoch(our_loader(setting, samples, **options), samples.n)()
+
+
+def first_epochs(setting: Setting) -> Group:
+    """Open our loader and read once, beside the bare loop: map anew, copy and checksum in the same order."""
+    samples = ordinary(setting)
+
+    def bare(how: bool | str) -> Work:
+        order = our_loader(setting, samples, shuffle=how).order
+        directory = datasets.ours(setting.root, samples)
+        return epoch(peers.CheckedLimit(directory, samples.batch_size, order.sample_ids(0, samples.n)), samples.n)
+
+    loops = {name: name.replace(OURS, "map, copy and checksum") for name in SHUFFLES}
+    return Group(
+        "one process, first epochs of a fresh loader",
+        [
+            case
+            for name, how in SHUFFLES.items()
+            for case in (
+                Case(name, functools.partial(first_epoch, setting, samples, shuffle=how), ours=True),
+                Case(loops[name], functools.partial(bare, how)),
+            )
+        ]
+        + [reads("LitData", lambda: peers.litdata(setting.root, samples), samples.n)],
+        [
+            *(Target(name, loops[name], at_least=0.85) for name in SHUFFLES),
+            Target([*SHUFFLES][0], "LitData", at_least=3),
+        ],
+    )
 
 
 def in_order(setting: Setting) -> Group:
@@ -466,6 +495,7 @@ def shards_memory(setting: Setting) -> Group:
 
 GROUPS = {
     "in-order": in_order,
+    "first": first_epochs,
     "shuffle": shuffled,
     "workers": two_workers,
     "modality": one_modality,
