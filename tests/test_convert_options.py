@@ -14,8 +14,9 @@ import pytest
 
 from neurofmx_wds import NWBToWebDatasetConverter
 from neurofmx_wds.cli.options import convert_options, option_table
+from neurofmx_wds.convert.append import append
 from neurofmx_wds.convert.config import Output, ShardConfig, Split, Task, Workers
-from neurofmx_wds.convert.merge import append, merge
+from neurofmx_wds.convert.merge import merge
 from neurofmx_wds.convert.options import options_of
 from neurofmx_wds.convert.plan import ConversionPlan
 from neurofmx_wds.convert.repair import repair

@@ -27,8 +27,9 @@ from loading import write_dataset
 from test_atomic import content, ended, in_child
 
 from neurofmx_wds import ResumableWebDatasetLoader, WebDatasetWriter
+from neurofmx_wds.convert.append import append
 from neurofmx_wds.convert.config import Output, Workers
-from neurofmx_wds.convert.merge import append, merge
+from neurofmx_wds.convert.merge import merge
 from neurofmx_wds.convert.repair import repair
 from neurofmx_wds.convert.run import convert
 from neurofmx_wds.errors import NeurofmxError, OutputError

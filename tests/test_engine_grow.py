@@ -19,10 +19,11 @@ from recordings import make_recording
 from neurofmx_wds import create_shards_from_arrays, create_webdataset_dataloader
 from neurofmx_wds.cli.main import main
 from neurofmx_wds.convert import merge as merge_module
+from neurofmx_wds.convert.append import append
 from neurofmx_wds.convert.config import Output, ShardConfig
 from neurofmx_wds.convert.estimate import estimate
 from neurofmx_wds.convert.look import look_at
-from neurofmx_wds.convert.merge import append, merge
+from neurofmx_wds.convert.merge import merge
 from neurofmx_wds.convert.plan import ConversionPlan
 from neurofmx_wds.convert.run import convert
 from neurofmx_wds.convert.sources import SourceConfig

@@ -24,7 +24,8 @@ from neurofmx_wds.convert.look import look_at
 from neurofmx_wds.convert.plan import ConversionPlan
 from neurofmx_wds.convert.run import convert
 from neurofmx_wds.convert.sources import SourceConfig
-from neurofmx_wds.convert.split import append_split, convert_split, deal, split, time_blocks
+from neurofmx_wds.convert.split import append_split, convert_split
+from neurofmx_wds.convert.split_plan import deal, split, time_blocks
 from neurofmx_wds.errors import OutputError, SourceError
 from neurofmx_wds.format.verify import verify
 from neurofmx_wds.nwb.clock import Grid

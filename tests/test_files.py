@@ -23,10 +23,10 @@ from hypothesis import strategies as st
 
 from neurofmx_wds import WebDatasetLoader, create_webdataset_dataloader
 from neurofmx_wds.cli.main import main
+from neurofmx_wds.convert.append import append
 from neurofmx_wds.convert.config import Output, Task, Workers
 from neurofmx_wds.convert.file_state import FileState
 from neurofmx_wds.convert.look import plan_source
-from neurofmx_wds.convert.merge import append
 from neurofmx_wds.convert.plan import PlannedSource
 from neurofmx_wds.convert.run import convert, write_share
 from neurofmx_wds.convert.sources import FilesConfig, SourceConfig

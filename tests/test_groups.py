@@ -30,9 +30,10 @@ from neurofmx_wds import (
     create_webdataset_dataloader,
 )
 from neurofmx_wds.cli.main import main
+from neurofmx_wds.convert.append import append
 from neurofmx_wds.convert.config import Output
 from neurofmx_wds.convert.link import link_group
-from neurofmx_wds.convert.merge import append, merge
+from neurofmx_wds.convert.merge import merge
 from neurofmx_wds.errors import GroupError, ManifestError, NeurofmxError, OutputError, ShardError, StateError
 from neurofmx_wds.format.export import export
 from neurofmx_wds.format.groups import Group

@@ -21,8 +21,8 @@ import webdataset as wds
 
 from neurofmx_wds import WebDatasetLoader, create_webdataset_dataloader
 from neurofmx_wds.cli.main import main
+from neurofmx_wds.convert.append import append
 from neurofmx_wds.convert.config import Output, Workers
-from neurofmx_wds.convert.merge import append
 from neurofmx_wds.convert.run import convert
 from neurofmx_wds.convert.sources import SourceConfig, open_source
 from neurofmx_wds.convert.validate import compare_with_sources

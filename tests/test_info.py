@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from recordings import make_recording
 
 from neurofmx_wds import ShardedDatasetInfo, create_shards_from_arrays
+from neurofmx_wds.convert.append import append
 from neurofmx_wds.convert.config import Output
-from neurofmx_wds.convert.merge import append
 from neurofmx_wds.convert.run import convert
 from neurofmx_wds.convert.sources import SourceConfig
 from neurofmx_wds.format.info import format_summary, human_size, table

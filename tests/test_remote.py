@@ -21,8 +21,8 @@ from recordings import make_recording
 
 from neurofmx_wds import NWBToWebDatasetConverter
 from neurofmx_wds.cli.main import main
+from neurofmx_wds.convert.append import append
 from neurofmx_wds.convert.config import Output, Task, Workers
-from neurofmx_wds.convert.merge import append
 from neurofmx_wds.convert.run import convert, write_share
 from neurofmx_wds.convert.sources import SourceConfig
 from neurofmx_wds.convert.validate import compare_with_sources

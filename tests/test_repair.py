@@ -1,4 +1,4 @@
-"""convert --repair: only what is damaged is made again, byte for byte as it was, or nothing is touched."""
+"""repair: only what is damaged is made again, byte for byte as it was, or nothing is touched."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 from conversions import contents
 
 from neurofmx_wds.cli.main import main
+from neurofmx_wds.convert.append import append
 from neurofmx_wds.convert.config import Output
-from neurofmx_wds.convert.merge import append
 from neurofmx_wds.convert.repair import repair
 from neurofmx_wds.convert.run import convert
 from neurofmx_wds.convert.sources import SourceConfig
@@ -105,7 +105,7 @@ def test_the_command_and_the_remedy_that_verify_gives(
     for name in ("shard_000000.tar", "shard_000004.tar"):
         flip(tmp_path / "out" / name)
     assert main(["verify", str(tmp_path / "out"), "--deep"]) == 1
-    assert re.search(r"shard_000000\.tar.*convert --repair", capsys.readouterr().err)
+    assert re.search(r"shard_000000\.tar.*neurofmx_wds repair", capsys.readouterr().err)
     assert main([*command, "--repair", "--workers", "2"]) == 0
     assert "made again: shard_000000.tar, shard_000004.tar" in capsys.readouterr().out
     assert contents(tmp_path / "out") == whole

@@ -139,7 +139,7 @@ def _convert(request: Request, workers: Workers) -> int:
 
 def _carry_out(request: Request, workers: Workers) -> dict[str, Conversion]:
     """Convert or append; the conversions by the directory of each dataset."""
-    from ..convert.merge import append
+    from ..convert.append import append
     from ..convert.run import convert
     from ..convert.split import append_split, convert_split
 

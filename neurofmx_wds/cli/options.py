@@ -14,7 +14,7 @@ from typing import Any
 from ..convert.config import Output, Split, Task, Workers
 from ..convert.inputs import find_inputs, kinds_of
 from ..convert.options import NamedOption, Option, option, options_of
-from ..convert.sources.config import ArrayConfig, FilesConfig, ImageConfig, SourceConfig, WindowConfig
+from ..convert.sources import ArrayConfig, FilesConfig, ImageConfig, SourceConfig, WindowConfig
 
 INPUT_HELP = (
     "NWB, npz or npy files; patterns (also quoted); directories, which are searched for such files; URLs of these, "

@@ -17,7 +17,7 @@ _MOST_PROBLEMS = 20
 COMMANDS = {
     REBUILD_INDEX: "python -m neurofmx_wds index --repair",
     INDEX_SHARDS: "python -m neurofmx_wds index",
-    REPAIR_DATASET: "python -m neurofmx_wds convert --repair",
+    REPAIR_DATASET: "python -m neurofmx_wds repair",
     CONVERT_FIRST: "python -m neurofmx_wds convert",
     MERGE_DATASETS: "python -m neurofmx_wds merge",
     OVERWRITE: "--overwrite",

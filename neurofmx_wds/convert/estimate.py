@@ -17,7 +17,7 @@ from .file_state import as_source_error
 from .look import look_at
 from .plan import ConversionPlan, Piece
 from .sources import SourceConfig
-from .split import split
+from .split_plan import split
 
 _BLOCK = 512
 _TAR_END = 10_240

@@ -23,10 +23,10 @@ class FileState:
     Attributes:
         path: where it is, a path or a URL.
         size: bytes.
-        mtime_ns: when it was last changed; 0 of a URL.
-        sha256: its checksum; of a directory, that of its files' names, sizes and times, so that none is read twice;
-            empty of a URL, which is not read whole.
-        tag: what the server says of a URL's content; of a directory, its checksum again.
+        mtime_ns: when it was last changed; 0 for a URL.
+        sha256: its checksum; for a directory, that of its files' names, sizes and times, so that none is read twice;
+            empty for a URL, which is not read whole.
+        tag: the server's version of a URL's content; for a directory, its checksum again.
     """
 
     path: str
@@ -37,7 +37,7 @@ class FileState:
 
     @classmethod
     def of(cls, path: str, seen: Version | None = None) -> FileState:
-        """The state of a file now, or as it was when it was seen."""
+        """Return the state of a file now, or as it was when it was seen."""
         seen = seen or stamp(path)
         return cls(path, seen.size, seen.mtime_ns, "" if is_url(path) else seen.tag or file_sha256(path), seen.tag)
 
@@ -48,12 +48,12 @@ class FileState:
 
     @property
     def place(self) -> str:
-        """Where it is, the same however it was named, as it may be written down."""
+        """Its resolved path, or its URL without credentials: the same however it was given."""
         return hide_secrets(self.path) if is_url(self.path) else os.path.realpath(self.path)
 
     @property
     def identity(self) -> str:
-        """What its content is known by: its checksum; of a URL the place, the size and what the server says."""
+        """What identifies its content: its checksum; for a URL the place, the size and the server's version."""
         return self.sha256 or f"{self.place}, {self.size} bytes, {self.tag or 'no ETag'}"
 
     def open(self, config: SourceConfig) -> Source:
@@ -71,10 +71,10 @@ class FileState:
         return source
 
     def check(self, listing: Listing | None = None) -> None:
-        """Refuse what has changed since; of a directory, whose files are looked at as they are read, only its listing.
+        """Refuse a file that has changed since; a directory only if its listing is given: its files check themselves.
 
         Raises:
-            SourceError: it has.
+            SourceError: it has changed.
         """
         if listing is None and os.path.isdir(self.path):
             return
@@ -84,17 +84,17 @@ class FileState:
 
 
 def stamp(path: str) -> Version:
-    """What tells that a source has changed, without reading it; of a directory, the checksum of its listing."""
+    """Return what shows that a source has changed, without reading it; for a directory, the checksum of its listing."""
     return stamp_of(list_files(path, hidden=is_zarr(path))) if os.path.isdir(path) else version_of(path)
 
 
 def stamp_of(listing: Listing) -> Version:
-    """The same of a directory whose files are known."""
+    """Return the same for a directory whose files are known."""
     return Version(listing.size, listing.mtime_ns, listing.sha256())
 
 
 def what_went_wrong(error: Exception, file: FileState) -> SourceError:
-    """What went wrong with a source that was being read: before all else that the server failed, or that it changed."""
+    """Return the error of a source that was being read; if the server failed, or the file has changed, that one."""
     error = failure_of(file.path) or error
     with contextlib.suppress(OSError):
         try:
@@ -105,11 +105,11 @@ def what_went_wrong(error: Exception, file: FileState) -> SourceError:
 
 
 def as_source_error(error: Exception, path: str) -> SourceError:
-    """What went wrong with a source, as one kind of error that names the file exactly as it was given."""
+    """Return an error as one of the source, which names the file exactly as it was given."""
     error = missing_package(error) or error
     if isinstance(error, NeurofmxError):
-        told = {key: getattr(error, key) for key in ("sample", "member", "remedy")}
-        found = SourceError(error.problem, file=path, **told)
+        about = {key: getattr(error, key) for key in ("sample", "member", "remedy")}
+        found = SourceError(error.problem, file=path, **about)
     elif isinstance(error, OSError) and error.strerror:
         found = SourceError(f"cannot be read: {error.strerror}", file=path, remedy="check the path and the permissions")
     else:

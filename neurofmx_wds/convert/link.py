@@ -20,7 +20,8 @@ from ..format.manifest import Manifest
 from ..format.shards import open_shards
 from ..loading.selection import group_samples
 from ..storage.atomic import refuse_url
-from .merge import atomic_dataset, manifest_of
+from .joining import manifest_of
+from .merge import atomic_dataset
 from .place import refuse_inside
 
 

@@ -33,7 +33,7 @@ class PlannedSource:
     Attributes:
         file: the file, as it was found.
         description: what it will give.
-        config: how it is read, where that differs from the plan's.
+        config: how it is read, if that differs from the plan's.
     """
 
     file: FileState
@@ -41,12 +41,12 @@ class PlannedSource:
     config: SourceConfig | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """What was found, as JSON values; without `config`, nor the path, which may hold credentials."""
+        """Return what was found as JSON values, without `config`, and without the path, which may hold credentials."""
         return {"file": {**asdict(self.file), "path": ""}, "description": asdict(self.description)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], path: str) -> PlannedSource:
-        """What :meth:`to_json` gave of the file at `path`."""
+        """Make it of what :meth:`to_json` returned for the file at `path`."""
         return cls(FileState(**{**data["file"], "path": path}), SourceDescription(**data["description"]))
 
 
@@ -89,7 +89,7 @@ class ShardPlan:
         return sum(piece.stop - piece.start for piece in self.pieces)
 
     def digest(self) -> str:
-        """SHA-256 of all that decides the shard's bytes; wherever it is the same, so is the shard."""
+        """Return the SHA-256 of all that decides the shard's bytes: shards with the same digest have the same bytes."""
         pieces = [[p.file.name, p.file.identity, p.start, p.stop, p.config.to_json()] for p in self.pieces]
         return config_hash(
             {
@@ -106,11 +106,11 @@ class ConversionPlan:
     """A conversion as a pure function: shard k holds windows ``[k·size, (k+1)·size)`` over the sources in their order.
 
     Attributes:
-        entries: the sources in the order given; in the place of one that cannot be read stands what is wrong with it.
+        entries: the sources in the order given; in place of one that cannot be read, its error.
         config: how they are read.
         storage: how shards are written.
-        first_shard: shards that the dataset has already, which these come after.
-        first_sample: samples that it has already.
+        first_shard: number of shards that the dataset has already; these come after them.
+        first_sample: number of samples that it has already.
     """
 
     entries: tuple[PlannedSource | SourceError, ...]
@@ -126,7 +126,7 @@ class ConversionPlan:
 
     @property
     def failures(self) -> list[SourceError]:
-        """What is wrong with the others."""
+        """The errors of the others."""
         return [entry for entry in self.entries if isinstance(entry, SourceError)]
 
     @property
@@ -136,18 +136,18 @@ class ConversionPlan:
 
     @functools.cached_property
     def _ends(self) -> list[int]:
-        """Where each source's samples end in the row of all samples, behind a 0."""
+        """0, then where each source's samples end in the sequence of all samples."""
         return [0, *itertools.accumulate(source.description.n_samples for source in self.sources)]
 
     def shards(self) -> list[ShardPlan]:
-        """The shards, in order."""
+        """Return the shards, in order."""
         pattern, size = self.storage.shard_name_pattern, self.storage.shard_size
         names = (shard_name(pattern, k, self.storage.compression) for k in itertools.count(self.first_shard))
         cuts = range(0, self._ends[-1], size)
         return [self.shard(name, first, first + size) for name, first in zip(names, cuts, strict=False)]
 
     def shard(self, name: str, first: int, stop: int) -> ShardPlan:
-        """The shard of this name that holds samples `first` to `stop` of all sources together, as far as there are."""
+        """Return the shard of this name, with samples [first, stop) of all sources together; the last may be short."""
         ends = self._ends
         stop = min(stop, ends[-1])
         sources = range(bisect.bisect_right(ends, first) - 1, bisect.bisect_left(ends, stop))
@@ -165,7 +165,7 @@ class ConversionPlan:
         )
 
     def without(self, error: SourceError) -> ConversionPlan:
-        """The plan with the source that `error` names taken out, the error standing in its place."""
+        """Return the plan with the error in place of the source that it names."""
         entries = (
             error if isinstance(entry, PlannedSource) and entry.file.path == error.file else entry
             for entry in self.entries
@@ -173,24 +173,29 @@ class ConversionPlan:
         return replace(self, entries=tuple(entries))
 
     def to_json(self) -> dict[str, Any]:
-        """The settings, as the manifest holds them."""
+        """Return the settings as the manifest holds them."""
         return {**self.config.to_json(), **self.storage.to_json()}
 
     def shared(self) -> dict[str, dict[str, Any]]:
-        """What all sources agree on about a field, beside dtype and shape: its unit, columns, rate and the like."""
+        """Return what all sources state alike of a field, beside dtype and shape, such as its unit."""
         return {
             name: {about: value for about, value in known.items() if about not in _FROM_SHARDS}
             for name, known in _agreed(s.description.fields for s in self.sources if s.description.n_samples).items()
         }
 
     def reports(self) -> list[dict[str, Any]]:
-        """What the manifest says of each source; ``fields`` holds what differs between them, such as columns."""
+        """Return the manifest's report on each source; ``fields`` holds what differs between them, such as columns."""
         agreed = _agreed(source.description.fields for source in self.sources if source.description.n_samples)
         return [report_of(entry, agreed) for entry in self.entries]
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The settings that differ, as sentences; a setting that `before` does not know yet has its default there."""
+    """Describe the settings that differ; one that `before` does not know yet has its default there.
+
+    Example:
+        >>> differences({"overlap": 0.5}, {**SourceConfig.of(overlap=0.25).to_json(), **ShardConfig().to_json()})
+        ['overlap was 0.5 and is 0.25 now']
+    """
     known = json.loads(json.dumps({**ConversionPlan((), SourceConfig()).to_json(), **before}))
     given = json.loads(json.dumps(now))
     return [
@@ -212,16 +217,15 @@ def _agreed(described: Iterable[Mapping[str, Mapping[str, Any]]]) -> dict[str, d
 def report_of(
     entry: PlannedSource | SourceError, agreed: Mapping[str, Mapping[str, Any]] | None = None
 ) -> dict[str, Any]:
-    """What is known of a source, or what is wrong with it, as JSON values.
+    """Return what is known of a source, or what is wrong with it, as JSON values.
 
     Args:
         entry: the source.
-        agreed: what need not be said of its fields, since all sources agree on it.
+        agreed: what all sources state alike of their fields, and the report leaves out.
     """
     if isinstance(entry, SourceError):
-        told = {key: getattr(entry, key) for key in ("sample", "member", "remedy")}
-        told = {key: value for key, value in told.items() if value}
-        return in_utf8({"path": name_of(entry.file or ""), "error": entry.problem, **told})
+        where = {key: getattr(entry, key) for key in ("sample", "member", "remedy") if getattr(entry, key)}
+        return in_utf8({"path": name_of(entry.file or ""), "error": entry.problem, **where})
     own = {
         name: {key: value for key, value in about.items() if key not in (agreed or {}).get(name, {})}
         for name, about in entry.description.fields.items()
@@ -232,17 +236,17 @@ def report_of(
 
 
 def why_empty(source: PlannedSource) -> SourceError:
-    """What keeps a source from giving any sample."""
+    """Return the error of a source that gives no samples."""
     return SourceError(source.description.empty or "gives no samples", file=source.file.path)
 
 
 def identity_of(report: Mapping[str, Any]) -> str | None:
-    """What a source's content is known by, of a report in a manifest; None where it could not be read."""
+    """Return what identifies a source's content, from its report in a manifest; None if it could not be read."""
     return report.get("sha256") or report.get("version")
 
 
 def in_utf8(value: Any) -> Any:
-    """The same JSON value in texts that can be written down: in a file may stand units in an encoding of its own."""
+    """Return a JSON value with its texts as UTF-8: units in a file may be in another encoding."""
     if isinstance(value, dict):
         return {in_utf8(key): in_utf8(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):

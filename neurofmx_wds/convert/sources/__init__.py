@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
-from .config import ArrayConfig, FilesConfig, ImageConfig, SourceConfig, WindowConfig
+from .config import SourceConfig
 from .contract import Source, SourceDescription
 from .opening import open_source
+from .settings import ArrayConfig, FilesConfig, ImageConfig
+from .windows import WindowConfig
 
 __all__ = [
     "ArrayConfig",

@@ -21,8 +21,8 @@ import numpy.typing as npt
 from ...errors import FieldError, NeurofmxError, SourceError, did_you_mean
 from ...format.names import check_field_name
 from ...storage.location import is_url, name_of, open_binary
-from .config import ArrayConfig
 from .contract import SourceDescription
+from .settings import ArrayConfig
 
 BLOCK_BYTES = 8 << 20
 _MAX_HEADER = 10_000

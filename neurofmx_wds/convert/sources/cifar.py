@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ...errors import UnsafeDataError
 from ...format.pickles import decode_pickle
-from .images import ImageSet, Part
+from .image_set import ImageSet, Part
 from .listing import Entry, Listing
 
 _FILES = {

@@ -15,9 +15,9 @@ from webdataset.tariterators import base_plus_ext
 from ...errors import FieldError
 from ...format.encoding import Stored
 from ...format.names import check_field_name, check_key, field_of
-from .config import FilesConfig
 from .contract import SourceDescription
-from .listing import Entry, list_files
+from .listing import Entry, left_out_lines, list_files
+from .settings import FilesConfig
 
 _MOST_NAMED = 3
 _COMPLETE = (
@@ -142,8 +142,3 @@ class FilesSource:
 
     def close(self) -> None:
         """Nothing is held open."""
-
-
-def left_out_lines(counts: dict[str, int]) -> list[str]:
-    """What was left out, for a report: ``3 files left out: hidden``."""
-    return [f"{n:,} file{'' if n == 1 else 's'} left out: {what}" for what, n in counts.items() if n]

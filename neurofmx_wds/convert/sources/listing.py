@@ -151,3 +151,8 @@ def _entry(root: str, path: str, found: os.DirEntry[str]) -> Entry:
 
 def _same(entry: Entry, now: os.stat_result) -> bool:
     return stat.S_ISREG(now.st_mode) and (now.st_size, now.st_mtime_ns) == (entry.size, entry.mtime_ns)
+
+
+def left_out_lines(counts: dict[str, int]) -> list[str]:
+    """What was left out, for a report: ``3 files left out: hidden``."""
+    return [f"{n:,} file{'' if n == 1 else 's'} left out: {what}" for what, n in counts.items() if n]

@@ -18,7 +18,7 @@ from typing import IO, Any, cast
 import numpy as np
 
 from .arrays import BLOCK_BYTES, PackedRows, Rows, mapped
-from .images import ImageSet, Part
+from .image_set import ImageSet, Part
 from .listing import Listing
 
 _STEMS = {"train": "train", "test": "t10k"}

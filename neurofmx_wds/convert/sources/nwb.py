@@ -19,9 +19,9 @@ from ...nwb.series import Series
 from ...nwb.timeline import BLOCK_BYTES
 from ...nwb.windows import AnyRecording, WindowedRecording, intervals_given, start_of
 from ...storage.location import name_of
-from .config import WindowConfig
 from .contract import SourceDescription
 from .listing import Listing
+from .windows import WindowConfig
 
 Fields = dict[str, npt.NDArray[Any]]
 #: Of windows side by side, as many to a spike are doubtful where the spikes alone say where windows are.

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from ...errors import SourceError
 from ...storage.location import is_url, is_zarr, open_binary
-from .config import SourceConfig, WindowConfig
+from .config import SourceConfig
 from .contract import Source
 from .kinds import format_of
 from .listing import list_files
+from .windows import WindowConfig
 
 if TYPE_CHECKING:
     from ...nwb.recording import Recording

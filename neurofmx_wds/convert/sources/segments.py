@@ -20,9 +20,9 @@ from ...nwb.stored import Held, describe
 from ...nwb.tables import Intervals
 from ...nwb.timeline import Timeline
 from ...nwb.video import Video
-from .config import WindowConfig
 from .contract import SourceDescription
 from .nwb import Fields, OpenRecording, RecordingSource
+from .windows import WindowConfig
 
 
 @dataclass(frozen=True)

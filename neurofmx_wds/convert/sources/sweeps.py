@@ -22,10 +22,10 @@ from ...nwb.tables import Intervals
 from ...nwb.units import SpikeTrains
 from ...nwb.video import Video
 from ...storage.location import name_of
-from .config import WindowConfig
 from .contract import SourceDescription
 from .listing import Listing
 from .nwb import Fields, RecordingSource
+from .windows import WindowConfig
 
 #: What the sweeps of a file are called among its modalities.
 MODALITY = "icephys"

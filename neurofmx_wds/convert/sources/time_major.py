@@ -24,9 +24,10 @@ from ...nwb.units import SpikeTrains
 from ...nwb.video import Video
 from ...storage.location import name_of
 from .arrays import ArraySource, Rows
-from .config import ArrayConfig, WindowConfig
 from .contract import SourceDescription
 from .nwb import RecordingSource
+from .settings import ArrayConfig
+from .windows import WindowConfig
 
 
 class _Frames:

@@ -1,0 +1,227 @@
+"""The sources of a plan, or blocks of their time, dealt to several plans (train, val, test) that share no bin.
+
+Knows plans and the clock; knows nothing of shards.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ..errors import SourceError
+from ..format.manifest import Manifest
+from ..nwb.clock import NS_PER_S, Grid, union
+from ..nwb.windows import NOT_GIVEN
+from .config import Split, Work
+from .look import plan_again
+from .plan import ConversionPlan, PlannedSource, identity_of
+from .run import NothingToWrite, nothing_to_write
+from .sources import SourceConfig, SourceDescription
+
+ELSEWHERE = "in the other parts of the split, or between them"  # why windows are not in a part
+
+Entries = list[PlannedSource | SourceError]
+
+
+def split(plan: ConversionPlan, how: Split, work: Work = Work()) -> dict[str, ConversionPlan]:
+    """Deal a plan's sources, or contiguous blocks of their time, to several plans.
+
+    Args:
+        plan: what would be converted into one dataset.
+        how: the datasets and what stays together, see :func:`neurofmx_wds.convert.split.convert_split`.
+        work: how the work is spread.
+
+    Returns:
+        name → its plan. The sources that cannot be read are in the first one.
+
+    Raises:
+        SourceError: a name would get no windows, or a source names no subject or has no time.
+    """
+    if not plan.n_samples:
+        raise nothing_to_write(plan)
+    parts = split_by_time(plan, how, work) if how.by == "time" else split_by_group(plan, how)
+    first = next(iter(how.shares))
+    parts[first] = [*parts[first], *plan.failures]
+    plans = {name: replace(plan, entries=tuple(parts[name])) for name in how.shares}
+    for name, part in plans.items():
+        if not part.n_samples:
+            raise no_windows(name, how.by)
+    return plans
+
+
+def no_windows(name: str, by: str) -> NothingToWrite:
+    """Return the error that a name would get no windows."""
+    what = "longer recordings or shorter windows" if by == "time" else f"at least one {by} for each name"
+    return NothingToWrite(f"split by {by}: {name} would get no windows", remedy=f"it takes {what}")
+
+
+def split_by_group(plan: ConversionPlan, how: Split, old: Mapping[str, Manifest] | None = None) -> dict[str, Entries]:
+    """Deal sources to names, those of one session or subject to the same one.
+
+    Args:
+        plan: the sources.
+        how: the shares, and what stays together.
+        old: name → the dataset that it has already: sessions and subjects stay in theirs.
+
+    Raises:
+        SourceError: a source names no subject.
+    """
+    by, there = how.by, old or {}
+    reports = [(name, report) for name, each in there.items() for report in each.sources]
+    known = [(name, report, report["split"][by]) for name, report in reports if by in report.get("split", {})]
+    home = {group: name for name, _, group in known}
+    twins = {identity_of(report): group for _, report, group in known}  # copies of one file stay together
+    groups = [twins.setdefault(each.file.identity, _group_of(each, by)) for each in plan.sources]
+    sizes: Counter[str] = Counter()
+    for group, source in zip(groups, plan.sources, strict=True):
+        sizes[group] += source.description.n_samples
+    new = {group: n for group, n in sizes.items() if group not in home}
+    home |= deal(new, how.shares, {name: manifest.total_samples for name, manifest in there.items()})
+    parts: dict[str, Entries] = {name: [] for name in how.shares}
+    for group, source in zip(groups, plan.sources, strict=True):
+        about = {**source.description.report, "split": {"by": by, by: group}}
+        parts[home[group]].append(replace(source, description=replace(source.description, report=about)))
+    return parts
+
+
+def _group_of(source: PlannedSource, by: str) -> str:
+    report = source.description.report
+    subject = (report.get("subject") or {}).get("subject_id")
+    if by == "subject":
+        if not subject:
+            remedy = "split by session or time, or name the subject in the file"
+            raise SourceError("it does not name its subject", file=source.file.path, remedy=remedy)
+        return str(subject)
+    session = report.get("session_id")
+    return "/".join(str(each) for each in (subject, session) if each) if session else source.file.identity
+
+
+def deal(
+    sizes: Mapping[str, int], shares: Mapping[str, float], there: Mapping[str, int] | None = None
+) -> dict[str, str]:
+    """Give each group to a name so that the shares come out as nearly as they can, largest first.
+
+    A pure function of its arguments, whatever their order: groups of one size go by the hash of their name. No name
+    stays empty if there are enough groups.
+
+    Args:
+        sizes: group → its samples.
+        shares: name → its share; they sum to 1.
+        there: name → samples that it has already.
+
+    Returns:
+        group → name.
+
+    Example:
+        >>> deal({"monday": 60, "tuesday": 30, "wednesday": 10}, {"train": 0.7, "val": 0.3})
+        {'monday': 'train', 'tuesday': 'val', 'wednesday': 'train'}
+    """
+    given = {name: (there or {}).get(name, 0) for name in shares}
+    total, dealt = sum(sizes.values()) + sum(given.values()), {}
+    empty = {name for name, n in given.items() if not n}
+    order = sorted(sizes, key=lambda group: (-sizes[group], hashlib.sha256(group.encode()).digest()))
+    for left, group in zip(range(len(order), 0, -1), order, strict=True):
+        among = [name for name in shares if name in empty] if left <= len(empty) else list(shares)
+        name = max(among, key=lambda each: shares[each] * total - given[each])
+        dealt[group] = name
+        given[name] += sizes[group]
+        empty.discard(name)
+    return dealt
+
+
+def split_by_time(plan: ConversionPlan, how: Split, work: Work) -> dict[str, Entries]:
+    """Cut each source into contiguous blocks of its time, one for each name, with a window left out between two.
+
+    Raises:
+        SourceError: a source has no time.
+    """
+    jobs = [job for source in plan.sources for job in _blocks_of(source, how, plan.config)]
+    parts: dict[str, Entries] = {name: [] for name in how.shares}
+    for (_, name, _, _), entry in zip(jobs, work.apply(_look_at_block, jobs), strict=True):
+        parts[name].append(entry)
+    return parts
+
+
+_Job = tuple[PlannedSource, str, tuple[int, int] | None, SourceConfig]
+
+
+def _blocks_of(source: PlannedSource, how: Split, config: SourceConfig) -> Iterator[_Job]:
+    """Yield the source, a name, its block of time (ns) and how to read it, for each name."""
+    if "segments" not in source.description.report:
+        raise SourceError("its samples have no time to be split by", file=source.file.path, remedy="split by session")
+    grid = Grid(config.windows.bin_width_ns, config.windows.origin_ns)
+    spans = np.array(source.description.report["segments"], np.int64).reshape(-1, 2)
+    # Those of windows around events begin and end inside bins, which are theirs too; two of them may share one.
+    bins = np.stack([grid.bin_of(spans[:, 0]), grid.bin_of(spans[:, 1] - 1) + 1], axis=1)
+    segments = [(int(a), int(b)) for a, b in union([bins])]
+    blocks = time_blocks(segments, list(how.shares.values()), config.windows.sequence_length)
+    for name, block in zip(how.shares, blocks, strict=True):
+        yield source, name, block and (grid.start_of(block[0]), grid.start_of(block[1])), config
+
+
+def time_blocks(
+    segments: Sequence[tuple[int, int]], shares: Sequence[float], length: int
+) -> list[tuple[int, int] | None]:
+    """Cut a recording into contiguous blocks of whole bins, at least `length` bins apart.
+
+    Args:
+        segments: (first bin, stop bin) of where windows can be, ascending and disjoint.
+        shares: share of each block in the bins that are left when the guards are taken off; they sum to 1.
+        length: bins in a window, and in a guard.
+
+    Returns:
+        (first bin, stop bin) of each block, None if it is empty. A recording too short for the guards goes whole to
+        the largest share.
+
+    Example:
+        >>> time_blocks([(0, 60), (100, 150)], [0.8, 0.2], length=10)
+        [(0, 120), (130, 150)]
+    """
+    ends = [0, *itertools.accumulate(stop - first for first, stop in segments)]
+    usable = ends[-1] - (len(shares) - 1) * length
+    if usable <= 0:
+        largest = shares.index(max(shares))
+        whole = (segments[0][0], segments[-1][1]) if segments else None
+        return [whole if i == largest else None for i in range(len(shares))]
+
+    def bin_at(place: int) -> int:
+        i = bisect.bisect_right(ends, place) - 1
+        return segments[i][0] + place - ends[i]
+
+    cuts = [0, *(round(usable * share) for share in itertools.accumulate(shares[:-1])), usable]
+    places = [(a + i * length, b + i * length) for i, (a, b) in enumerate(itertools.pairwise(cuts))]
+    return [(bin_at(a), bin_at(b - 1) + 1) if a < b else None for a, b in places]
+
+
+def _look_at_block(job: _Job) -> PlannedSource | SourceError:
+    """Return what one block of a source gives: the source, read within it."""
+    source, name, block, config = job
+    about: dict[str, Any] = {"split": {"by": "time", "block_ns": block and list(block)}}
+    if block is None:
+        report = {"path": source.file.name, "windows": {"emitted": 0, "dropped": {}}, **about}
+        report["warnings"] = [f"too short to give {name} a block of its own"]
+        return PlannedSource(source.file, SourceDescription(0, {}, report))
+    entry = plan_again(source, config.within(*block))
+    if isinstance(entry, SourceError):
+        return entry
+    if any(a < block[0] or b > block[1] for a, b in entry.description.report["segments"]):
+        start, stop = (ns / NS_PER_S for ns in block)
+        problem = f"gives windows outside of the {start:g} s to {stop:g} s that are for {name}"
+        return SourceError(problem, file=source.file.path, remedy="split by session")
+    about["windows"] = _discount_other_blocks(entry.description.report["windows"], source.description.report["windows"])
+    return replace(entry, description=replace(entry.description, report={**entry.description.report, **about}))
+
+
+def _discount_other_blocks(block: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
+    """Count the windows that the whole source has in other blocks apart from those that were dropped."""
+    dropped, not_given = dict(block["dropped"]), whole["dropped"].get(NOT_GIVEN, 0)
+    elsewhere = dropped.pop(NOT_GIVEN, 0) - not_given  # the block is given to it as an interval, too
+    dropped |= {NOT_GIVEN: not_given, ELSEWHERE: elsewhere}
+    return {**block, "dropped": {reason: n for reason, n in dropped.items() if n}}
