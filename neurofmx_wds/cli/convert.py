@@ -129,6 +129,8 @@ def _convert(request: Request, workers: Workers) -> int:
         problems += _validate(conversion, directory, workers) if "validate" in request.given else []
     if "validate" in request.given and not problems:
         show("\nvalidated: every byte was read, and samples compared with their sources")
+    if all(each.existed for each in conversions.values()):
+        show(f"\nnothing to do: {request.output.directory} holds this conversion already")
     failures = [failure for conversion in conversions.values() for failure in conversion.plan.failures]
     if "append" in request.given and not failures and not any(each.plan.n_samples for each in conversions.values()):
         show(f"\nnothing was added: {request.output.directory} has all of it already")

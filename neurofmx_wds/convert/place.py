@@ -1,4 +1,4 @@
-"""Where a conversion's output is made, and what must not be replaced by it.
+"""Where a conversion's output is made, and what it must not replace.
 
 Knows directories; knows nothing of plans.
 """
@@ -9,10 +9,10 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..errors import OutputError
+from ..errors import OVERWRITE, OutputError
 from ..format.manifest import MANIFEST_NAME, refuse_to_replace
 from ..storage.atomic import StagedDirectory
 from ..storage.location import is_url
@@ -22,7 +22,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 class _SharedStaging(StagedDirectory):
-    """A staging directory that several tasks fill at once, while nobody else may have it; none of them commits it."""
+    """A staging directory that several tasks fill at once, while no other run may hold it; none of them commits it."""
 
     _lock_kind = fcntl.LOCK_SH
     _other = "another run, not a task,"
@@ -35,23 +35,20 @@ class _StagingBeside(StagedDirectory):
         pass
 
 
-def staging(
-    output: Output, shared: bool = False, parts: Iterable[str] = ("",)
-) -> contextlib.AbstractContextManager[StagedDirectory]:
-    """Hold the output's staging directory; when it is let go of, finished shards stay there for the next run.
+def staging(output: Output, shared: bool = False) -> contextlib.AbstractContextManager[StagedDirectory]:
+    """Hold the output's staging directory; when it is released, finished shards stay there for the next run.
 
     Args:
         output: the dataset's directory, and whether it may hold a dataset already.
-        shared: let others that say so hold it at the same time.
-        parts: the directories in it that shall be datasets; by default it is one itself.
+        shared: let others that also share it hold it at the same time.
 
     Raises:
-        OutputError: the place cannot be taken or written, or holds a dataset that shall stay, or more than a dataset.
+        OutputError: the place cannot be locked or written, holds a dataset that is to stay, or other files.
     """
     if output.overwrite:
         refuse_to_replace(output.directory)
-    elif all(Path(output.directory, part, MANIFEST_NAME).is_file() for part in parts):
-        remedy = "use it; add to it with --append; or replace it with overwrite=True (--overwrite)"
+    elif Path(output.directory, MANIFEST_NAME).is_file():
+        remedy = f"use it, append to it, choose another directory, or {OVERWRITE}"
         raise OutputError("a finished dataset is there already", file=output.directory, remedy=remedy)
     make = _SharedStaging if shared else StagedDirectory
     return _held(make(output.directory, output.overwrite), empty=not shared)
@@ -61,7 +58,7 @@ def staging_beside(dataset_dir: str | os.PathLike[str]) -> contextlib.AbstractCo
     """Hold a dataset's staging directory to add something to the dataset, which itself stays.
 
     Raises:
-        OutputError: the place cannot be taken or written.
+        OutputError: the place cannot be locked or written.
     """
     return _held(_StagingBeside(dataset_dir), empty=True)
 
@@ -83,10 +80,10 @@ def _held(staged: StagedDirectory, empty: bool) -> Iterator[StagedDirectory]:
 
 
 def refuse_inside(inputs: Sequence[str | os.PathLike[str]], output_dir: str | os.PathLike[str]) -> None:
-    """Refuse to replace a directory with what is made of its own content, which would be gone.
+    """Refuse to replace a directory that holds one of the inputs.
 
     Raises:
-        OutputError: an input lies in it.
+        OutputError: it does.
     """
     target = os.path.realpath(output_dir)
     for path in inputs:

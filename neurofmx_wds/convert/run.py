@@ -5,6 +5,7 @@ Knows plans and shards; knows nothing of what is in a recording.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import shutil
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from ..storage.atomic import StagedDirectory
 from ..storage.location import Given, on_disk
 from ..version import CREATED_BY
 from .config import Output, Task, Work, Workers
+from .finished import is_finished, load_same
 from .look import Notes, look_at
 from .place import refuse_inside, staging
 from .plan import ConversionPlan, ShardPlan, why_empty
@@ -37,10 +39,12 @@ class Conversion:
     Attributes:
         plan: what was made of what; its ``failures`` are the sources that could not be read.
         summary: the dataset's manifest.
+        existed: whether the same conversion had been finished before, so that nothing was written.
     """
 
     plan: ConversionPlan
     summary: dict[str, Any]
+    existed: bool = False
 
 
 class NothingToWrite(SourceError):
@@ -53,7 +57,7 @@ def convert(
     """Turn files into a dataset, which appears in one step when it is whole.
 
     The result's bytes depend on the files and the settings alone: not on `workers`, or on how often the run was killed
-    and started again. Started again, it keeps the finished shards.
+    and started again. Started again, it keeps the finished shards; a finished conversion is not made again.
 
     Args:
         paths: NWB, npz or npy files, in the order in which they shall be in the dataset: paths, URLs, or open binary
@@ -67,11 +71,17 @@ def convert(
 
     Raises:
         SourceError: no file gives any sample.
-        OutputError: the output is not empty, cannot be written, or a worker process died.
+        OutputError: the output holds another dataset or other files, cannot be written, or a worker process died.
     """
-    with on_disk(paths) as names, staging(output) as staged, workers.start() as work:
-        refuse_inside(names, staged.target)
-        plan = ConversionPlan(look_at(names, config, work, Notes(staged.path)), config, output)
+    with contextlib.ExitStack() as stack:
+        names = stack.enter_context(on_disk(paths))
+        staged = None if is_finished(output) else stack.enter_context(staging(output))
+        refuse_inside(names, output.directory)
+        work = stack.enter_context(workers.start())
+        notes = None if staged is None else Notes(staged.path)
+        plan = ConversionPlan(look_at(names, config, work, notes), config, output)
+        if staged is None:
+            return Conversion(plan, load_same(plan, output.directory).summary(), existed=True)
         return write_plan(plan, staged, work)
 
 
@@ -167,12 +177,18 @@ def write_share(
         SourceError: a source of this share cannot be read, or no file gives any sample.
         OutputError: as :func:`convert`.
     """
-    with on_disk(paths) as names, staging(output, shared=True) as staged, workers.start() as work:
-        refuse_inside(names, staged.target)
-        seen = look_at(names, config, work, Notes(staged.path, task))
-        plan = ConversionPlan(seen, config, output)
+    with contextlib.ExitStack() as stack:
+        names = stack.enter_context(on_disk(paths))
+        staged = None if is_finished(output) else stack.enter_context(staging(output, shared=True))
+        refuse_inside(names, output.directory)
+        work = stack.enter_context(workers.start())
+        notes = None if staged is None else Notes(staged.path, task)
+        plan = ConversionPlan(look_at(names, config, work, notes), config, output)
         if not plan.n_samples:
             raise nothing_to_write(plan)
+        if staged is None:
+            load_same(plan, output.directory)
+            return plan
         if not output.overwrite:
             refuse_another(plan, staged.path)
         shards = plan.shards()

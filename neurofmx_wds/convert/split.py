@@ -14,10 +14,11 @@ from pathlib import Path
 
 from ..errors import OutputError, SourceError
 from ..format.manifest import Manifest
-from ..storage.atomic import fsync_path
+from ..storage.atomic import StagedDirectory, fsync_path
 from ..storage.location import Given, on_disk
 from .append import append_plan, load_alike
-from .config import Output, Split, Workers
+from .config import Output, Split, Work, Workers
+from .finished import is_finished, load_same
 from .look import Notes, look_at
 from .place import refuse_inside, staging, staging_beside
 from .plan import ConversionPlan, PlannedSource, identity_of
@@ -36,6 +37,8 @@ def convert_split(
 ) -> dict[str, Conversion]:
     """Turn files into several datasets, directories in the output, which appear in one step when all are whole.
 
+    A finished conversion is not made again, as by :func:`neurofmx_wds.convert.run.convert`.
+
     Args:
         paths: NWB, npz or npy files, URLs or open files, as :func:`neurofmx_wds.convert.run.convert`.
         output: where and how to write.
@@ -52,30 +55,40 @@ def convert_split(
         SourceError: a name would get no windows, or a file names no subject or has no time.
         OutputError: as :func:`neurofmx_wds.convert.run.convert`.
     """
-    plan = ConversionPlan((), config, output)
-    with (
-        on_disk(paths) as names,
-        staging(output, parts=how.shares) as staged,
-        workers.start() as work,
-    ):
-        refuse_inside(names, staged.target)
-        seen = look_at(names, config, work, Notes(staged.path))
-        plans = split(replace(plan, entries=seen), how, work)
-        for entry in os.scandir(staged.path):
-            if entry.name not in plans:
-                shutil.rmtree(entry) if entry.is_dir(follow_symlinks=False) else os.unlink(entry)
-        done = {}
-        for name, part in plans.items():
-            (staged.path / name).mkdir(exist_ok=True)
-            try:
-                done[name] = build(part, staged.path / name, work, anew=output.overwrite)
-            except NothingToWrite as error:
-                staged.discard()
-                raise no_windows(name, how.by) from error
-        for name in plans:
-            remove_notes(staged.path / name)
-            fsync_path(staged.path / name)
-        staged.commit()
+    with contextlib.ExitStack() as stack:
+        names = stack.enter_context(on_disk(paths))
+        staged = None if is_finished(output, how.shares) else stack.enter_context(staging(output))
+        refuse_inside(names, output.directory)
+        work = stack.enter_context(workers.start())
+        notes = None if staged is None else Notes(staged.path)
+        plan = ConversionPlan(look_at(names, config, work, notes), config, output)
+        parts = split(plan, how, work)
+        if staged is None:
+            places = {name: Path(output.directory, name) for name in parts}
+            return {name: Conversion(parts[name], load_same(parts[name], place).summary(), existed=True)
+                    for name, place in places.items()}  # fmt: skip
+        return _write_parts(parts, how, staged, work)
+
+
+def _write_parts(
+    parts: Mapping[str, ConversionPlan], how: Split, staged: StagedDirectory, work: Work
+) -> dict[str, Conversion]:
+    """Make the dataset of each part, and put all in their place in one step."""
+    for entry in os.scandir(staged.path):
+        if entry.name not in parts:
+            shutil.rmtree(entry) if entry.is_dir(follow_symlinks=False) else os.unlink(entry)
+    done = {}
+    for name, part in parts.items():
+        (staged.path / name).mkdir(exist_ok=True)
+        try:
+            done[name] = build(part, staged.path / name, work, anew=staged.overwrite)
+        except NothingToWrite as error:
+            staged.discard()
+            raise no_windows(name, how.by) from error
+    for name in parts:
+        remove_notes(staged.path / name)
+        fsync_path(staged.path / name)
+    staged.commit()
     return {name: Conversion(part, manifest.summary()) for name, (part, manifest) in done.items()}
 
 
