@@ -1,4 +1,4 @@
-"""Work spread over processes: results in order, failures in order, quick to start, and the main script run once."""
+"""Work spread over processes: results in order, failures in order, and quick to start."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_process_that_dies_is_an_error_and_not_a_hang() -> None:
 
 
 def test_two_threads_may_each_have_their_own() -> None:
-    main, found = sys.modules["__main__"], []
+    found = []
 
     def work() -> None:
         with ordered_map(2) as apply:
@@ -65,7 +65,6 @@ def test_two_threads_may_each_have_their_own() -> None:
     for thread in threads:
         thread.join()
     assert found == [[n * n for n in range(9)]] * 3
-    assert sys.modules["__main__"] is main
 
 
 def test_processes_that_convert_are_ready_without_torch() -> None:
@@ -81,18 +80,23 @@ MAIN_SCRIPT = """
 import sys
 from neurofmx_wds.convert.config import Output, Workers
 from neurofmx_wds.convert.run import convert
-print("the main script runs")
-convert(sys.argv[2:], Output(sys.argv[1], shard_size=2), workers=Workers(3))
+if {guard}:
+    convert(sys.argv[2:], Output(sys.argv[1], shard_size=2), workers=Workers(3))
 """
 
 
-def test_a_script_needs_no_guard_and_is_run_once(tmp_path: Path) -> None:
+def test_a_script_starts_workers_under_its_guard_and_is_told_so(tmp_path: Path) -> None:
     make_npz(tmp_path / "a.npz", 30)
     convert([tmp_path / "a.npz"], Output(tmp_path / "good", shard_size=2))
-    (tmp_path / "script.py").write_text(MAIN_SCRIPT)
-    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "out"), str(tmp_path / "a.npz")]
+    script = tmp_path / "script.py"
+    command = [sys.executable, str(script), str(tmp_path / "out"), str(tmp_path / "a.npz")]
+    script.write_text(MAIN_SCRIPT.format(guard=True))
     done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "the main script runs\n", "")
+    assert done.returncode == 1 and not (tmp_path / "out").exists()
+    assert 'must start workers under `if __name__ == "__main__":`' in done.stderr.splitlines()[-1]
+    script.write_text(MAIN_SCRIPT.format(guard='__name__ == "__main__"'))
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
     assert contents(tmp_path / "out") == contents(tmp_path / "good")
 
 
