@@ -18,7 +18,7 @@ from recordings import make_recording
 
 from neurofmx_wds import create_shards_from_arrays, create_webdataset_dataloader
 from neurofmx_wds.cli.main import main
-from neurofmx_wds.convert import merge as merge_module
+from neurofmx_wds.convert import append as append_module
 from neurofmx_wds.convert.append import append
 from neurofmx_wds.convert.config import Output, ShardConfig
 from neurofmx_wds.convert.estimate import estimate
@@ -153,7 +153,7 @@ def test_a_recording_that_changed_since_a_killed_append_is_taken_as_it_is(
     out = tmp_path / "out"
     convert(inputs[:1], Output(out, shard_size=3))
     with monkeypatch.context() as patch:
-        patch.setattr(merge_module, "_put_in", raise_interrupt)
+        patch.setattr(append_module, "_put_in", raise_interrupt)
         with pytest.raises(KeyboardInterrupt):
             append(inputs[1:], Output(out, shard_size=3))
     make_npz(inputs[1], 4, 7)

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from recordings import make_recording
 
 from neurofmx_wds.cli.main import main
-from neurofmx_wds.convert import merge, run
+from neurofmx_wds.convert import append as append_module
+from neurofmx_wds.convert import run
 from neurofmx_wds.convert.config import Output, Split
 from neurofmx_wds.convert.look import look_at
 from neurofmx_wds.convert.plan import ConversionPlan
@@ -267,7 +268,7 @@ def test_arrays_are_split_by_file_and_have_no_time(tmp_path: Path) -> None:
     )
     names = {name: {m["source"] for m in metadata_of(tmp_path / "out" / name)} for name in NAMES}
     assert {"1.npz", "copy.npz"} in names.values()
-    for by, pattern in (("time", "no time"), ("subject", "no subject")):
+    for by, pattern in (("time", "no time"), ("subject", "does not name its subject")):
         with pytest.raises(SourceError, match=pattern):
             convert_split(paths, Output(tmp_path / "other"), Split({"a": 0.5, "b": 0.5}, by))  # type: ignore[arg-type]
 
@@ -330,14 +331,14 @@ class Stopped(BaseException):
 
 def stop_after(n: int, patch: pytest.MonkeyPatch) -> None:
     """Let a run be killed before it changes the (n+1)-th dataset."""
-    put_in, done = merge._put_in, itertools.count()
+    put_in, done = append_module._put_in, itertools.count()
 
     def stop(*given: Any) -> None:
         if next(done) == n:
             raise Stopped
         put_in(*given)
 
-    patch.setattr(merge, "_put_in", stop)
+    patch.setattr(append_module, "_put_in", stop)
 
 
 @settings(max_examples=3)
