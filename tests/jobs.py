@@ -32,4 +32,4 @@ def die_elsewhere(parent: int) -> None:
 def imported(_: int) -> tuple[int, set[str]]:
     """Who works, slowly enough for all to take a part, and which large packages are there."""
     time.sleep(0.3)
-    return os.getpid(), {"torch", "pynwb", "webdataset"} & set(sys.modules)
+    return os.getpid(), {name for name in ("torch", "pynwb", "webdataset") if sys.modules.get(name)}

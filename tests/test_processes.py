@@ -104,7 +104,7 @@ AS_TYPED = """
 import json, sys
 from neurofmx_wds.cli.main import main
 status = main()
-sys.stderr.write(json.dumps([status, "torch" in sys.modules]))
+sys.stderr.write(json.dumps([status, bool(sys.modules.get("torch"))]))
 """
 
 
