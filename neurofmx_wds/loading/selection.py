@@ -109,6 +109,15 @@ def select_samples(shards: ShardSet, select: Select) -> np.ndarray:
     Raises:
         ValueError: no sample fits; it says what there is.
         NeurofmxError: `select` raised.
+
+    Example:
+        >>> import tempfile
+        >>> from neurofmx_wds import create_shards_from_arrays
+        >>> from neurofmx_wds.format.shards import open_shards
+        >>> out, about = tempfile.mkdtemp(), [{"subject": name} for name in "ABAC"]
+        >>> _ = create_shards_from_arrays(out, {"spikes": np.zeros((4, 10))}, metadata=about)
+        >>> select_samples(open_shards(out), {"subject": ["A", "C"]})
+        array([0, 2, 3])
     """
     fits = select if callable(select) else functools.partial(_fits, dict(select))
     selected = []
