@@ -284,6 +284,12 @@ def test_what_cannot_be_is_refused_by_name(wrong: dict[str, Any], told: str) -> 
         Windows(**wrong)
 
 
+def test_selections_of_stored_samples_are_refused(segments: Path) -> None:
+    for asked in ({"select": {"session_id": "s0"}}, {"group": "a", "groups": {"a": [1]}}):
+        with pytest.raises(ValueError, match=f"{next(iter(asked))} chooses stored samples"):
+            load(segments, windows=Windows(length_s=1), **asked)
+
+
 def test_datasets_that_lack_what_windows_need_are_refused(segments: Path, tmp_path: Path) -> None:
     make_recording(tmp_path / "a.nwb", seconds=3)
     convert([tmp_path / "a.nwb"], Output(tmp_path / "cut"), SourceConfig.of(sequence_length=20))
