@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_distributed import torchrun
 
-from neurofmx_wds import WebDatasetLoader
+from neurofmx_wds import WebDatasetLoader, create_webdataset_dataloader
 
 pytest.importorskip("accelerate")
 
@@ -82,3 +82,44 @@ def test_a_prepared_dataloader_of_samples_delivers_all(tmp_path: Path, directory
         found = sorted(number for steps in delivered for batch in steps for number in batch)
         assert sorted(set(found)) == list(range(24)), setting
         assert len(found) == 24 or setting[1] == 2, setting  # workers' last batches are filled up by Accelerate
+
+
+def tensors(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors of a batch alone."""
+    return {"number": batch["number"]}
+
+
+def batches_job(directory: str, out: str) -> None:
+    """What this rank gets of a prepared loader of batches in two epochs, and of the rest of each after some batches."""
+    from accelerate import Accelerator
+
+    found: dict[str, Any] = {}
+    for num_workers in (0, 1):
+        accelerator = Accelerator(cpu=True)
+
+        def made(accelerator: Any = accelerator, num_workers: int = num_workers) -> Any:
+            loader = create_webdataset_dataloader(directory, batch_size=5, num_workers=num_workers)
+            return accelerator.prepare(loader.map(tensors))
+
+        prepared, rests = made(), []
+        whole = [[batch["number"].tolist() for batch in prepared] for _ in range(2)]
+        for epoch, skipped in ((0, 1), (1, 2)):
+            fresh = accelerator.skip_first_batches(made(), skipped)
+            fresh.set_epoch(epoch)
+            rests.append([epoch, skipped, [batch["number"].tolist() for batch in fresh]])
+        found[str(num_workers)] = {"length": len(prepared), "whole": whole, "rests": rests}
+    finish(out, found)
+
+
+def test_a_prepared_loader_of_batches_is_dealt_once_and_skips(tmp_path: Path, directory: Path) -> None:
+    ranks = on_two_ranks(tmp_path, "batches_job", directory)
+    loader = create_webdataset_dataloader(directory, batch_size=5, num_workers=0)
+    reference = [[number for batch in loader for number in batch["number"].tolist()] for _ in range(2)]
+    for kind in ranks[0]:
+        for epoch in range(2):
+            steps = zip(*(rank[kind]["whole"][epoch] for rank in ranks), strict=True)
+            assert [number for step in steps for batch in step for number in batch] == reference[epoch], kind
+        for rank in ranks:
+            assert rank[kind]["length"] == len(rank[kind]["whole"][0]) == 3
+            for epoch, skipped, rest in rank[kind]["rests"]:
+                assert rest == rank[kind]["whole"][epoch][skipped:], (kind, epoch)

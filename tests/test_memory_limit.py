@@ -184,7 +184,7 @@ def test_less_of_everything_gives_the_same_samples(small: Path, caplog: pytest.L
     options: dict[str, Any] = {"batch_size": 10, "num_workers": 4, "memory_limit": cost.reading + 2000, **SMALL}
     loaders = ranks(small, 2, **options)
     assert len({loader.batch_size for loader in loaders}) == 1
-    assert (loaders[0].num_workers, loaders[0].prefetch_factor) == (0, 0) and 1 <= loaders[0].batch_size < 10
+    assert (loaders[0].num_workers, loaders[0].prefetch_factor) == (0, None) and 1 <= loaders[0].batch_size < 10
     assert global_rows(steps(loaders)) == reference
     wanted = (
         rf"num_workers 4 → 0, prefetch_factor 2 → 0, so an epoch has|batch_size 10 → {loaders[0].batch_size}, num_wo"

@@ -5,6 +5,8 @@ Knows the resumable pipeline and memory; knows nothing of shards.
 
 from __future__ import annotations
 
+import copy
+import functools
 import logging
 import multiprocessing.connection
 import os
@@ -16,6 +18,7 @@ import torch
 import torch.utils.data
 
 from ..errors import NeurofmxError
+from .by_plan import BatchesByPlan, PlanSampler
 from .dataset import OpenDataset
 from .fetcher import Fetcher
 from .memory import BatchMemory
@@ -30,8 +33,8 @@ logger = logging.getLogger("neurofmx_wds")
 _MOST_WORKERS = 4  # where the number is not given
 
 
-class WebDatasetDataLoader(ResumablePipeline):
-    """Yields batches; made by :func:`create_webdataset_dataloader`.
+class BatchPipeline(ResumablePipeline):
+    """Yields batches: what :class:`WebDatasetDataLoader` is besides a torch ``DataLoader``.
 
     Args:
         opened: the dataset.
@@ -64,7 +67,7 @@ class WebDatasetDataLoader(ResumablePipeline):
                 len(self.order), self.batch_size, self.world_size,
             )  # fmt: skip
         self.num_workers = num_workers
-        self.prefetch_factor = prefetch_factor
+        self._ahead = prefetch_factor
         self.pin_memory = workers.pin_memory and torch.cuda.is_available()
         self.workers = workers
         self._memory = BatchMemory(self.pin_memory)  # kept from epoch to epoch: new memory is slow to touch
@@ -75,7 +78,7 @@ class WebDatasetDataLoader(ResumablePipeline):
         self.opened.reader.expect_share(0 if self.num_workers else 1 / world_size)
         if self.num_workers == 0:
             fetcher = self._fetcher(start, self._memory)
-            return prefetched(self._stages(start, fetcher.batches).iterator1(), self.prefetch_factor or 0)
+            return prefetched(self._stages(start, fetcher.batches).iterator1(), self._ahead or 0)
         return self._from_workers(start)
 
     def _from_workers(self, begin: Start) -> Iterator[Any]:
@@ -102,7 +105,7 @@ class WebDatasetDataLoader(ResumablePipeline):
                 self._persistent = workers
 
     def _workers(self) -> tuple[Start, torch.utils.data.DataLoader[Any]]:
-        depth = self.prefetch_factor or 2
+        depth = self._ahead or 2
         bundle = self._bundle()
         slots = Slots(depth, bundle)
         fetcher = self._fetcher(Start().share(), slots)
@@ -114,7 +117,7 @@ class WebDatasetDataLoader(ResumablePipeline):
             num_workers=self.num_workers,
             prefetch_factor=depth,
             collate_fn=_as_is,
-            **self.workers.of_torch,
+            **{**self.workers.of_torch, "worker_init_fn": getattr(self, "worker_init_fn", self.workers.worker_init_fn)},
         )
 
     def _bundle(self) -> int:
@@ -129,13 +132,84 @@ class WebDatasetDataLoader(ResumablePipeline):
         """Stop persistent workers; the next iteration starts others."""
         self._persistent = None
 
-    def __copy__(self) -> WebDatasetDataLoader:
+    def __copy__(self) -> BatchPipeline:
         twin = super().__copy__()
         twin.__dict__["_persistent"] = None  # workers serve one iterator at a time
-        return cast(WebDatasetDataLoader, twin)
+        return cast(BatchPipeline, twin)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_persistent": None}
+
+
+class WebDatasetDataLoader(BatchPipeline, torch.utils.data.DataLoader[Any]):  # type: ignore[misc]
+    """Yields batches; made by :func:`create_webdataset_dataloader`.
+
+    It is a webdataset pipeline and, for frameworks that ask for one, a torch ``DataLoader``: its batch sampler yields
+    plans, and its dataset reads a batch by its plan.
+
+    Args:
+        dataset: the batches by plan.
+        **_: ignored: arguments of ``DataLoader``, which Lightning passes when it makes the same loader again.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from neurofmx_wds import create_shards_from_arrays, create_webdataset_dataloader
+        >>> out = tempfile.mkdtemp()
+        >>> _ = create_shards_from_arrays(out, {"spikes": np.zeros((50, 100, 96), "float32")})
+        >>> loader = create_webdataset_dataloader(out, batch_size=16, num_workers=0)
+        >>> isinstance(loader, torch.utils.data.DataLoader), len(loader.batch_sampler), len(loader.dataset)
+        (True, 4, 50)
+    """
+
+    generator = None
+    pin_memory_device = ""
+    in_order = True
+    _iterator = None
+
+    def __init__(self, dataset: BatchesByPlan, **_: Any) -> None:
+        self.__dict__.update(vars(copy.copy(dataset.batches)), dataset=dataset)
+        options = self.workers
+        self.collate_fn = _as_is
+        self.timeout = options.timeout
+        self.worker_init_fn = options.worker_init_fn
+        self.persistent_workers = options.persistent_workers and self.num_workers > 0
+        self.multiprocessing_context = options.multiprocessing_context if self.num_workers else None
+
+    @functools.cached_property
+    def dataset(self) -> BatchesByPlan:  # type: ignore[override]
+        """The batches, to be read by their plan."""
+        batches = object.__new__(BatchPipeline)
+        batches.__dict__.update(self._parts())
+        return BatchesByPlan(batches)
+
+    @property
+    def batch_sampler(self) -> PlanSampler:  # type: ignore[override]
+        """The plans of the batches."""
+        return PlanSampler(self.dataset.batches)
+
+    @property
+    def prefetch_factor(self) -> int | None:  # type: ignore[override]
+        """Batches read ahead by each worker; None if there are none, as in torch."""
+        return (self._ahead or 2) if self.num_workers else None
+
+    def _parts(self) -> dict[str, Any]:
+        """Return what copies have too: not the dataset, which knows the stages, nor what Lightning notes in here."""
+        kept = {name: value for name, value in vars(self).items() if not name.startswith("__") and name != "dataset"}
+        return {**kept, "_persistent": None}
+
+    def __copy__(self) -> WebDatasetDataLoader:
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self._parts())
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "dataset"}
+
+
+def as_dataloader(batches: BatchPipeline) -> WebDatasetDataLoader:
+    """Return a pipeline of batches as a torch ``DataLoader``."""
+    return WebDatasetDataLoader(BatchesByPlan(batches))
 
 
 def _n_cores() -> int:

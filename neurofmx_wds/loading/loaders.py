@@ -21,7 +21,7 @@ from ..format.groups import Groups
 from ..storage.atomic import write_atomic
 from ..storage.cache import DEFAULT_CACHE_SIZE
 from ..storage.regular import read_regular
-from .batch_loader import WebDatasetDataLoader
+from .batch_loader import BatchPipeline, WebDatasetDataLoader, as_dataloader
 from .collate import collate_webdataset
 from .dataset import open_dataset
 from .labels import TargetTransform
@@ -323,4 +323,4 @@ def create_webdataset_dataloader(
         persistent_workers=persistent_workers, multiprocessing_context=multiprocessing_context, timeout=timeout,
         worker_init_fn=worker_init_fn, in_order=in_order,
     )  # fmt: skip
-    return WebDatasetDataLoader(open_dataset(read, order), processing, batches, workers)
+    return as_dataloader(BatchPipeline(open_dataset(read, order), processing, batches, workers))

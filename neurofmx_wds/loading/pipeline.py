@@ -124,7 +124,7 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
         except TypeError:
             return None
 
-    batch_sampler = None  # frameworks that look for a sampler also look for this
+    batch_sampler: Any = None  # frameworks that look for a sampler also look for this
 
     @property
     def sampler(self) -> EpochSampler:

@@ -15,7 +15,7 @@ from typing import Any
 import torch.utils.data
 
 from ..errors import refuse_unknown
-from ..loading.batch_loader import WebDatasetDataLoader
+from ..loading.batch_loader import BatchPipeline, WebDatasetDataLoader, as_dataloader
 from ..loading.collate import collate_webdataset
 from ..loading.dataset import OpenDataset
 from ..loading.loaders import ResumableWebDatasetLoader, WebDatasetLoader, create_webdataset_dataloader
@@ -92,4 +92,4 @@ def _loader(opened: OpenDataset, processing: ProcessingOptions, options: dict[st
         each.name for kind in (OrderOptions, ProcessingOptions, BatchOptions, WorkerOptions) for each in fields_of(kind)
     }
     refuse_unknown("a loader of batches", options, known)
-    return WebDatasetDataLoader(opened, processing, batches, workers)
+    return as_dataloader(BatchPipeline(opened, processing, batches, workers))
