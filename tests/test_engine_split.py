@@ -258,6 +258,27 @@ def test_by_session_a_session_stays_whole(tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
+def sources_of(directory: Path, names: Any) -> dict[str, set[str]]:
+    return {name: {m["source"] for m in metadata_of(directory / name)} for name in names}
+
+
+def test_copies_of_one_recording_stay_together_whatever_their_names(tmp_path: Path) -> None:
+    """Arrays along time are sessions by their files' names: by these alone the copies would be dealt apart."""
+    config, halves = SourceConfig.of(rate=100.0, sequence_length=10), Split({"train": 0.5, "val": 0.5})
+    for name, n in (("a", 400), ("b", 300), ("c", 200)):
+        np.savez(tmp_path / f"{name}.npz", x=np.random.default_rng(n).standard_normal((n, 2)))
+    for copy, of in (("a2", "a"), ("b2", "b")):
+        (tmp_path / f"{copy}.npz").write_bytes((tmp_path / f"{of}.npz").read_bytes())
+    paths = [tmp_path / f"{name}.npz" for name in ("a", "a2", "b", "c")]
+    convert_split(paths, Output(tmp_path / "out"), halves, config)
+    found = sources_of(tmp_path / "out", halves.shares)
+    assert found == {"train": {"a.npz", "a2.npz"}, "val": {"b.npz", "c.npz"}}
+    unbalanced = [tmp_path / f"{name}.npz" for name in ("a", "b")]  # so that what is new would go to val
+    convert_split(unbalanced, Output(tmp_path / "grown"), halves, config)
+    append_split([tmp_path / "a2.npz"], Output(tmp_path / "grown"), halves, config)
+    assert sources_of(tmp_path / "grown", halves.shares) == {"train": {"a.npz"}, "val": {"b.npz"}}
+
+
 def test_arrays_are_split_by_file_and_have_no_time(tmp_path: Path) -> None:
     for i in range(3):
         np.savez(tmp_path / f"{i}.npz", x=np.full((10 - i, 2), i))

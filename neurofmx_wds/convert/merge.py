@@ -83,7 +83,7 @@ def merge(
 
 @contextlib.contextmanager
 def atomic_dataset(output_dir: str | os.PathLike[str], overwrite: bool) -> Iterator[StagedDirectory]:
-    """A staging directory to make a dataset in at one go: it is in its place afterwards, or nothing is left of it.
+    """Hold a staging directory for a dataset made at one go: it is in its place afterwards, or nothing is left of it.
 
     Raises:
         OutputError: as :func:`neurofmx_wds.convert.place.staging`.
@@ -121,7 +121,7 @@ def _field_differences(name: str, a: Mapping[str, Any], b: Mapping[str, Any]) ->
 
 
 def _config_of(parts: Sequence[Manifest], repeat_keys: bool) -> dict[str, Any]:
-    """What all were made with, and a name for all that each was made with."""
+    """Return the settings that all have in common, and a hash of those of each."""
     common = {k: v for k, v in parts[0].config.items() if all(k in p.config and p.config[k] == v for p in parts)}
     return {**common, "merged": [config_hash(part.config) for part in parts], "repeat_keys": repeat_keys}
 

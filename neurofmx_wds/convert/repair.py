@@ -99,7 +99,7 @@ def _is_good(directory: Path, record: ShardRecord) -> bool:
 
 
 def _sources(manifest: Manifest, entries: Sequence[PlannedSource | SourceError]) -> tuple[PlannedSource, ...]:
-    """The recordings that the dataset holds, in its order."""
+    """Return the recordings that the dataset holds, in its order."""
     given = {entry.file.identity: entry for entry in entries if isinstance(entry, PlannedSource)}
     wanted = [report for report in manifest.sources if "error" not in report]
     for report in wanted:

@@ -167,8 +167,11 @@ def write_share(
     system; the files are looked at once, by whichever task comes to them first.
 
     Args:
-        paths, output, config, workers: as :func:`convert`.
+        paths: as :func:`convert`.
+        output: as :func:`convert`.
         task: which share.
+        config: as :func:`convert`.
+        workers: as :func:`convert`.
 
     Returns:
         The whole plan; its ``failures`` are the sources that could not be read.

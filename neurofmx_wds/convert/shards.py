@@ -53,7 +53,7 @@ def close_source() -> None:
 
 
 def read_piece(piece: Piece) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """A piece's samples; whatever goes wrong is the source's error."""
+    """Yield the samples of a piece; whatever goes wrong is raised as the source's error."""
     try:
         yield from _opened.get(piece.file, piece.config).read(piece.start, piece.stop)
         piece.file.check()

@@ -106,7 +106,11 @@ def append_split(
     datasets change one after the other, each in one step; if the run is killed, the same call finishes it.
 
     Args:
-        paths, output, how, config, workers: as :func:`convert_split`, and as they were there.
+        paths: as :func:`convert_split`.
+        output: where the datasets are, and how their shards were written.
+        how: as it was for the datasets.
+        config: as it was for the datasets.
+        workers: who does the work.
 
     Returns:
         name → what was added (an empty plan if there was nothing new for it).

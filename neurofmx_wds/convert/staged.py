@@ -61,7 +61,7 @@ def clear(directory: Path, done: set[str]) -> None:
 
 
 def noted(directory: Path) -> list[str]:
-    """The shards that were being made in a staging directory, or have been."""
+    """Return the shards that have been begun or made in a staging directory."""
     made = directory / MADE
     return sorted(os.listdir(made)) if made.is_dir() else []
 

@@ -64,7 +64,7 @@ Rows = npt.NDArray[Any] | PackedRows
 def mapped(
     path: str | Path, dtype: np.dtype[Any], shape: tuple[int, ...], fortran: bool, offset: int
 ) -> npt.NDArray[Any]:
-    """An array that lies in a file as it is, `offset` bytes from its start."""
+    """Map an array that lies in a file as it is, `offset` bytes from its start."""
     if math.prod(shape) * dtype.itemsize == 0:
         return np.empty(shape, dtype)
     return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
@@ -149,7 +149,7 @@ class ArraySource:
         return self._stored(*header)
 
     def _member(self, name: str, member: str) -> Rows:
-        """A stored member is mapped where it lies; a deflated one is read forward."""
+        """Open a member: a stored one is mapped where it lies, a deflated one is read forward."""
         info = self._zip.getinfo(member)
         with self._zip.open(info) as stream:
             dtype, shape, fortran, offset = self._header(name, stream, info.file_size)
@@ -166,14 +166,14 @@ class ArraySource:
             return self._spilled(stream, dtype, shape, offset)
 
     def _stored(self, dtype: np.dtype[Any], shape: tuple[int, ...], fortran: bool, offset: int) -> Rows:
-        """An array that lies in the file as it is."""
+        """Open an array that lies in the file as it is."""
         if not is_url(self.path) or math.prod(shape) * dtype.itemsize == 0:
             return mapped(self.path, dtype, shape, fortran, offset)
         stream = self._closing.enter_context(open_binary(self.path))
         return (self._spilled if fortran else PackedRows)(stream, dtype, shape, offset)
 
     def _spilled(self, stream: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...], offset: int) -> Rows:
-        """An array in Fortran order, whose rows lie all over the stream, by way of a file that can be mapped."""
+        """Copy an array in Fortran order, whose rows lie all over the stream, to a file that can be mapped."""
         spill = self._closing.enter_context(tempfile.NamedTemporaryFile())
         stream.seek(offset)
         left = math.prod(shape) * dtype.itemsize
@@ -219,7 +219,7 @@ class ArraySource:
         return self._arrays
 
     def describe(self) -> SourceDescription:
-        """Says how many rows there are, and of what."""
+        """Describe how many rows there are, and of what."""
         fields = {
             name: {"dtype": array.dtype.name, "shape": list(array.shape[1:])} for name, array in self._arrays.items()
         }
@@ -232,7 +232,7 @@ class ArraySource:
         return SourceDescription(self._n, fields, report, empty)
 
     def read(self, start: int, stop: int) -> Iterator[tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]]:
-        """Gives the rows [start, stop) in order, in native byte order, with metadata ``source`` and ``sample_index``.
+        """Yield the rows [start, stop) in order, in native byte order, with metadata ``source`` and ``sample_index``.
 
         Raises:
             IndexError: there are no such rows.
@@ -260,6 +260,6 @@ class ArraySource:
             raise self._damaged(error) from error
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self._arrays = {}
         self._closing.close()

@@ -36,7 +36,7 @@ _DAMAGED = "it may be cut or damaged: download it again"
 
 
 def find_cifar(listing: Listing, kind: str, subsets: Sequence[str]) -> ImageSet:
-    """The images, uint8 (32, 32, 3), and labels in ``data_batch_1``, …, ``test_batch`` or ``train`` and ``test``.
+    """Find the images, uint8 (32, 32, 3), and labels in ``data_batch_1``, …, ``test_batch`` or ``train`` and ``test``.
 
     Args:
         listing: the directory that was in the tar.
@@ -83,7 +83,7 @@ def _labels(listing: Listing, entry: Entry, content: dict[Any, Any], called: str
 
 
 def _list_of(kind: type, values: object) -> list[Any]:
-    """The values, if they are a list of nothing else."""
+    """Return the values if they are a list of this type alone, else an empty list."""
     return values if isinstance(values, list) and all(type(value) is kind for value in values) else []
 
 
@@ -95,7 +95,7 @@ class _Batches:
         self._kept: tuple[Entry, npt.NDArray[np.uint8]] | None = None
 
     def load(self, entry: Entry) -> dict[Any, Any]:
-        """Reads a batch."""
+        """Read a batch."""
         content = _unpickled(self._listing, entry)
         data: Any = content.get("data")
         good = isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 2
@@ -106,7 +106,7 @@ class _Batches:
         return content
 
     def reader(self, entry: Entry) -> Any:
-        """What reads a batch's images [start, stop)."""
+        """Return a function that yields the images [start, stop) of a batch."""
 
         def read(start: int, stop: int) -> Iterator[tuple[str, Any, dict[str, Any]]]:
             kept = self._kept

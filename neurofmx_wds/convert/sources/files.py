@@ -115,7 +115,7 @@ class FilesSource:
         return [key for key, _ in self._samples]
 
     def describe(self) -> SourceDescription:
-        """Says how many samples there are, and what is left out."""
+        """Describe how many samples there are, and what is left out."""
         left_out = {**self._left_out, "hidden": self.listing.hidden, "without extension": len(self._nameless)}
         report = {
             "path": self.listing.name,
@@ -128,7 +128,7 @@ class FilesSource:
         return SourceDescription(len(self._samples), {}, report)
 
     def read(self, start: int, stop: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """Gives the samples [start, stop) in the order of their keys, with metadata ``source`` and ``sample_index``.
+        """Yield the samples [start, stop) in the order of their keys, with metadata ``source`` and ``sample_index``.
 
         Raises:
             IndexError: there are no such samples.
@@ -141,4 +141,4 @@ class FilesSource:
             yield {"__key__": key, **fields}, {"source": self.listing.name, "sample_index": i}
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing: no file is held open."""

@@ -76,7 +76,7 @@ class ImageSource:
                     raise listing.refused(problem, "it may be damaged: download it again")
 
     def describe(self) -> SourceDescription:
-        """Says how many images there are, of which classes."""
+        """Describe how many images there are, of which classes."""
         fields: dict[str, dict[str, Any]] = {"image": {"dtype": "uint8"}}
         if self._found.shape is not None:
             fields["image"]["shape"] = list(self._found.shape)
@@ -100,7 +100,7 @@ class ImageSource:
         return dict(zip(names, np.atleast_1d(counts).tolist(), strict=True))
 
     def read(self, start: int, stop: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """Gives the images [start, stop) in order.
+        """Yield the images [start, stop) in order.
 
         Yields:
             (fields, metadata): ``image`` uint8 (H, W) or (H, W, C), or the file itself as ``image.EXTENSION``; its
@@ -127,5 +127,5 @@ class ImageSource:
             first += len(part)
 
     def close(self) -> None:
-        """Closes what is open."""
+        """Close the files that are open."""
         self._found.closing.close()

@@ -45,7 +45,7 @@ def open_images(path: str | os.PathLike[str], kind: str, config: ImageConfig) ->
 
 
 def find_folders(listing: Listing, config: ImageConfig) -> ImageSet:
-    """The image files in each class's folder and below it; the classes are numbered in the order of their names.
+    """Find the image files in each class's folder and below it; the classes are numbered in the order of their names.
 
     Raises:
         SourceError: there are none, or files that are no image by their name and may not be left out; or the folders

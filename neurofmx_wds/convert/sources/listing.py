@@ -55,14 +55,14 @@ class Listing:
         return max((entry.mtime_ns for entry in self.files), default=0)
 
     def sha256(self) -> str:
-        """A checksum of the files' paths, sizes and times: no file is read for it."""
+        """Return a checksum of the files' paths, sizes and times; no file is read for it."""
         digest = hashlib.sha256()
         for path, size, mtime_ns in self.files:
             digest.update(b"%b\0%d %d\n" % (os.fsencode(path), size, mtime_ns))
         return digest.hexdigest()
 
     def find(self, *names: str) -> Entry:
-        """The first of these files that is there.
+        """Return the first of these files that is there.
 
         Raises:
             SourceError: there is none.
@@ -75,11 +75,11 @@ class Listing:
         raise SourceError(f"has no {' or '.join(names)}", file=self.root, remedy=remedy)
 
     def refused(self, problem: str, remedy: str) -> SourceError:
-        """Says what is wrong with what is in the directory."""
+        """Return the error that something in the directory is wrong."""
         return SourceError(problem, file=self.root, remedy=remedy)
 
     def read(self, entry: Entry) -> bytes:
-        """A file's content.
+        """Return the content of a file.
 
         Raises:
             SourceError: it is gone, or not as it was found.
@@ -96,7 +96,7 @@ class Listing:
         return data
 
     def changed(self, entry: Entry) -> SourceError:
-        """Says that a file is not as it was found."""
+        """Return the error that a file is not as it was found."""
         return self.refused(f"{entry.path!r} has changed since it was found", _CHANGED)
 
 
@@ -154,5 +154,5 @@ def _same(entry: Entry, now: os.stat_result) -> bool:
 
 
 def left_out_lines(counts: dict[str, int]) -> list[str]:
-    """What was left out, for a report: ``3 files left out: hidden``."""
+    """Describe what was left out, for a report: ``3 files left out: hidden``."""
     return [f"{n:,} file{'' if n == 1 else 's'} left out: {what}" for what, n in counts.items() if n]

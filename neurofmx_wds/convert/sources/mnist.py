@@ -28,7 +28,7 @@ _DAMAGED = "it may be cut or damaged: download it again"
 
 
 def find_mnist(listing: Listing, subsets: Sequence[str]) -> ImageSet:
-    """The images, uint8 (H, W), and labels in ``train-images-idx3-ubyte``, ``t10k-labels-idx1-ubyte`` and so on.
+    """Find the images, uint8 (H, W), and labels in ``train-images-idx3-ubyte``, ``t10k-labels-idx1-ubyte`` and so on.
 
     The labels are named by their numbers.
 

@@ -33,7 +33,7 @@ _EXPORT = "export it to one HDF5 file with hdmf-zarr: NWBHDF5IO(…).export(NWBZ
 
 
 def open_zarr(listing: Listing) -> NWBZarrIO:
-    """Opens a store for reading.
+    """Open a store for reading.
 
     Args:
         listing: all its files, hidden ones too.
@@ -109,7 +109,7 @@ class _Store(DirectoryStore):  # type: ignore[misc]
         return SourceError(f"{what[:300]}: {problem}", file=self.path, remedy=remedy)
 
     def _json(self, entry: Entry) -> dict[str, Any]:
-        """Reads metadata.
+        """Read metadata.
 
         Raises:
             SourceError: it is too large, or no JSON object.
@@ -229,7 +229,7 @@ def _is(path: str, name: str) -> bool:
 
 
 def _dtype(told: Any) -> np.dtype[Any]:
-    """Gives the type of an array of numbers, of text of one length, of objects, or of rows of these."""
+    """Return the type of an array of numbers, of text of one length, of objects, or of rows of these."""
     dtype = np.dtype([tuple(each) for each in told] if isinstance(told, list) else str(told))
     plain = [dtype[name] for name in dtype.names] if dtype.names else [dtype]
     if any(each.kind not in "biufcSUmMO" or not each.itemsize or each.subdtype for each in plain):
@@ -242,12 +242,12 @@ def _told(dtype: np.dtype[Any]) -> Any:
 
 
 def _json_values(data: bytes) -> np.ndarray:
-    """Gives the values of numcodecs' JSON: a list of them, with a type and a shape at its end."""
+    """Return the values of numcodecs' JSON: a list of them, with a type and a shape at its end."""
     return np.fromiter(json.loads(data)[:-2], object)
 
 
 def _texts(data: bytes, is_text: bool = True) -> np.ndarray:
-    """Gives the strings of numcodecs' VLenUTF8 or VLenBytes: a count, then each behind its length, 4 bytes each."""
+    """Return the strings of numcodecs' VLenUTF8 or VLenBytes: a count, then each behind its length, 4 bytes each."""
     count, at = int.from_bytes(data[:4], "little"), 4
     if at + 4 * count > len(data):
         raise ValueError("a chunk of strings is cut short")
