@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import GroupError, NeurofmxError, join_some
+from ..storage.regular import read_regular
 from .manifest import Manifest
 
 GROUP_FILES = ("groups.yaml", "groups.yml", "groups.json")
 _SECTION = "data_groups"  # of a larger configuration file, DynVision's for one
 _FORM = "it must be {dataset: {group: [labels]}} or {group: [labels]}"
 _QUOTES = "in YAML a name such as no, 1e3 or 2024-01-01 needs quotation marks"
-_MOST_BYTES = 1 << 24
+_MAX_BYTES = 1 << 24
 
 Groups = Mapping[str, Any] | str | os.PathLike[str]
 
@@ -84,10 +85,7 @@ def _file_in(directory: Path) -> Path:
 
 
 def _load(path: Path) -> Any:
-    with open(path, "rb") as stream:
-        text = stream.read(_MOST_BYTES + 1)
-    if len(text) > _MOST_BYTES:
-        raise GroupError("far too large for a definition of groups")
+    text = read_regular(path, _MAX_BYTES, GroupError)
     try:
         if path.suffix == ".json":
             return json.loads(text)
@@ -97,6 +95,10 @@ def _load(path: Path) -> Any:
             remedy = "pip install 'neurofmx-wds[yaml]', or write the groups as a .json file"
             raise NeurofmxError("reading YAML needs pyyaml", file=path, remedy=remedy) from error
         try:
+            if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+                raise GroupError(
+                    "YAML aliases (*name) are refused: a few lines of them can stand for billions of labels"
+                )
             return yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ValueError(str(error)) from error

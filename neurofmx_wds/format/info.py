@@ -12,15 +12,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import printable
 from .finding import DEFAULT_SHARD_PATTERN
 from .groups import linked_group
 from .index import modalities_of
-from .manifest import Manifest
+from .manifest import SPIKE_COUNTS, Manifest
 from .shards import open_shards
 
 _MOST_SOURCES = 20
 _GAP = "  "
-_SPIKES = ("total", "binned", "outside", "invalid")
 
 
 class ShardedDatasetInfo:
@@ -80,7 +80,7 @@ class ShardedDatasetInfo:
     def print_summary(self) -> None:
         """Show the dataset as tables on the standard output, no wider than the terminal."""
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        sys.stdout.write(format_summary(self.get_summary(), width) + "\n")
+        sys.stdout.write(printable(format_summary(self.get_summary(), width), keep="\n") + "\n")
 
 
 def _compression_of(paths: Sequence[Path]) -> str:
@@ -136,7 +136,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], width: int | 
 
 
 def _cell(value: object) -> str:
-    return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else printable(str(value))
 
 
 def _cut(text: str, size: int) -> str:
@@ -243,9 +243,9 @@ def _source_table(sources: Sequence[Mapping[str, Any]], width: int | None) -> st
         for source in sources
     ]
     if any("spikes" in source for source in sources):
-        header += ["spikes", *_SPIKES[1:]]
+        header += ["spikes", *SPIKE_COUNTS[1:]]
         for row, source in zip(rows, sources, strict=True):
-            row += [source.get("spikes", {}).get(kind) for kind in _SPIKES]
+            row += [source.get("spikes", {}).get(kind) for kind in SPIKE_COUNTS]
     for i, name in reversed([(1, "session"), (2, "subject")]):
         if not any(row[i] for row in rows):
             header.remove(name)

@@ -9,15 +9,17 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import ManifestError, OutputError
 from ..storage.atomic import write_atomic
+from ..storage.regular import read_regular
 
 MANIFEST_NAME = "dataset_metadata.json"
+_MAX_BYTES = 1 << 30
 # shards, indexes (ours, DALI's, wids'), and what a killed run or a network file system leaves beside them
 _OWN = re.compile(r".*\.(tar|tar\.(gz|bz2|xz)|index|idx)|(dataset_metadata|shardindex)\.json|\..*\.part|\.nfs\w+")
 
@@ -134,7 +136,7 @@ class Manifest:
         """
         path = Path(directory) / MANIFEST_NAME
         try:
-            return cls._parse(json.loads(path.read_bytes()))
+            return cls._parse(json.loads(read_regular(path, _MAX_BYTES, ManifestError)))
         except ManifestError as error:
             raise ManifestError(error.problem, file=path, remedy="restore it, or convert again") from error
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -148,21 +150,22 @@ class Manifest:
             name, count, size = entry["shard_name"], entry["n_samples"], entry["n_bytes"]
             if not isinstance(name, str) or not name or "/" in name or name.startswith(".") or "\0" in name:
                 raise ManifestError(f"the manifest names a shard outside its directory: {name!r}")
-            if not _is_count(count) or not _is_count(size):
+            if not _is_count(count) or not _is_count(size) or count > _most_samples(name, size):
                 raise ManifestError(f"the manifest gives {name!r} an impossible size")
             if not isinstance(entry["sha256"], (str, type(None))):
                 raise ManifestError(f"the manifest gives {name!r} an impossible checksum")
             shards.append(ShardRecord(name, count, size, entry["sha256"]))
         if len({shard.shard_name for shard in shards}) != len(shards):
             raise ManifestError("the manifest names a shard twice")
+        _check_types(data)
         manifest = cls(
             shard_size=data["shard_size"],
             compression=data["compression"],
-            modalities={name: dict(about) for name, about in data["modalities"].items()},
+            modalities=data["modalities"],
             shards=shards,
-            sources=list(data.get("sources", [])),
-            config=dict(data.get("config", {})),
-            created_by=str(data.get("created_by", "")),
+            sources=data.get("sources", []),
+            config=data.get("config", {}),
+            created_by=data.get("created_by", ""),
         )
         if data["total_samples"] != manifest.total_samples or data["total_shards"] != len(shards):
             raise ManifestError("the manifest's totals do not match its list of shards")
@@ -173,6 +176,89 @@ class Manifest:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 48
+
+
+def _most_samples(name: str, n_bytes: int) -> int:
+    """Bound the samples in a shard: each takes a header of 512 bytes, which compression may shrink."""
+    return n_bytes // 512 if name.endswith(".tar") else n_bytes * 64
+
+
+def _check_types(data: Mapping[str, Any]) -> None:
+    """Refuse a manifest whose parts are not of the types that whoever reads it relies on.
+
+    Raises:
+        ManifestError: naming the part and what it is.
+    """
+    _require_entries("", data, _OF_MANIFEST)
+    for name, about in data["modalities"].items():
+        _require_entries(f"modalities.{name}", about, _OF_MODALITY)
+    for i, source in enumerate(data.get("sources", [])):
+        _require_entries(f"sources[{i}]", source, _OF_SOURCE)
+
+
+def _require_entries(where: str, about: Any, checks: Mapping[str, Callable[[Any], bool]]) -> None:
+    if not isinstance(about, dict):
+        raise ManifestError(f"the manifest is damaged: {where} cannot be {repr(about)[:60]}")
+    for name, fits in checks.items():
+        absent = name not in about or (about[name] is None and name in _MAY_BE_NULL)
+        if not absent and not fits(about[name]):
+            problem = f"the manifest is damaged: {where}{'.' if where else ''}{name} cannot be {repr(about[name])[:60]}"
+            raise ManifestError(problem)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(fits, value))
+
+
+def _is_counts(value: object) -> bool:
+    return isinstance(value, dict) and all(map(_is_count, value.values()))
+
+
+def _is_windows(value: object) -> bool:
+    return isinstance(value, dict) and _is_count(value.get("emitted", 0)) and _is_counts(value.get("dropped", {}))
+
+
+def _is_spikes(value: object) -> bool:
+    return isinstance(value, dict) and all(_is_count(value.get(kind) or 0) for kind in SPIKE_COUNTS)
+
+
+def _is_subject(value: object) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("subject_id") or "", str)
+
+
+SPIKE_COUNTS = ("total", "binned", "outside", "invalid")
+# What is read of the manifest, of a field's entry and of a source's, where it is there.
+_MAY_BE_NULL = {"dtype", "shape", "unit", "columns", "session_id", "subject"}
+_OF_MANIFEST: dict[str, Callable[[Any], bool]] = {
+    "shard_size": _is_count,
+    "compression": _is_text,
+    "modalities": lambda value: isinstance(value, dict),
+    "sources": lambda value: isinstance(value, list),
+    "config": lambda value: isinstance(value, dict),
+    "created_by": _is_text,
+}
+_OF_MODALITY: dict[str, Callable[[Any], bool]] = {
+    "dtype": _is_text,
+    "format": lambda value: _is_text(value) or _is_list_of(_is_text)(value),
+    "shape": _is_list_of(lambda n: n is None or _is_count(n)),
+    "unit": _is_text,
+    "columns": lambda value: isinstance(value, list),
+}
+_OF_SOURCE: dict[str, Callable[[Any], bool]] = {
+    "path": _is_text,
+    "session_id": _is_text,
+    "subject": _is_subject,
+    "windows": _is_windows,
+    "spikes": _is_spikes,
+    "fields": lambda value: isinstance(value, (dict, list)),
+    "warnings": _is_list_of(_is_text),
+    "error": _is_text,
+    "bins_in_tails": _is_count,
+}
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

@@ -302,7 +302,7 @@ def create_shards_from_arrays(
     lengths = {name: len(array) if np.ndim(array) else None for name, array in data_dict.items()}
     if not lengths or None in lengths.values() or len(set(lengths.values())) != 1:
         raise FieldError(
-            f"the arrays must have one first dimension, the samples; these have {lengths}",
+            f"the arrays must have the same first dimension, the samples; these have {lengths}",
             remedy="cut or stack them to one length",
         )
     count = next(iter(lengths.values())) or 0
