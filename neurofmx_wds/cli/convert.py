@@ -170,10 +170,10 @@ def _dry_run(request: Request, workers: Workers) -> int:
     for name, found in estimates.items():
         show(f"{os.path.join(request.output.directory, name)}: nothing is written; it would get")
         for path, n_windows, size in found.sources:
-            show(f"  {n_windows:>10,} windows  {human_size(size):>10}  {path}")
+            show(f"  {n_windows:>10,} window{'s' * (n_windows != 1):1}  {human_size(size):>10}  {path}")
         packed = " before compression" if request.output.compression != "none" else ""
         whole = f"{human_size(found.n_bytes):>10}{packed} in {count(found.n_shards, 'shard')}"
-        show(f"  {found.n_samples:>10,} windows  {whole}")
+        show(f"  {found.n_samples:>10,} window{'s' * (found.n_samples != 1):1}  {whole}")
         show(f"  memory: up to about {human_size(found.memory_bytes)} a worker, beside the libraries'")
     return _say_failures(plan.failures, request)
 
@@ -204,9 +204,11 @@ def _link_group(request: Request) -> int:
 
 
 def _say_failures(failures: Any, request: Request) -> int:
-    """Print what is wrong with files; the exit status."""
+    """Print what is wrong with files, and return the exit status."""
+    from ..format.info import count
+
     if failures:
-        show_error(f"\n{len(failures)} of {len(request.files)} files could not be converted:")
+        show_error(f"\n{len(failures)} of {count(len(request.files), 'file')} could not be converted:")
     for failure in failures:
         show_error(f"error: {failure}")
     return 1 if failures else 0

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import textwrap
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -109,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     for group in (convert, datasets, look, check, demo):
         group.add_commands(commands)
     for command in commands.choices.values():
-        command.formatter_class = argparse.RawDescriptionHelpFormatter
+        command.formatter_class = argparse.RawDescriptionHelpFormatter  # keeps the examples as they are
+        command.description = textwrap.fill(command.description or "", 78)
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser

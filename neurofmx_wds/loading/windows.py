@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..nwb.clock import MAX_NS, NS_PER_S, Grid, exact_number, stride_of
-from ..nwb.windows import BEHAVIOR_METHODS, LFP_METHODS
+from ..nwb.methods import BEHAVIOR_METHODS, LFP_METHODS
 
 Seconds = float | str | Fraction
 SpikeForm = Literal["dense", "ragged", "events"]

@@ -23,8 +23,6 @@ from .units import SpikeTrains
 from .video import Video
 
 NOT_GIVEN = "outside the intervals given"  # why windows are dropped
-BEHAVIOR_METHODS = ("auto", "bin_mean", "linear", "previous", "count")
-LFP_METHODS = ("auto", "native", "bin_mean", "linear")
 
 
 class WindowSettings(Protocol):

@@ -11,7 +11,7 @@ from fractions import Fraction
 import numpy as np
 
 from ...nwb.clock import MAX_NS, NS_PER_S, Grid, to_ns
-from ...nwb.windows import BEHAVIOR_METHODS, LFP_METHODS
+from ...nwb.methods import BEHAVIOR_METHODS, LFP_METHODS
 from ..options import (
     Number,
     Option,
