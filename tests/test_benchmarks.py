@@ -5,63 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from jobs import known_work, slow_work
 
 from benchmarks import resume
-from benchmarks.harness import Case, Group, Row, Setting, Target, Unavailable, Work, judge, measure, table, to_json
+from benchmarks.harness import Row, Setting, Target, judge, measure, table, to_json
 
 ROOT = Path(__file__).parents[1]
 
 
-def sleeping(seconds: float) -> Work:
-    def work() -> float:
-        time.sleep(seconds)
-        return 10.0
-
-    return work
-
-
-def absent() -> Work:
-    raise ImportError("No module named 'peer'")
-
-
-def impossible() -> Work:
-    raise Unavailable("not on this machine")
-
-
-def faulty() -> Work:
-    raise ValueError("a fault")
-
-
-def group(setting: Setting) -> Group:
-    """Cases that take a known time."""
-    return Group(
-        "sleeping",
-        [
-            Case("short", lambda: sleeping(0.02), ours=True),
-            Case("long", lambda: sleeping(0.2)),
-            Case("absent", absent),
-            Case("impossible", impossible),
-            Case("faulty", faulty),
-        ],
-        [
-            Target("short", "long", at_least=3),
-            Target("long", "short", at_least=3),
-            Target("short", "absent", at_least=1),
-        ],
-        unit="work/s",
-        scale=1,
-    )
-
-
 def test_figures_ratios_and_peers_that_are_not_there(tmp_path: Path) -> None:
-    result = measure("sleep", group, Setting(tmp_path), repeats=2)
-    short, long, missing, elsewhere, broken = result.rows
-    assert len(short.values) == len(long.values) == 2
-    assert max(short.values) <= 10 / 0.02 and max(long.values) <= 10 / 0.2
+    result = measure("known", known_work, Setting(tmp_path), repeats=2)
+    large, small, missing, elsewhere, broken = result.rows
+    assert (large.values, small.values) == ([50.0] * 2, [5.0] * 2)
     assert (missing.missing, elsewhere.missing) == ("No module named 'peer'", "not on this machine")
     assert broken.broken and "ValueError: a fault" in broken.missing and not missing.broken
     assert [verdict.met for verdict in result.verdicts] == [True, False, None]
@@ -71,6 +29,11 @@ def test_figures_ratios_and_peers_that_are_not_there(tmp_path: Path) -> None:
         "No module named 'peer'",
         "not on this machine",
     ]
+
+
+def test_work_is_divided_by_the_time_that_it_took(tmp_path: Path) -> None:
+    result = measure("slow", slow_work, Setting(tmp_path), repeats=1)
+    assert 0 < result.rows[0].median <= 10 / 0.05
 
 
 def test_of_several_cases_the_slowest_counts() -> None:
