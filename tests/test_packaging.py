@@ -136,7 +136,7 @@ def test_the_version_is_a_literal_and_the_package_is_quick_to_import() -> None:
     version = ast.literal_eval(literals[attribute[2]])
     code = f"import sys, neurofmx_wds; assert neurofmx_wds.__version__ == {version!r}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
-    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
 FAKE_PYTHON = """#!/bin/bash
