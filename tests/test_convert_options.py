@@ -107,10 +107,10 @@ def test_the_class_and_the_type_checkers_know_the_same_options() -> None:
     parameters = inspect.signature(NWBToWebDatasetConverter).parameters
     every = stated | {each.name for config in (Output, Workers) for each in options_of(config)}
     assert every <= {*parameters, *get_type_hints(MoreOptions)}
-    document = NWBToWebDatasetConverter.__doc__ or ""
+    document = inspect.getdoc(NWBToWebDatasetConverter) or ""  # Python 3.13 strips the indentation of docstrings
     for config in (SourceConfig, WindowConfig, FilesConfig, Output, Workers):
         for each in options_of(config):
-            assert f"\n        {each.name}: " in document
+            assert f"\n    {each.name}: " in document
             if each.name in parameters:
                 assert parameters[each.name].default == each.default
 
