@@ -69,6 +69,7 @@ class Column:
         offset: payload offset in the (unpacked) tar, shape (n_samples,), int64; -1 where a sample lacks the field.
         size: payload size in bytes, shape (n_samples,), int64.
         crc32: checksum of each payload, shape (n_samples,), uint32; None where the index has none.
+        layout_id: what each payload holds, an index into the shard's `layouts`; -1 where it is not a plain array.
         layout: what all payloads hold, if every sample has this field as an array of one dtype and shape.
     """
 
@@ -76,6 +77,7 @@ class Column:
     offset: np.ndarray
     size: np.ndarray
     crc32: np.ndarray | None
+    layout_id: np.ndarray
     layout: ArrayLayout | None
 
     @functools.cached_property
@@ -189,6 +191,7 @@ class ShardIndex:
             spread(self.member_offset, -1),
             spread(self.member_size, 0),
             spread(self.member_crc32, 0) if self.has_checksums else None,
+            spread(self.member_layout, -1),
             layout,
         )
 

@@ -5,6 +5,7 @@ Knows samples and batches; knows nothing of files.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
@@ -80,6 +81,22 @@ class MetadataList:
 
     def __repr__(self) -> str:
         return repr(list(self))
+
+
+@functools.lru_cache(maxsize=256)
+def torch_dtype(dtype: str) -> torch.dtype | None:
+    """Return torch's dtype for a numpy dtype; None where torch has none, or the byte order is foreign.
+
+    Example:
+        >>> torch_dtype("<f4"), torch_dtype(">f4"), torch_dtype("<U3")
+        (torch.float32, None, None)
+    """
+    if not np.dtype(dtype).isnative:
+        return None
+    try:
+        return torch.from_numpy(np.empty(0, dtype)).dtype
+    except TypeError:
+        return None
 
 
 def to_tensor(array: np.ndarray) -> torch.Tensor | np.ndarray:

@@ -27,10 +27,12 @@ class Access(NamedTuple):
             source.
         copy_and_sum: ``f(sources, starts, rows, n)`` does the same, and returns the CRC-32 of each row together with
             the `n` bytes before it.
+        read: ``f(sources, starts, sizes)`` returns that many bytes from each start.
     """
 
     copy: Callable[[Sequence[Any], Sequence[int], Rows], None]
     copy_and_sum: Callable[[Sequence[Any], Sequence[int], Rows, int], list[int]]
+    read: Callable[[Sequence[Any], Sequence[int], Sequence[int]], list[memoryview]]
 
 
 def copy_mapped(views: Sequence[memoryview], starts: Sequence[int], rows: Rows) -> None:
@@ -112,6 +114,23 @@ def copy_pread_and_sum(files: Sequence[io.FileIO], starts: Sequence[int], rows: 
     return sums
 
 
+def read_mapped(views: Sequence[memoryview], starts: Sequence[int], sizes: Sequence[int]) -> list[memoryview]:
+    """Return bytes of mapped tars, as they lie there."""
+    return [view[start : start + size] for view, start, size in zip(views, starts, sizes, strict=True)]
+
+
+def read_pread(files: Sequence[io.FileIO], starts: Sequence[int], sizes: Sequence[int]) -> list[memoryview]:
+    """Return bytes of open files.
+
+    Raises:
+        ShardError: a file ends too early.
+    """
+    buffers = [memoryview(bytearray(size)) for size in sizes]
+    for buffer, file, start in zip(buffers, files, starts, strict=True):
+        _fill([buffer], file, start)
+    return buffers
+
+
 def _fill(buffers: list[memoryview], file: io.FileIO, start: int) -> None:
     """Fill some buffers, one after the other, with the bytes of a file from `start` on."""
     while buffers:
@@ -125,5 +144,5 @@ def _fill(buffers: list[memoryview], file: io.FileIO, start: int) -> None:
             buffers[0] = buffers[0][count:]
 
 
-MAPPED = Access(copy_mapped, copy_mapped_and_sum)
-PREAD = Access(copy_pread, copy_pread_and_sum)
+MAPPED = Access(copy_mapped, copy_mapped_and_sum, read_mapped)
+PREAD = Access(copy_pread, copy_pread_and_sum, read_pread)

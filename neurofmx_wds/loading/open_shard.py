@@ -26,9 +26,11 @@ from ..format.npy import layout_of
 from ..format.shards import ShardSet
 from ..storage.cache import is_compressed
 from ..storage.checksums import crc32_of
+from .collate import torch_dtype
 from .copying import MAPPED, PREAD
 from .memory import Rows
 from .page_in import is_cached
+from .ragged import Ragged
 
 _MAPPING: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}  # keep no file handle of its own
 _RESTORE = f"{RESTORE}, or skip the sample with handler="
@@ -100,6 +102,7 @@ class OpenShard:
         self._columns = [column for _, column in here]
         self.signature = _same(tuple(_described(name, column) for name, column in here))
         self._checksums = checksums
+        self._ragged: dict[str, Ragged | None] = {}
         self._arrays: dict[tuple[str, int], np.ndarray] = {}
         self.to_check = checksums and self.index.has_checksums and any(field.dtype for field in self.signature)
         absent = [-1] * self.index.n_samples
@@ -132,7 +135,7 @@ class OpenShard:
         if payload:
             self.access.copy([self.source], [int(column.offset[row])], Rows(memoryview(payload)))
         if self._checksums and column.crc32 is not None and crc32_of([payload]) != column.crc32[row]:
-            raise self._changed(column, row)
+            raise self.error_if_changed(column, row)
         suffix = self.index.suffixes[column.suffix_id[row]]
         try:
             return decode(suffix, payload)
@@ -162,7 +165,7 @@ class OpenShard:
             if column is None or layout is None:
                 return self._decoded_array(name, row)
             if self._checksums and column.crc32 is not None and crc32_of([payload]) != column.crc32[row]:
-                raise self._changed(column, row)
+                raise self.error_if_changed(column, row)
             found = np.frombuffer(payload, layout.dtype, math.prod(layout.shape), layout.header_size)
             found = self._arrays[name, row] = found.reshape(layout.shape)
         return found
@@ -174,13 +177,20 @@ class OpenShard:
         key = self.index.sample_keys[row]
         raise ShardError("there is no array where one was written", file=self.path, sample=key, member=name)
 
+    def ragged(self, name: str) -> Ragged | None:
+        """Return a field whose arrays differ at most in their first dimension; None where it must be decoded."""
+        if name not in self._ragged:
+            self._ragged[name] = Ragged.of(self.index, self.index.columns.get(name), self._checksums)
+        return self._ragged[name]
+
     def changed(self, f: int, row: int) -> ShardError:
         """Return the error for a sample whose field at place `f` of `signature` is not what was written."""
         column = self._columns[f]
         assert column is not None
-        return self._changed(column, row)
+        return self.error_if_changed(column, row)
 
-    def _changed(self, column: Column, row: int) -> ShardError:
+    def error_if_changed(self, column: Column, row: int) -> ShardError:
+        """Return the error for a payload that is not what was written."""
         return ShardError(
             "the bytes have changed since they were written: their checksum differs",
             file=self.path,
@@ -228,19 +238,3 @@ def _described(name: str, column: Column | None) -> Field:
     if (column.size != layout.header_size + layout.n_bytes).any():
         return Field(name)
     return Field(name, torch_dtype(layout.dtype), layout.shape, layout.header_size)
-
-
-@functools.lru_cache(maxsize=256)
-def torch_dtype(dtype: str) -> torch.dtype | None:
-    """Return torch's dtype for a numpy dtype; None where torch has none, or the byte order is foreign.
-
-    Example:
-        >>> torch_dtype("<f4"), torch_dtype(">f4"), torch_dtype("<U3")
-        (torch.float32, None, None)
-    """
-    if not np.dtype(dtype).isnative:
-        return None
-    try:
-        return torch.from_numpy(np.empty(0, dtype)).dtype
-    except TypeError:
-        return None

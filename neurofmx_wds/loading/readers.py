@@ -22,6 +22,7 @@ from ..storage.mounts import is_local
 from .collate import MetadataList, collate_webdataset, stack, to_array
 from .memory import BatchMemory, Memory
 from .open_shard import OpenShard, ShardOpener
+from .ragged import read_ragged, split
 from .shard_pool import ShardPool
 
 IOMode = Literal["auto", "mmap", "pread"]
@@ -212,7 +213,7 @@ class ShardReader:
         records = [shard.records[row] for shard, row in zip(shards, rows, strict=True)]
         *numbers, keys, texts = zip(*records, strict=True)
         sources = [shard.source for shard in shards]
-        copy, copy_and_sum = shards[0].access
+        copy, copy_and_sum, _ = shards[0].access
         is_new = any(shard.to_check for shard in opened.values()) and self._is_new(ids)
         batch: dict[str, Any] = {}
         for f, (name, dtype, shape, header_size) in enumerate(shards[0].signature):
@@ -281,6 +282,10 @@ def _compare(
 
 
 def _decoded(name: str, shards: Sequence[OpenShard], rows: Sequence[int]) -> Any:
+    """Return a field that cannot be copied into one tensor at once, as :func:`stack` would."""
+    found = read_ragged(name, shards, rows)
+    if found is not None:
+        return split(*found)
     return stack([shard.decode(name, row) for shard, row in zip(shards, rows, strict=True)])
 
 
