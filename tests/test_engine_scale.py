@@ -15,7 +15,7 @@ from conversions import contents, make_npz
 from hdmf.backends.hdf5 import H5DataIO
 from recordings import make_recording
 
-from neurofmx_wds.convert.config import Output, ShardConfig, Workers
+from neurofmx_wds.convert.config import Output, ShardConfig, Work, Workers
 from neurofmx_wds.convert.estimate import estimate
 from neurofmx_wds.convert.look import look_at
 from neurofmx_wds.convert.plan import ConversionPlan, report_of
@@ -107,7 +107,7 @@ def test_many_small_files_are_planned_in_parallel(n: int, tmp_path: Path) -> Non
         else:
             make_npz(path, 1 + i % 4, i)
     with ordered_map(2) as apply:
-        entries = look_at(paths, SourceConfig(), apply)
+        entries = look_at(paths, SourceConfig(), Work(apply))
     reports = [report_of(entry) for entry in entries]
     assert reports == [report_of(entry) for entry in look_at(paths, SourceConfig())]
     assert [report["path"] for report in reports] == [path.name for path in paths]

@@ -23,7 +23,7 @@ from recordings import make_recording, read_all
 
 from neurofmx_wds import ShardedDatasetInfo
 from neurofmx_wds.cli.main import main
-from neurofmx_wds.convert.sources import SourceConfig
+from neurofmx_wds.convert.sources import SourceConfig, open_source
 from neurofmx_wds.convert.sources.listing import list_files
 from neurofmx_wds.errors import NeurofmxError, SourceError, UnsafeDataError
 from neurofmx_wds.format.pickles import decode_objects
@@ -379,7 +379,8 @@ def test_what_is_no_nwb_store_is_said(store: Path, tmp_path: Path) -> None:
         with pytest.raises(SourceError, match=told):
             read_all(store, **options)
 
-    refused("leave out the format", format="files")
+    with pytest.raises(SourceError, match="leave out the format"):
+        open_source(store, SourceConfig.of(format="files"))
     (store / ".zattrs").write_text('{"nwb_version": 1}')
     refused("not NWB 2: its nwb_version is 1")
     (store / ".zattrs").write_text("[" * 100_000)

@@ -188,11 +188,11 @@ def _settings() -> Iterator[NamedOption]:
 
 def _documented(each: NamedOption) -> str:
     default = each.unset or repr(each.default)
-    lines = textwrap.wrap(f"{each.name}: {each.help} Default: {default}.", 104, initial_indent=" " * 8,
-                          subsequent_indent=" " * 12)  # fmt: skip
+    lines = textwrap.wrap(f"{each.name}: {each.help} Default: {default}.", 104, initial_indent=" " * 4,
+                          subsequent_indent=" " * 8)  # fmt: skip
     return "\n".join(lines)
 
 
-NWBToWebDatasetConverter.__doc__ = (NWBToWebDatasetConverter.__doc__ or "").replace(
-    "    {options}", "\n".join(map(_documented, _settings()))
+NWBToWebDatasetConverter.__doc__ = inspect.cleandoc(NWBToWebDatasetConverter.__doc__ or "").replace(
+    "{options}", "\n".join(map(_documented, _settings()))
 )

@@ -91,7 +91,7 @@ class WebDatasetLoader(ResumablePipeline):
             has changed since it was written can then come as data. None: where the index has checksums (those of this
             package's writers, and of the command ``index``); True: a shard without them is an error; False: never.
 
-        windows: how windows are cut from a dataset of segments (``convert --layout segments``), see
+        windows: how windows are cut from a dataset of segments (made with layout "segments"), see
             :class:`~neurofmx_wds.Windows`; `modalities` then names modalities, and the first decides where windows are.
 
     Raises:

@@ -30,7 +30,7 @@ def jitter(seed: int, epoch: int, ids: np.ndarray, below: np.ndarray) -> np.ndar
 
     Example:
         >>> jitter(42, 0, np.array([0, 1, 2]), np.array([1000, 1000, 1]))
-        array([386, 885,   0])
+        array([629, 974,   0])
     """
     x = key_of(seed, epoch, "jitter") + (ids.astype(np.uint64) + np.uint64(1)) * _GOLDEN
     x = (x ^ (x >> np.uint64(30))) * _M1

@@ -225,6 +225,9 @@ class WindowConfig(Chosen):
         if self.intervals is not None:
             pairs = tuple((_seconds(start), _seconds(stop)) for start, stop in self.intervals)
             object.__setattr__(self, "intervals", pairs)
+        for each in options_of(self):  # as JSON holds it, so that a configuration read from a manifest is equal
+            if isinstance(value := getattr(self, each.name), Fraction):
+                object.__setattr__(self, each.name, str(value))
         super().__post_init__()
         if "icephys" in (self.modalities or ()) and len(self.modalities or ()) > 1:
             why = "sweeps (icephys) have clocks of their own: convert them into a dataset of their own"
