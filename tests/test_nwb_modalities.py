@@ -108,7 +108,7 @@ def test_all_modalities_are_aligned_to_the_event(tmp_path: Path) -> None:
     )
     description, samples = read_all(tmp_path / "a.nwb", align="trials", event="cue", before_s=0.1, after_s="0.4")
     assert [metadata["trial"] for _, metadata in samples] == [0, 1, 3]
-    assert description.report["windows"]["dropped"] == {"outside the support of spikes": 1, "cue is no time": 1}
+    assert description.report["windows"]["dropped"] == {"outside the support of spikes": 1, "cue is not a time": 1}
     assert description.report["aligned_to"] == "trials/cue"
     assert {name: f["shape"] for name, f in description.fields.items()} == {
         name: list(values.shape) for name, values in samples[0][0].items()

@@ -14,8 +14,8 @@ import numpy as np
 
 from ..errors import ManifestError
 from ..format.manifest import Manifest
+from ..nwb.intervals import Intervals
 from ..nwb.stored import StoredRecording
-from ..nwb.tables import Intervals
 from ..nwb.timeline import Timeline
 from .readers import ShardReader
 

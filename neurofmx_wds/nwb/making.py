@@ -1,6 +1,6 @@
-"""From pynwb's time series to ours: timelines, scaling, columns, and what is left out because it cannot be used.
+"""From pynwb's objects to series: timelines, scaling, columns, and what is left out because it cannot be used.
 
-Knows one series at a time; knows nothing of modalities or windows.
+Knows one object at a time; knows nothing of modalities or windows.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import Any, Literal
 import h5py
 import numpy as np
 from pynwb.behavior import BehavioralEvents, CompassDirection, SpatialSeries
-from pynwb.ophys import RoiResponseSeries
 
+from .columns import columns_of
+from .events import MOST_LABELS, Epochs, Events, read_epochs, read_events
 from .finding import Found
-from .naming import columns_of
-from .series import Series, Transposed
-from .tables import plain
+from .options import RecordingOptions
+from .orientation import time_first
+from .series import Series
 from .timeline import Timeline, timeline_at_rate, timeline_of_timestamps
+from .views import Confident
 
 #: Units of angle, and a full turn in each.
 TURNS = {"radian": 2 * np.pi, "rad": 2 * np.pi, "degree": 360.0, "deg": 360.0, "°": 360.0}
-#: Annotations with more different labels than this are prose, and are counted in one column.
-MOST_LABELS = 256
 
 
 class SeriesMaker:
@@ -35,108 +35,97 @@ class SeriesMaker:
         file: the file's path, for errors.
         hdf5: the open h5py File or Zarr group, where links are looked up.
         warn: called with a line for each series that is left out or doubtful.
+        options: how the recording is read.
+
+    Attributes:
+        left_out: path → reason of each object that cannot be used.
     """
 
-    def __init__(self, file: str, hdf5: Any, warn: Callable[..., None]) -> None:
-        self._file, self._hdf5, self._warn = file, hdf5, warn
+    def __init__(self, file: str, hdf5: Any, warn: Callable[..., None], options: RecordingOptions) -> None:
+        self._file, self._hdf5, self._warn, self._options = file, hdf5, warn, options
         self._timelines: dict[tuple[int, int], Timeline] = {}
+        self.left_out: dict[str, str] = {}
+
+    def make(self, found: Found) -> list[tuple[str, Series]]:
+        """Make the series of an object: (name for its field, series); none, with a warning, if it cannot be used.
+
+        Events become counts, with a column for each label, and on request the values that belong to them; epochs become
+        a column of 0 and 1 for each state.
+        """
+        name = found.series.name
+        made: list[tuple[str, Series | None]] = []
+        if found.kind == "events" or isinstance(found.holder, BehavioralEvents):
+            events = read_events(found)
+            made = [(name, self._counts(events))]
+            if self._options.event_values:
+                made.append((f"{name}_value", self._values(events)))
+        elif found.kind in ("epochs", "intervals"):
+            made = [(name, self._epochs(read_epochs(found)))]
+        elif found.kind == "series":
+            made = [(name, self.series(found))]
+        return [(name, each) for name, each in made if each is not None]
 
     def series(self, found: Found) -> Series | None:
         """Make the series of a pynwb TimeSeries; None, with a warning, if its data cannot be used."""
-        source, data = found.series, self._time_first(found)
-        shape: tuple[int, ...] = getattr(data, "shape", ())
-        dtype = getattr(data, "dtype", np.dtype(object))
-        problem = self._missing_target(found) or _no_columns(shape, dtype)
+        data, problem = time_first(found, self._warn)
+        problem = self._missing_target(found) or problem
         if problem:
-            self._warn(f"{found.path} left out: {problem}")
+            self._leave_out(found.path, problem)
             return None
-        timeline = self.timeline(found, shape[0])
+        timeline = self.timeline(found, len(data))
         if timeline is None:
             return None
-        scale: Any = 1.0 if source.conversion is None else source.conversion
-        if getattr(source, "channel_conversion", None) is not None:
-            scale = scale * np.asarray(source.channel_conversion[:], dtype=np.float64)
-        if np.size(scale) not in (1, shape[-1] if len(shape) == 2 else 1):
-            self._warn(f"{found.path} left out: {np.size(scale)} channel_conversion values for data of shape {shape}")
+        n_columns = data.shape[1] if len(data.shape) == 2 else 1
+        scale, offset = _scaling(found.series)
+        if np.size(scale) not in (1, n_columns):
+            problem = f"{np.size(scale)} channel_conversion values for data of shape {data.shape}"
+            self._leave_out(found.path, problem)
             return None
-        offset = float(source.offset or 0.0)
-        plain_integers = dtype.kind in "iu" and bool(np.all(scale == 1)) and offset == 0
-        kind = _kind(found, dtype.kind == "b" or plain_integers)
-        if plain_integers and kind in ("voltage", "continuous"):
-            self._warn(f"{found.path}: integers with conversion 1.0 are taken as {source.unit}, and may be raw counts")
+        kind = self._kind(found, data.dtype, bool(np.all(scale == 1)) and offset == 0)
+        confidence = getattr(found.series, "confidence", None)
+        if self._options.min_confidence > 0 and confidence is not None:
+            data = Confident(data, confidence, self._options.min_confidence)
         return Series(
             path=found.path,
             file=self._file,
-            columns=columns_of(found, shape),
-            unit=source.unit or "",
+            columns=columns_of(found, n_columns),
+            unit=found.series.unit or "",
             kind=kind,
             data=data,
             timeline=timeline,
             scale=scale,
             offset=offset,
-            turn=_turn(found, shape),
+            turn=_turn(found, n_columns),
         )
+
+    def _kind(self, found: Found, dtype: np.dtype[Any], unscaled: bool) -> Literal["voltage", "states", "continuous"]:
+        plain_integers = dtype.kind in "iu" and unscaled
+        if found.is_voltage or found.is_ophys or not (plain_integers or dtype.kind == "b"):
+            if plain_integers:
+                unit = found.series.unit
+                self._warn(f"{found.path}: integers with conversion 1.0 are taken as {unit}, and may be raw counts")
+            return "voltage" if found.is_voltage else "continuous"
+        return "states"
 
     def timeline(self, found: Found, n_rows: int) -> Timeline | None:
         """Make the timeline of n_rows samples; None, with a warning, if no time can be used."""
         try:
             timeline = self._timeline(found, n_rows)
         except (ValueError, TypeError, OSError) as error:
-            self._warn(f"{found.path} left out: {error}")
+            self._leave_out(found.path, str(error))
             return None
+        return self._usable(found.path, timeline)
+
+    def _usable(self, path: str, timeline: Timeline) -> Timeline | None:
         if timeline.n == 0:
-            self._warn(f"{found.path} left out: it has no usable timestamp")
-            return None
-        self._warn(*(f"{found.path}: {count} {what}" for what, count in timeline.notes.items()))
-        return timeline
-
-    def labels(self, path: str, seconds: Any, labels: Any) -> Series | None:
-        """Make a series of events with a column for each label.
-
-        Args:
-            path: where the events are.
-            seconds: sliceable times (s).
-            labels: one label for each; more than `MOST_LABELS` different ones are counted in one column.
-
-        Returns:
-            The series; None, with a warning, without a usable timestamp.
-        """
-        name = path.rsplit("/", 1)[-1]
-        n = min(len(seconds), len(labels))
-        texts = [str(plain(label)) for label in labels[:n]]
-        known = sorted(set(texts))
-        if len(known) > MOST_LABELS:
-            self._warn(f"{path}: {len(known)} different labels are counted in one column")
-            texts, known = [name] * n, [name]
-        timeline = timeline_of_timestamps(seconds, n)
-        if timeline.n == 0:
-            self._warn(f"{path} left out: it has no usable timestamp")
+            self._leave_out(path, "it has no usable timestamp")
             return None
         self._warn(*(f"{path}: {count} {what}" for what, count in timeline.notes.items()))
-        columns = tuple(name if label == name else f"{name}/{label}" for label in known)
-        is_label = np.array(texts)[:, None] == np.array(known)
-        return Series(path, self._file, columns, "count", "labels", is_label, timeline)
+        return timeline
 
-    def _time_first(self, found: Found) -> Any:
-        """Return a series' data with time on the first axis; the number of ROIs tells which axis is time."""
-        data: Any = found.series.data
-        n_rois = len(found.series.rois.data) if isinstance(found.series, RoiResponseSeries) else None
-        match getattr(data, "shape", ()):
-            case (rows, columns) if rows == n_rois != columns:
-                self._warn(f"{found.path}: its data are ROI by time and are transposed")
-                return Transposed(data)
-        return data
-
-    def _missing_target(self, found: Found) -> str | None:
-        """Return where the data or timestamps should be, if they are links to nothing."""
-        with contextlib.suppress(KeyError):
-            group = self._hdf5[found.path]
-            for name in ("data", "timestamps") if isinstance(group, h5py.Group) else ():
-                link = group.get(name, getlink=True)
-                if isinstance(link, (h5py.SoftLink, h5py.ExternalLink)) and group.get(name) is None:
-                    where = f"{link.filename}:{link.path}" if isinstance(link, h5py.ExternalLink) else link.path
-                    return f"its {name} are a link to {where}, which does not exist"
-        return None
+    def _leave_out(self, path: str, problem: str) -> None:
+        self.left_out[path] = problem
+        self._warn(f"{path} left out: {problem}")
 
     def _timeline(self, found: Found, n_rows: int) -> Timeline:
         source = found.series
@@ -153,19 +142,56 @@ class SeriesMaker:
             self._timelines[clock] = timeline_of_timestamps(source.timestamps, clock[1])
         return self._timelines[clock]
 
+    def _missing_target(self, found: Found) -> str | None:
+        """Return where the data or timestamps should be, if they are links to nothing."""
+        with contextlib.suppress(KeyError):
+            group = self._hdf5[found.path]
+            for name in ("data", "timestamps") if isinstance(group, h5py.Group) else ():
+                link = group.get(name, getlink=True)
+                if isinstance(link, (h5py.SoftLink, h5py.ExternalLink)) and group.get(name) is None:
+                    where = f"{link.filename}:{link.path}" if isinstance(link, h5py.ExternalLink) else link.path
+                    return f"its {name} are a link to {where}, which does not exist"
+        return None
 
-def _kind(found: Found, coded: bool) -> Literal["voltage", "events", "states", "continuous"]:
-    if found.is_voltage:
-        return "voltage"
-    if isinstance(found.holder, BehavioralEvents):
-        return "events"
-    return "states" if coded and not found.is_ophys else "continuous"
+    def _counts(self, events: Events) -> Series | None:
+        known, labels = sorted(set(events.labels or [""])), events.labels
+        if len(known) > MOST_LABELS:
+            self._warn(f"{events.path}: {len(known)} different labels are counted in one column")
+            known, labels = [""], None
+        timeline = self._usable(events.path, timeline_of_timestamps(events.seconds, len(events.seconds)))
+        if timeline is None:
+            return None
+        columns = tuple(f"{events.name}/{label}" if label else events.name for label in known)
+        is_label = np.array(labels or [""] * len(events.seconds))[:, None] == np.array(known)
+        return Series(events.path, self._file, columns, "count", "labels", is_label, timeline)
+
+    def _values(self, events: Events) -> Series | None:
+        timeline, values = timeline_of_timestamps(events.seconds, len(events.seconds)), events.values
+        if timeline.n == 0 or not values:
+            return None
+        columns = tuple(f"{events.name}_{name}" for name in values)
+        return Series(events.path, self._file, columns, "", "values", np.stack(list(values.values()), axis=1), timeline)
+
+    def _epochs(self, epochs: Epochs) -> Series | None:
+        self._warn(*(f"{epochs.path}: {note}" for note in epochs.notes))
+        states = {label: intervals for label, intervals in epochs.states().items() if len(intervals)}
+        if not states:
+            self._leave_out(epochs.path, "it has no usable interval")
+            return None
+        columns = tuple(f"{epochs.name}/{label}" if label else epochs.name for label in states)
+        edges = np.unique(np.concatenate([intervals.ravel() for intervals in states.values()]))
+        holds = [np.searchsorted(intervals.ravel(), edges, side="right") % 2 for intervals in states.values()]
+        timeline = Timeline(len(edges), float(np.median(np.diff(edges))), None, (), edges, None)
+        data = np.stack(holds, axis=1).astype(np.float64)
+        return Series(epochs.path, self._file, columns, "", "epochs", data, timeline)
 
 
-def _no_columns(shape: tuple[int, ...], dtype: np.dtype[Any]) -> str | None:
-    if not 1 <= len(shape) <= 2 or 0 in shape or dtype.kind not in "biuf":
-        return f"data of shape {tuple(shape)} and type {dtype} are no columns of numbers"
-    return None
+def _scaling(source: Any) -> tuple[Any, float]:
+    """Return a series' conversion, with that of its channels if it has any, and its offset."""
+    scale: Any = 1.0 if source.conversion is None else source.conversion
+    if getattr(source, "channel_conversion", None) is not None:
+        scale = scale * np.asarray(source.channel_conversion[:], dtype=np.float64)
+    return scale, float(source.offset or 0.0)
 
 
 def _float32_step(times: Any) -> float:
@@ -175,10 +201,10 @@ def _float32_step(times: Any) -> float:
     return float(np.spacing(np.abs(np.float32(times[len(times) - 1]))))
 
 
-def _turn(found: Found, shape: tuple[int, ...]) -> float | None:
+def _turn(found: Found, n_columns: int) -> float | None:
     """Return a full turn in the series' unit, if its values are directions."""
     named = re.search("direction|heading", found.series.name, re.IGNORECASE) and isinstance(found.series, SpatialSeries)
-    if not (isinstance(found.holder, CompassDirection) or named) or (len(shape) == 2 and shape[1] > 1):
+    if not (isinstance(found.holder, CompassDirection) or named) or n_columns > 1:
         return None
     unit = (found.series.unit or "").strip().lower()
     return TURNS.get(unit, TURNS.get(unit.removesuffix("s")))

@@ -6,12 +6,12 @@ Knows series, videos and tables by their names; reads nothing.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-from .naming import field_name
+from .intervals import Intervals
 from .series import Series
-from .tables import Intervals
 from .video import Video
 
 #: Modalities whose series are columns of one field; those of the others have fields of their own.
@@ -22,6 +22,16 @@ RESERVED = ("spikes", "spike_", "metadata", *JOINED)
 OWN_METADATA = ("session_id", "source", "window_index", "t_start_ns", "t_stop_ns", "bin_ns", "event_ns")
 
 OneSeries = TypeVar("OneSeries", Series, Video)
+
+
+def field_name(name: str) -> str:
+    """Return a valid field name: lower-case letters and digits, with single underscores between them.
+
+    Example:
+        >>> field_name("Wheel speed (cm/s)")
+        'wheel_speed_cm_s'
+    """
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "series"
 
 
 def by_field(found: Iterable[tuple[str, OneSeries]], taken: Iterable[str] = ()) -> dict[str, OneSeries]:

@@ -8,32 +8,32 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Callable
-from fractions import Fraction
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from typing import Any, BinaryIO
 
-import numpy as np
-from pynwb.image import ImageSeries
+from pynwb.behavior import BehavioralEvents
 
 from ..errors import SourceError
-from .clock import NS_PER_S, Int64, intervals_of, no_intervals
-from .finding import MODALITIES, Found, find_series, of_modality
+from .clock import Int64
+from .columns import short_fields, with_distinct_columns
+from .finding import Found, at_path, find_objects, of_modality
+from .interval_tables import IntervalTables
+from .intervals import Intervals
+from .inventory import not_taken, reason_of
 from .making import SeriesMaker, on_its_circle
 from .movie import Movie
-from .naming import by_field, with_distinct_columns
 from .opening import open_nwb
+from .options import MODALITIES, RecordingOptions
 from .series import Series
 from .sweeps import Sweep, read_sweeps
-from .tables import Intervals, cells_of, plain, read_intervals
-from .units import SpikeTrains, read_units, support_of
+from .tables import plain
+from .unit_tables import Units, UnitTables
+from .units import SpikeTrains, support_of
 from .video import Video, read_video, video_length
 
 #: Of objects left out, this many are named in an error; the report names all.
 MOST_NAMED = 3
-#: Spike times are doubtful if the units that fire have a lower mean rate (spikes/s), or if the last spike is later than
-#: this many times the end of all else.
-LOWEST_RATE, LATEST_SPIKE = 0.05, 20
 
 
 class Recording:
@@ -41,10 +41,9 @@ class Recording:
 
     Args:
         path: the .nwb file (NWB 2, HDF5).
-        time_scale: seconds per unit of the Units table's times, where a file does not use seconds: 1/1000 for ms.
+        options: how it is read.
         stream: the open file, where `path` is an address; it is closed with the recording. It must be the whole
             recording: files that it refers to are not looked for.
-        decode_video: decode the video files that it names below its directory, instead of only numbering their frames.
         make_io: returns pynwb's IO if `path` is not an HDF5 file.
 
     Attributes:
@@ -58,17 +57,15 @@ class Recording:
     def __init__(
         self,
         path: str | os.PathLike[str],
-        time_scale: Fraction = Fraction(1),
+        options: RecordingOptions | None = None,
         stream: BinaryIO | None = None,
-        decode_video: bool = False,
         make_io: Callable[[], Any] | None = None,
     ) -> None:
         self.path = os.fspath(path)
-        self._time_scale = time_scale
+        self._options = options or RecordingOptions()
         self.warnings: list[str] = []
         self._fields_of: dict[str, dict[str, Series]] = {}
         self._videos_of: dict[str, dict[str, Video]] = {}
-        self._decode_video = decode_video
         self._alone = stream is not None
         self._closing = contextlib.ExitStack()
         try:
@@ -81,7 +78,9 @@ class Recording:
             raise
         self.warn(*(f"pynwb: {w.message}" for w in caught if "cached namespace" not in str(w.message)))
         self.warn(*map(str, self.left_out.values()))
-        self._maker = SeriesMaker(self.path, self._io._file, self.warn)
+        self._interval_tables = IntervalTables(self._nwb, self._objects, self.path, self.warn)
+        self._unit_tables = UnitTables(self._objects, self.path, self._options, self.warn)
+        self._maker = SeriesMaker(self.path, self._io._file, self.warn, self._options)
 
     def close(self) -> None:
         """Close the file; arrays that were read stay valid."""
@@ -108,13 +107,13 @@ class Recording:
     @cached_property
     def modalities(self) -> tuple[str, ...]:
         """Which of spikes, behavior, lfp, ophys and events the file has, in this order; video must be asked for."""
-        return tuple(name for name in MODALITIES if self.has(name))
+        return tuple(name for name in MODALITIES if (self._unit_tables.at() if name == "spikes" else self._found(name)))
 
     def has(self, modality: str) -> bool:
         """Return whether the file has a modality, or a series at or below a path such as ``acquisition/x``."""
         if modality == "spikes":
-            return self._has_spikes
-        return bool(self._found(modality)) or (modality == "events" and bool(getattr(self._nwb, "events", None)))
+            return bool(self._unit_tables.at())
+        return bool(self._found(modality)) or (modality == "events" and bool(self._behavioral_events))
 
     @cached_property
     def contents(self) -> str:
@@ -122,96 +121,75 @@ class Recording:
         there = ", ".join((*self.modalities, *(found.path for found in self.unused()))) or "no time series at all"
         return "; ".join((there, *[str(why) for why in self.left_out.values()][:MOST_NAMED]))
 
-    @cached_property
-    def _has_spikes(self) -> bool:
-        return self._nwb.units is not None and "spike_times" in self._nwb.units.colnames
+    def has_units(self, path: str) -> bool:
+        """Return whether there are tables of units at or below a path."""
+        return bool(self._unit_tables.at([path]))
 
     @cached_property
-    def spikes(self) -> SpikeTrains:
-        """The spike trains of the Units table.
+    def units(self) -> Units:
+        """The units of the tables that were asked for by path, else of those in the usual places.
 
         Raises:
-            SourceError: the table is damaged.
+            SourceError: a table is damaged.
         """
-        try:
-            trains = read_units(self._nwb.units, self.path, self._time_scale)
-        except OSError as error:
-            raise SourceError(
-                f"the Units table cannot be read: {error}", file=self.path, remedy="the file is damaged; copy it again"
-            ) from error
-        doubt = self._why_not_seconds(trains)
-        if doubt:
-            self.warn(f"units: {doubt}: in ms or samples? set time_scale (1/1000; 1/30000 for samples at 30 kHz)")
-        return trains
+        asked = [name for name in self._options.modalities or () if "/" in name and self.has_units(name)]
+        ends = (int(max(each.stops)) for each in self.intervals.values() if len(each.stops))
+        return self._unit_tables.read(asked, ends)
+
+    @property
+    def spikes(self) -> SpikeTrains:
+        """The spike trains (see `units`)."""
+        return self.units.trains
+
+    @property
+    def units_table(self) -> dict[str, list[Any]]:
+        """What is said of each unit (see `units`)."""
+        return self.units.columns
 
     @property
     def spike_support(self) -> tuple[Int64, str, int]:
         """Where spikes can be, by which rule, and the number of stray spikes (see `units.support_of`)."""
         return support_of(self.spikes)
 
-    def _why_not_seconds(self, trains: SpikeTrains) -> str | None:
-        """Return why spike times may not be in seconds, or None; a heuristic that needs a hundred spikes."""
-        if len(trains) < 100:
-            return None
-        times, ends = trains.times, [each.stops.max() for each in self.intervals.values() if len(each.stops)]
-        ends += [trains.obs_intervals.max()] if trains.obs_intervals is not None else []
-        if not (times % NS_PER_S).any():
-            return "all spike times are whole seconds"
-        if ends and times[-1] > LATEST_SPIKE * max(ends) > 0:
-            return f"the last spike is at {times[-1] / NS_PER_S:.6g} s, all else ends at {max(ends) / NS_PER_S:.6g} s"
-        span = (times[-1] - times[0]) / NS_PER_S
-        rate = len(trains) / span / np.count_nonzero(trains.per_unit) if span else np.inf
-        return f"the units that fire do so at {rate:.2g} spikes/s" if rate < LOWEST_RATE else None
-
-    @cached_property
-    def units_table(self) -> dict[str, list[Any]]:
-        """The Units table's ids, spike counts, and electrode groups and locations if it has them."""
-        table, trains = self._nwb.units, self.spikes
-        columns: dict[str, list[Any]] = {"id": list(trains.ids), "n_spikes": trains.per_unit}
-        if "electrode_group" in table.colnames:
-            groups = table["electrode_group"][:]
-            columns["electrode_group"] = [group.name for group in groups]
-            columns["location"] = [plain(getattr(group, "location", None)) for group in groups]  # None if left out
-        for name in ("location", "electrodes"):
-            if name in table.colnames:
-                columns[name] = [plain(value) for value in cells_of(table[name])]
-        return columns
-
     @cached_property
     def behavior(self) -> tuple[Series, ...]:
         """The behavior series, by path; angles are on their circle."""
-        series = [self._maker.series(found) for found in self._found("behavior")]
-        return tuple(on_its_circle(each) for each in with_distinct_columns([s for s in series if s is not None]))
+        return tuple(map(on_its_circle, self._joined(self._found("behavior"))))
 
     @cached_property
     def events(self) -> tuple[Series, ...]:
-        """The annotations and events tables, by path; each label is a column."""
-        series = [self._maker.labels(f.path, f.series.timestamps, f.series.data) for f in self._found("events")]
-        tables = getattr(self._nwb, "events", None) or {}
-        for name, table in sorted(tables.items()):
-            times = table["timestamp"].data
-            series.append(self._maker.labels(f"events/{name}", times, [name] * len(times)))
-        return tuple(with_distinct_columns([each for each in series if each is not None]))
+        """The annotations and events, by path, and, if events are asked for by name, those of behavior."""
+        asked = "events" in (self._options.modalities or ())
+        return self._joined([*self._found("events"), *(self._behavioral_events if asked else ())])
+
+    @property
+    def _behavioral_events(self) -> list[Found]:
+        return [found for found in self._found("behavior") if isinstance(found.holder, BehavioralEvents)]
+
+    def _joined(self, found: list[Found]) -> tuple[Series, ...]:
+        made = [series for each in found for _, series in self._maker.make(each)]
+        return tuple(with_distinct_columns(made))
 
     def fields_of(self, modality: str) -> dict[str, Series]:
-        """Return the series of lfp, of ophys, or at and below a path in the file, by field (see `naming.by_field`)."""
+        """Return the series of lfp, of ophys, or at and below a path in the file, by field (`columns.short_fields`)."""
         if modality not in self._fields_of:
-            found = [each for each in self._found(modality) if not isinstance(each.series, ImageSeries)]
-            made = [(each.series.name, self._maker.series(each)) for each in found]
-            self._fields_of[modality] = by_field(modality, [(name, each) for name, each in made if each is not None])
+            made = [pair for each in self._found(modality) for pair in self._maker.make(each)]
+            self._fields_of[modality] = short_fields(modality, made)
         return self._fields_of[modality]
 
     def videos_of(self, modality: str) -> dict[str, Video]:
-        """Return the image series, all or those at and below a path, by field (see `naming.by_field`)."""
+        """Return the image series, all or those at and below a path, by field (`columns.short_fields`)."""
         if modality not in self._videos_of:
-            found = [each for each in self._found(modality) if isinstance(each.series, ImageSeries)]
+            found = [each for each in self._found(modality) if each.kind == "video"]
             made = [(each.series.name, self._video(each)) for each in found]
-            self._videos_of[modality] = by_field(modality, [(name, each) for name, each in made if each is not None])
+            self._videos_of[modality] = short_fields(
+                modality, [(name, each) for name, each in made if each is not None]
+            )
         return self._videos_of[modality]
 
     def _video(self, found: Found) -> Video | None:
         timeline = self._maker.timeline(found, video_length(found.series))
-        opener = self._movie if self._decode_video else None
+        opener = self._movie if self._options.decode_video else None
         return None if timeline is None else read_video(found, self.path, timeline, self.warn, opener)
 
     def _movie(self, path: str, files: tuple[str, ...], firsts: Int64, n: int) -> Movie | None:
@@ -231,45 +209,57 @@ class Recording:
     @cached_property
     def sweeps(self) -> tuple[Sweep, ...]:
         """The sweeps of intracellular recordings."""
-        return read_sweeps(self._nwb, lambda path, each: self._maker.series(Found(path, "sweeps", None, each)))
+        return read_sweeps(self._nwb, lambda path, each: self._maker.series(Found(path, None, each, "sweep")))
 
-    @cached_property
+    @property
     def intervals(self) -> dict[str, Intervals]:
-        """The tables of trials, epochs and other intervals, by name, without invalid_times."""
-        nwb = self._nwb
-        tables = [nwb.trials, nwb.epochs, *(nwb.intervals or {}).values()]
-        return {
-            table.name: self._intervals(table)
-            for table in tables
-            if table is not None
-            and table.name != "invalid_times"
-            and {"start_time", "stop_time"} <= set(table.colnames)
-        }
+        """The tables whose rows become metadata of samples, by name (see `IntervalTables.metadata`)."""
+        return self._interval_tables.metadata
 
-    def _intervals(self, table: Any) -> Intervals:
-        intervals, notes = read_intervals(table)
-        self.warn(*notes)
-        return intervals
-
-    @cached_property
+    @property
     def invalid_times(self) -> Int64:
         """The intervals of the invalid_times table: int64 (n, 2), ns."""
-        table = self._nwb.invalid_times
-        if table is None:
-            return no_intervals()
-        intervals, bad = intervals_of(table["start_time"].data[:], table["stop_time"].data[:])
-        if bad:
-            self.warn(f"{bad} rows of invalid_times have no usable start and stop")
-        return intervals
+        return self._interval_tables.invalid_times
+
+    def align_table(self, name: str) -> Intervals | None:
+        """Return a table to align windows to (see `IntervalTables.to_align`)."""
+        return self._interval_tables.to_align(name)
+
+    @property
+    def alignable(self) -> tuple[str, ...]:
+        """The names and paths of what windows can be aligned to."""
+        return self._interval_tables.names
+
+    def not_taken(self, modalities: Sequence[str], paths: Collection[str]) -> list[dict[str, str]]:
+        """Return the objects that hold data and are not taken (see `inventory.not_taken`).
+
+        Args:
+            modalities: the modalities and paths that are converted.
+            paths: the objects that became fields or metadata of samples, but for the units.
+        """
+        unreadable = {path: str(error) for path, error in self.left_out.items()}
+        units = self.units.paths if "spikes" in modalities else ()
+        return not_taken(self._objects, modalities, {*paths, *units}, {**unreadable, **self._maker.left_out})
 
     def unused(self) -> list[Found]:
-        """List the time series that belong to no modality; they can be taken by their path."""
-        used = {id(found.series) for name in MODALITIES[1:] for found in self._found(name)}
-        return [found for found in self._all_series if id(found.series) not in used]
+        """List the objects that belong to no modality and can be taken by their path."""
+        used = {each.path for name in MODALITIES[1:] for each in self._found(name)}
+        usual = [each.path for each in self._unit_tables.at()]
+        others = [each for each in self._objects if each.path not in used and not each.path.startswith("intervals/")]
+        return [each for each in others if each.path not in usual and each.kind != "timeless"]
+
+    def why_not(self, path: str) -> str:
+        """Return why the objects at a path cannot be fields; "" if there are none, or nothing is wrong with them."""
+        reasons = {each.path: reason_of(each) for each in at_path(self._objects, path)} | self._maker.left_out
+        below = {where: why for where, why in reasons.items() if why and f"{where}/".startswith(f"{path.strip('/')}/")}
+        return "; ".join(f"{where}: {why}" for where, why in below.items())
 
     @cached_property
-    def _all_series(self) -> list[Found]:
-        return find_series(self._nwb)
+    def _objects(self) -> list[Found]:
+        return find_objects(self._nwb, self._path_of)
+
+    def _path_of(self, item: Any) -> str:
+        return str(self._io.manager.get_builder(item).path).removeprefix("root/")
 
     def _found(self, modality: str) -> list[Found]:
-        return of_modality(self._all_series, modality)
+        return of_modality(self._objects, modality)

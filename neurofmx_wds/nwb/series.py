@@ -26,30 +26,6 @@ CHUNK_BYTES = 64 * 2**20
 _CACHED_BYTES = 2**18
 
 
-class Transposed:
-    """A (columns, time) dataset seen with time first: the interface that `Series` needs of its data.
-
-    Example:
-        >>> Transposed(np.zeros((4, 1000)))[10:20].shape
-        (10, 4)
-
-    Args:
-        stored: 2-D sliceable dataset.
-    """
-
-    def __init__(self, stored: Any) -> None:
-        self._stored = stored
-        self.shape: tuple[int, ...] = stored.shape[::-1]
-        self.dtype: np.dtype[Any] = stored.dtype
-        self.chunks = stored.chunks[::-1] if getattr(stored, "chunks", None) else None
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, rows: Any) -> npt.NDArray[Any]:
-        return np.ascontiguousarray(self._stored[:, rows].T)
-
-
 @dataclass
 class Series:
     """One series of a recording: ``value = data · conversion (· channel conversion) + offset``, on its timeline.
@@ -59,7 +35,8 @@ class Series:
         columns: names of its columns.
         unit: unit of the values.
         kind: "continuous", "voltage" (electrical), "states" (boolean or integer-coded: a value holds until the next),
-            "events", or "labels" (events of which each column marks one kind).
+            "labels" (events; each column marks those of one kind), "values" (numbers that belong to events), or
+            "epochs" (each column is a state, 1 or 0 from one sample to the next, and 0 before the first).
         data: sliceable dataset (rows, …) with `columns` columns.
         scale: float64, scalar or (columns,); offset: float.
         turn: a full turn in `unit` where values are angles, which are averaged on the circle; else None.
@@ -99,7 +76,8 @@ class Series:
             stop: the bin after the last.
             way: "bin_mean" (mean of the samples in the bin, NaN where there is none; one NaN sample makes the bin NaN),
                 "linear" (interpolated at the bin's centre, never across a gap nor outside the samples), "previous" (the
-                last sample at or before the bin's centre) or "count" (number of samples in the bin).
+                last sample at or before the bin's centre), "inside" (the same, however old it is, and 0 before the
+                first) or "count" (number of samples in the bin).
             max_gap: ns; a longer step between samples is a gap.
 
         Returns:
@@ -121,6 +99,16 @@ class Series:
         centres = Centres(starts - since, lead, times, np.array([high - low]))
         complete = np.array([high == self.timeline.n])
         return at_centres(way, [self], centres, self.values(low, high), complete, max_gap)
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether it tells of single events or epochs, so that between them nothing is missing."""
+        return self.kind in ("labels", "values", "epochs")
+
+    def extent(self) -> tuple[int, int]:
+        """Return the time of the first sample, and the ns after the last one."""
+        firsts, lasts = self.timeline.pieces_at(np.inf)
+        return int(firsts[0]), int(lasts[-1]) + 1
 
     def needs_values(self, way: str) -> bool:
         """Return whether a way looks at the samples' values, not only at their times."""
@@ -278,7 +266,7 @@ def at_centres(
     """Return the values at the centres of bins: float64 (n_windows · n_bins, columns), NaN where there are none.
 
     Args:
-        way: "linear" or "previous".
+        way: "linear", "previous" or "inside".
         series: the series of each window, or the one of all; alike but for their times.
         centres: the bins, and when the samples are.
         values: (n_samples, columns).
@@ -289,6 +277,9 @@ def at_centres(
     longest_step = np.array([each.timeline.longest_step(max_gap) for each in series])
     if way == "linear":
         return linear(centres, values, longest_step, series[0].circle)
+    if way == "inside":
+        held = previous(centres, values, np.inf, np.zeros_like(complete), period)
+        return np.where(np.isnan(held), 0.0, held)
     # A stream of states is missing in its gaps; states noted only when they change hold until the next one.
     stale_after = np.where(period <= max_gap, longest_step, np.inf)
     return previous(centres, values, stale_after, complete, period)

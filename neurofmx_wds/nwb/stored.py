@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from .clock import Int64, no_intervals
+from .intervals import Intervals
 from .series import Series
-from .tables import Intervals
 from .timeline import Run, Timeline
 from .units import SpikeTrains, support_of
 from .video import Video
@@ -240,6 +240,23 @@ class StoredRecording:
     def intervals(self) -> dict[str, Intervals]:
         """All rows of the interval tables, by name."""
         return self._read_tables() if self.columns else {}
+
+    def has_units(self, path: str) -> bool:
+        """Return False: units are stored as spikes, whatever table they are from."""
+        return False
+
+    @property
+    def alignable(self) -> tuple[str, ...]:
+        """The names of the interval tables."""
+        return tuple(self.columns)
+
+    def align_table(self, name: str) -> Intervals | None:
+        """Return an interval table; None if there is none of this name."""
+        return self.intervals.get(name)
+
+    def why_not(self, path: str) -> str:
+        """Return "": what was not stored is not known."""
+        return ""
 
     def unused(self) -> list[Any]:
         """List nothing: what was not stored is not known."""

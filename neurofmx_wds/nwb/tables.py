@@ -10,61 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from hdmf.common import DynamicTable, DynamicTableRegion, VectorIndex
 from pynwb.base import TimeSeriesReferenceVectorData
 
-from .clock import Int64, to_ns
+from .clock import to_ns
+from .intervals import Intervals
 
 #: Names of columns that hold the times of a table's rows.
 TIME_COLUMNS = ("timestamps", "timestamp", "time")
 #: Lists in cells become metadata of samples up to this length.
 MOST_IN_CELL = 64
-
-
-@dataclass(frozen=True)
-class Intervals:
-    """A table of intervals, such as trials, on the clock.
-
-    Attributes:
-        name: the table's.
-        rows, starts, stops: row in the table, start and stop (int64 ns) of each usable interval, by start.
-        cells: column → the plain JSON values of its rows.
-    """
-
-    name: str
-    rows: Int64
-    starts: Int64
-    stops: Int64
-    cells: dict[str, list[Any]]
-
-    def at(self, time: int) -> int | None:
-        """Return the row of the interval with start ≤ time < stop (ns), of several the last to start; else None."""
-        started = int(np.searchsorted(self.starts, time, side="right"))
-        running = np.flatnonzero(self.stops[:started] > time)
-        return int(self.rows[running[-1]]) if len(running) else None
-
-    @property
-    def word(self) -> str:
-        """The table's name in the singular: ``trial``, ``epoch``; other names are kept."""
-        return {"trials": "trial", "epochs": "epoch"}.get(self.name, self.name)
-
-    def names(self, word: str) -> tuple[str, ...]:
-        """Return the names of the metadata: `word` for a row's number, ``<word>_<column>`` for its cells."""
-        return word, *(f"{word}_{column}" for column in self.cells)
-
-    def metadata(self, row: int | None, word: str) -> dict[str, Any]:
-        """Return a row's number and cells by their `names`; all None without a row."""
-        cells = (None if row is None else cells[row] for cells in self.cells.values())
-        return dict(zip(self.names(word), (row, *cells), strict=True))
-
-    def times(self, column: str) -> npt.NDArray[np.float64] | None:
-        """Return a column of times (s), NaN where a row has none; None if it is not a column of numbers."""
-        try:
-            times = np.array(self.cells[column], dtype=np.float64)
-        except (KeyError, TypeError, ValueError):
-            return None
-        return times if times.ndim == 1 else None
 
 
 @dataclass(frozen=True)
@@ -96,8 +51,12 @@ def timed_columns(table: DynamicTable) -> Iterator[TimedColumn]:
         yield from (TimedColumn(name, table[name].data, table[time].data) for name in flat if name != time)
 
 
-def read_intervals(table: Any) -> tuple[Intervals, list[str]]:
+def read_intervals(table: Any, path: str) -> tuple[Intervals, list[str]]:
     """Read a pynwb TimeIntervals table.
+
+    Args:
+        table: the table.
+        path: where it is in the file.
 
     Returns:
         The intervals, and notes on what was left out of them, one line each.
@@ -108,15 +67,15 @@ def read_intervals(table: Any) -> tuple[Intervals, list[str]]:
     if len(rows) < len(starts):
         notes.append(f"{len(starts) - len(rows)} {table.name} have no usable start and stop")
     rows = rows[np.argsort(starts[rows], kind="stable")]
-    cells = {name: _plain_cells(table[name]) for name in table.colnames}
+    cells = {name: plain_cells(table[name]) for name in table.colnames}
     known = {name: values for name, values in cells.items() if values is not None}
     if len(known) < len(cells):
         left_out = ", ".join(sorted(cells.keys() - known))
         notes.append(f"{table.name}: no metadata of {left_out}: references or long lists")
-    return Intervals(table.name, rows, to_ns(starts[rows]), to_ns(stops[rows]), known), notes
+    return Intervals(table.name, rows, to_ns(starts[rows]), to_ns(stops[rows]), known, paths=(path,)), notes
 
 
-def _plain_cells(column: Any) -> list[Any] | None:
+def plain_cells(column: Any) -> list[Any] | None:
     """Return a column's cells as plain JSON, NaN as None; None if they are references or long lists."""
     values = getattr(column, "target", column)
     if isinstance(values, (VectorIndex, DynamicTableRegion, TimeSeriesReferenceVectorData)):

@@ -5,6 +5,7 @@ Knows the table's layout and the clock; knows nothing of windows or of other ser
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -106,25 +107,37 @@ class SpikeTrains:
         return [int(n) for n in np.bincount(self.units, minlength=len(self.ids))]
 
 
-def read_units(table: Any, file: str, time_scale: Fraction = Fraction(1)) -> SpikeTrains:
-    """Read the spike times of a pynwb Units table.
+@dataclass(frozen=True)
+class _Table:
+    """What is stored of the spikes of one table: every time (s) and its row, and each unit's observation intervals."""
+
+    ids: tuple[int, ...]
+    seconds: npt.NDArray[np.float64]
+    rows: npt.NDArray[np.int32]
+    observed: tuple[Int64, ...]
+    bad_intervals: int
+
+
+def read_units(tables: Any, file: str, time_scale: Fraction = Fraction(1)) -> SpikeTrains:
+    """Read the spike times of one or more pynwb Units tables, side by side.
 
     Times (s) become integer ns. NaN, negative and unrepresentable times are dropped and counted; units whose times
     are out of order are sorted (in a copy) and named.
 
     Args:
-        table: ``NWBFile.units``, with a ``spike_times`` column.
+        tables: a Units table with a ``spike_times`` column, or a list of them.
         file: the file's path, for errors.
-        time_scale: seconds in one unit of the table's times.
+        time_scale: seconds in one unit of the tables' times.
 
     Raises:
-        SourceError: the ragged column's index does not fit its data.
+        SourceError: spike times or observation intervals are not as the index says, or have another shape.
     """
-    ids = tuple(int(i) for i in table.id[:])
-    seconds, ends = _ragged(table, "spike_times", len(ids), file)
-    if time_scale != 1:
-        seconds = seconds * time_scale.numerator / time_scale.denominator
-    units = np.repeat(np.arange(len(ids), dtype=np.int32), np.diff(ends, prepend=0))
+    read = [_read_table(table, file, time_scale) for table in (tables if isinstance(tables, list) else [tables])]
+    ids = tuple(i for each in read for i in each.ids)
+    bad_intervals = sum(each.bad_intervals for each in read)
+    observed_in = [(len(each.ids), each.observed) for each in read]
+    seconds, units = _side_by_side(read)
+    del read
     reasons = {
         "NaN": np.isnan(seconds),
         "negative": seconds < 0,
@@ -137,7 +150,7 @@ def read_units(table: Any, file: str, time_scale: Fraction = Fraction(1)) -> Spi
     times = to_ns(seconds)
     del seconds
     order = np.argsort(times, kind="stable")
-    observed, bad = _observation(table, len(ids), file, time_scale)
+    observed = _observed_by_all(observed_in, times)
     everywhere = union(observed)
     differ = any(not np.array_equal(intervals, everywhere) for intervals in observed)
     grouped = times[np.lexsort((times, units))] if backwards.any() else times  # units ascend in the table already
@@ -149,10 +162,42 @@ def read_units(table: Any, file: str, time_scale: Fraction = Fraction(1)) -> Spi
         invalid={reason: int(hits.sum()) for reason, hits in reasons.items() if hits.any()},
         unsorted_units=tuple(ids[row] for row in np.unique(units[1:][backwards])),
         obs_intervals=everywhere if len(everywhere) else None,
-        bad_obs_intervals=bad,
+        bad_obs_intervals=bad_intervals,
         unit_intervals=observed if differ else None,
         duplicates=int(same.sum()),
     )
+
+
+def _read_table(table: Any, file: str, time_scale: Fraction) -> _Table:
+    ids = tuple(int(i) for i in table.id[:])
+    seconds, ends = _ragged(table, "spike_times", len(ids), file)
+    if time_scale != 1:
+        seconds = seconds * time_scale.numerator / time_scale.denominator
+    rows = np.repeat(np.arange(len(ids), dtype=np.int32), np.diff(ends, prepend=0))
+    observed, bad = _observation(table, len(ids), file, time_scale)
+    return _Table(ids, seconds, rows, observed, bad)
+
+
+def _side_by_side(read: Sequence[_Table]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]:
+    """Return the times and the rows of all tables, as if their rows were those of one."""
+    if len(read) == 1:
+        return read[0].seconds, read[0].rows
+    starts = np.cumsum([0, *(len(each.ids) for each in read[:-1])], dtype=np.int32)
+    rows = [each.rows + start for each, start in zip(read, starts, strict=True)]
+    return np.concatenate([each.seconds for each in read]), np.concatenate(rows)
+
+
+def _observed_by_all(tables: Sequence[tuple[int, tuple[Int64, ...]]], times: Int64) -> tuple[Int64, ...]:
+    """Return each unit's observation intervals; where only some tables have any, the others' are all the times.
+
+    Args:
+        tables: for each, the number of its units, and their intervals if it has any.
+        times: of all spikes, ns.
+    """
+    if not any(observed for _, observed in tables):
+        return ()
+    always = np.array([[times.min(), times.max() + 1]]) if len(times) else no_intervals()
+    return tuple(own for n, observed in tables for own in observed or [always] * n)
 
 
 def _observation(table: Any, n_units: int, file: str, time_scale: Fraction) -> tuple[tuple[Int64, ...], int]:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import SourceError
 from .clock import Grid, Int64
-from .finding import Found
 from .gridding import Centres, previous
 from .timeline import Timeline
+
+if TYPE_CHECKING:
+    from .finding import Found
 
 #: The number of frames that a video of unknown length is taken to have.
 MOST_FRAMES = 2**31

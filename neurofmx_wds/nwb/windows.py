@@ -15,10 +15,10 @@ import numpy as np
 
 from ..errors import SourceError, did_you_mean
 from .clock import NS_PER_S, Aligned, Grid, Int64, Windows, difference, intersection, to_ns, union, usable
-from .finding import MODALITIES
+from .intervals import Intervals
 from .names import JOINED, by_field, names_of, words_of
+from .options import MODALITIES
 from .series import Series
-from .tables import Intervals
 from .units import SpikeTrains
 from .video import Video
 
@@ -85,6 +85,11 @@ class AnyRecording(Protocol):
     @property
     def invalid_times(self) -> Int64: ...
     def has(self, modality: str) -> bool: ...
+    def has_units(self, path: str) -> bool: ...
+    def why_not(self, path: str) -> str: ...
+    def align_table(self, name: str) -> Intervals | None: ...
+    @property
+    def alignable(self) -> tuple[str, ...]: ...
     def fields_of(self, modality: str) -> dict[str, Series]: ...
     def videos_of(self, modality: str) -> dict[str, Video]: ...
     def unused(self) -> list[Any]: ...
@@ -153,7 +158,7 @@ class WindowedRecording:
         if isinstance(windows, Windows):
             dropped["segment shorter than a window"] = windows.counts().count(0)
         else:
-            dropped[f"{self.config.event} is no time"] = self._events[1]
+            dropped[f"{self.event} is not a time"] = self._events[1]
         lost = {reason: n for reason, n in dropped.items() if n}
         return Plan(modalities, windows, union([support]), valid, rule, lost)
 
@@ -176,16 +181,32 @@ class WindowedRecording:
         Raises:
             SourceError: the recording has no such table, or that no such column of times.
         """
-        config, tables = self.config, self.recording.intervals
-        table = tables.get(config.align or "")
-        seconds = None if table is None else table.times(config.event)
+        config, table = self.config, self.aligned_table
         if table is None:
-            self._refuse(f"there is no table {config.align} in it to align to", tables)
+            self._refuse(f"there is no table {config.align} in it to align to", self.recording.alignable)
+        seconds = table.times(self.event)
         if seconds is None:
-            self._refuse(f"{config.align} has no column {config.event} of times", table.cells)
+            self._refuse(f"{config.align} has no column {self.event} of times", table.cells)
         rows = np.flatnonzero(usable(seconds))
         aligned = Aligned(rows, to_ns(seconds[rows]), self.grid.width, -config.bins_before, config.sequence_length)
         return aligned, len(seconds) - len(rows)
+
+    @cached_property
+    def aligned_table(self) -> Intervals | None:
+        """The table that windows are aligned to."""
+        return None if self.config.align is None else self.recording.align_table(self.config.align)
+
+    @property
+    def event(self) -> str:
+        """The column of times that windows are aligned to; a table of events has its own."""
+        table, asked = self.aligned_table, self.config.event
+        return table.event if table is not None and asked == "start_time" and asked not in table.cells else asked
+
+    @cached_property
+    def tables(self) -> dict[str, Intervals]:
+        """The tables whose rows become metadata, by name: those of intervals, and the one that is aligned to."""
+        tables, aligned = dict(self.recording.intervals), self.aligned_table
+        return tables if aligned is None else {**tables, aligned.name: aligned}
 
     def _refuse(self, problem: str, available: Iterable[str]) -> NoReturn:
         told = f"{problem}; it has {', '.join(available) or 'none'}"
@@ -194,17 +215,34 @@ class WindowedRecording:
 
     @cached_property
     def modalities(self) -> tuple[str, ...]:
-        asked, present = self.config.modalities, self.recording.modalities
-        missing = [name for name in asked or () if not self.recording.has(name)]
-        if missing or not (asked or present):
-            known = (*present, *(found.path for found in self.recording.unused()))
-            close = [did_you_mean(name, known) for name in missing]
+        """What is converted: what was asked for, or all modalities; paths of units are spikes."""
+        asked = self.config.modalities or self.recording.modalities or self._all_there_is()
+        missing = [name for name in asked if not (self.recording.has(name) and self._usable(name))]
+        if missing or not asked:
+            known = (*self.recording.modalities, *(found.path for found in self.recording.unused()))
+            hints = [self.recording.why_not(name) or did_you_mean(name, known) for name in missing]
             raise SourceError(
                 f"there is no {' and no '.join(missing or MODALITIES)} in it; it has {self.recording.contents}",
                 file=self.recording.path,
-                remedy=" ".join([*filter(None, close), "ask for what it has, by modality or by path in the file"]),
+                remedy=" ".join([*filter(None, hints), "ask for what it has, by modality or by path in the file"]),
             )
-        return asked or present
+        return tuple(dict.fromkeys(each for name in asked for each in self._usable(name)))
+
+    def _usable(self, name: str) -> list[str]:
+        """Return a modality or path: spikes if there are units, itself if there is anything else that can be used."""
+        if "/" not in name:
+            return [name]
+        spikes = ["spikes"] if self.recording.has_units(name) else []
+        return [*spikes, name] if self.recording.fields_of(name) or self.recording.videos_of(name) else spikes
+
+    def _all_there_is(self) -> tuple[str, ...]:
+        """Return the paths of the series of a recording that has no modality."""
+        every = [f for f in self.recording.unused() if f.kind in ("series", "epochs") and f.in_recording]
+        paths = [found.path for found in every if self.recording.fields_of(found.path)]
+        if paths:
+            problem = f"there is no {' and no '.join(MODALITIES)} in it"
+            self.recording.warn(f"{problem}: {', '.join(paths)} are taken instead")
+        return tuple(paths)
 
     def _support(self, modality: str) -> tuple[Int64, str]:
         if modality == "spikes":
@@ -212,11 +250,12 @@ class WindowedRecording:
             if stray:
                 self.recording.warn(f"{stray} spikes more than a day away from the others do not stretch the support")
             return support, rule
-        timelines = [each.timeline for each in self.series_of(modality)]
+        series = self.series_of(modality)
+        timelines = [each.timeline for each in series if not each.is_sparse]
         timelines += [each.timeline for each in self._videos_of(modality).values() if not each.endless]
-        if modality == "events":
-            ends = [int(times.between(k, k + 1)[0]) for times in timelines for k in (0, times.n - 1)]
-            return union([np.array([[min(ends), max(ends) + 1]])] if ends else []), "first to last event"
+        if series and not timelines:
+            starts, stops = zip(*(each.extent() for each in series), strict=True)
+            return np.array([[min(starts), max(stops)]], np.int64), "first to last event"
         supports = [times.support(self.max_gap) for times in timelines]
         return union(supports), f"where any {modality} series has samples, cut at gaps over {self.config.max_gap_s} s"
 
@@ -256,12 +295,12 @@ class WindowedRecording:
         return {s.path: self._lfp_way(s) if s.kind == "voltage" else self._other_way(s) for s in self.all_series}
 
     def _other_way(self, series: Series) -> str:
-        if series.kind == "labels":
-            return "count"
+        if series.is_sparse:
+            return {"labels": "count", "values": "bin_mean", "epochs": "inside"}[series.kind]
         if self.config.behavior_method != "auto":
             return self.config.behavior_method
         if series.kind != "continuous":
-            return {"states": "previous", "events": "count"}[series.kind]
+            return "previous"
         return "bin_mean" if 2 * series.timeline.period <= self.grid.width else "linear"
 
     def _lfp_way(self, series: Series) -> str:
@@ -400,16 +439,17 @@ class WindowedRecording:
         }
         if isinstance(windows, Aligned):
             metadata["event_ns"] = grid.origin
-        for table in (self.recording.intervals if tables is None else tables).values():
-            aligned = isinstance(windows, Aligned) and table.name == self.config.align
-            row = int(windows.rows[index]) if isinstance(windows, Aligned) and aligned else table.at(start)
+        aligned = "" if self.aligned_table is None else self.aligned_table.name
+        for table in (self.tables if tables is None else tables).values():
+            around = isinstance(windows, Aligned) and table.name == aligned
+            row = int(windows.rows[index]) if isinstance(windows, Aligned) and around else table.at(start)
             metadata |= table.metadata(row, self.words[table.name])
         return metadata
 
     @cached_property
     def words(self) -> dict[str, str]:
         """What the metadata of each table's rows begin with."""
-        return words_of(self.recording.intervals)
+        return words_of(self.tables)
 
 
 def intervals_given(config: WindowSettings) -> Int64:

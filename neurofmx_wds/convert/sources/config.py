@@ -13,7 +13,7 @@ from ...errors import refuse_unknown
 from ..options import NamedOption, Number, Option, as_json, check_options, option, options_of, refused
 from .kinds import ARRAYS, FILE_FORMATS, FORMATS, TIMED
 from .settings import ArrayConfig, FilesConfig, ImageConfig
-from .windows import WindowConfig
+from .windows import NEWER, WindowConfig
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -38,6 +38,8 @@ class MoreOptions(TypedDict, total=False):
     event: str
     before_s: Number
     after_s: Number
+    event_values: bool
+    min_confidence: float
     field: str
     rate: float | None
     timestamps: str | None
@@ -60,6 +62,7 @@ _IN_MANIFEST = (
     "format", "modalities", "bin_size_ms", "sequence_length", "overlap", "spike_dtype", "behavior_method", "lfp_method",
     "max_gap_s", "field", "intervals", "origin_ns", "spike_format", "time_scale", "align", "event", "before_s",
     "after_s", "rate", "timestamps", "allow_missing", "keep_encoded", "subset", "decode_video", "layout", "segment_s",
+    "event_values", "min_confidence",
 )  # fmt: skip
 _OF_SEGMENTS = ("layout", "segment_s")  # which datasets of windows do not list: they were made before there were others
 
@@ -156,5 +159,6 @@ class SourceConfig:
         known = {
             each.name: as_json(getattr(part, each.name)) for part in self.parts.values() for each in options_of(part)
         }
-        left_out = _OF_SEGMENTS if self.windows.layout == "windows" else ()
+        unset = [each.name for each in self.options() if each.name in NEWER and known[each.name] == each.default]
+        left_out = (*unset, *(_OF_SEGMENTS if self.windows.layout == "windows" else ()))
         return {name: known.get(name, self.format) for name in _IN_MANIFEST if name not in left_out}

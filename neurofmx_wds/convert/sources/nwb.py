@@ -5,7 +5,7 @@ Reads what :mod:`neurofmx_wds.nwb.windows` plans, and reports on it; knows nothi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,6 +32,7 @@ class OpenRecording(AnyRecording, Protocol):
     """A recording whose samples can be read."""
 
     def close(self) -> None: ...
+    def not_taken(self, modalities: Sequence[str], paths: Collection[str]) -> list[dict[str, str]]: ...
 
 
 class RecordingSource(WindowedRecording):
@@ -50,12 +51,12 @@ class RecordingSource(WindowedRecording):
     def __init__(self, recording: OpenRecording, config: WindowConfig) -> None:
         self.settings = config
         super().__init__(recording, config, stride_of(config.sequence_length, config.overlap))
-        self._close = recording.close
+        self._open = recording
         self._name = name_of(recording.path)
 
     def close(self) -> None:
         """Close the file."""
-        self._close()
+        self._open.close()
 
     def describe(self) -> SourceDescription:
         """Count the windows and describe what is in them.
@@ -74,7 +75,7 @@ class RecordingSource(WindowedRecording):
         told = f"no window fits: {window}; {plan.modalities[0]}: {_extent(plan.support)} ({plan.rule})"
         if config.align is not None:
             dropped = ", ".join(f"{n} {reason}" for reason, n in plan.dropped.items()) or "none in it"
-            events = f"{len(self._events[0])} around {config.align}/{config.event}: {dropped}"
+            events = f"{len(self._events[0])} around {config.align}/{self.event}: {dropped}"
             return f"{told}; of {events} (see before_s, after_s and the intervals given)"
         remedy = "give a smaller sequence_length"
         if not len(self._windows(plan.support)):
@@ -98,7 +99,7 @@ class RecordingSource(WindowedRecording):
             "bins_in_tails": plan.windows.tail_bins() if isinstance(plan.windows, Windows) else 0,
         }
         if self.config.align is not None:
-            report["aligned_to"] = f"{self.config.align}/{self.config.event}"
+            report["aligned_to"] = f"{self.config.align}/{self.event}"
         if "spikes" in plan.modalities:
             report["units"] = recording.units_table
             report["spikes"] = self._spike_account()
@@ -119,9 +120,11 @@ class RecordingSource(WindowedRecording):
             for each in self.videos.values()
         ]
         taken = {s.path for s in self.all_series} | {video.path for video in self.videos.values()}
-        report["unused"] = [found.path for found in recording.unused() if found.path not in taken]
+        report["unused"] = [f.path for f in recording.unused() if f.path not in taken and f.in_recording]
+        rows = [path for table in self.tables.values() for path in table.paths]
+        report["not_taken"] = self._open.not_taken(plan.modalities, {*taken, *rows})
         report["intervals"] = {name: len(table.rows) for name, table in recording.intervals.items()}
-        renamed = [name for name, table in recording.intervals.items() if self.words[name] != table.word]
+        renamed = [name for name, table in self.tables.items() if self.words[name] != table.word]
         recording.warn(*(f"intervals/{n}: its metadata begin with {self.words[n]}: others are taken" for n in renamed))
         recording.warn(*filter(None, [empty]))
         report["warnings"] = list(recording.warnings)

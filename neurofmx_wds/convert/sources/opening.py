@@ -38,8 +38,7 @@ def open_source(path: str | os.PathLike[str], config: SourceConfig) -> Source:
         from ...nwb.recording import Recording
 
         stream = open_binary(path) if is_url(path) else None
-        windows = config.windows
-        return _of_recording(Recording(path, windows.seconds_per_time, stream, windows.decode_video), windows)
+        return _of_recording(Recording(path, config.windows.reading, stream), config.windows)
     if kind in ("npz", "npy"):
         return _open_arrays(path, config)
     from .images import open_images
@@ -82,8 +81,6 @@ def _open_zarr(path: str, config: SourceConfig) -> Source:
 
     listing = list_files(path, hidden=True)
     make_io = functools.partial(open_zarr, listing)
-    windows = config.windows
-    recording = Recording(path, windows.seconds_per_time, None, windows.decode_video, make_io)
-    source = _of_recording(recording, windows)
+    source = _of_recording(Recording(path, config.windows.reading, None, make_io), config.windows)
     source.listing = listing
     return source

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 
 from ...nwb.clock import NS_PER_S, Int64
-from ...nwb.names import JOINED
-from ...nwb.naming import field_name
+from ...nwb.intervals import Intervals
+from ...nwb.names import JOINED, field_name
 from ...nwb.series import Series
 from ...nwb.stored import Held, describe
-from ...nwb.tables import Intervals
 from ...nwb.timeline import Timeline
 from ...nwb.video import Video
 from .contract import SourceDescription

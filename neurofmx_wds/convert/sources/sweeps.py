@@ -14,13 +14,9 @@ from typing import Any
 import numpy as np
 
 from ...errors import SourceError
-from ...nwb.clock import no_intervals
+from ...nwb.plain import PlainRecording
 from ...nwb.recording import Recording
-from ...nwb.series import Series
 from ...nwb.sweeps import Sweep
-from ...nwb.tables import Intervals
-from ...nwb.units import SpikeTrains
-from ...nwb.video import Video
 from ...storage.location import name_of
 from .contract import SourceDescription
 from .listing import Listing
@@ -33,7 +29,7 @@ _MASK = "_mask"
 _SAID = ("dtype", "unit", "rate", "ways")
 
 
-class SweepRecording:
+class SweepRecording(PlainRecording):
     """One sweep, seen as a recording of nothing but its response and its stimulus.
 
     Args:
@@ -41,41 +37,11 @@ class SweepRecording:
         sweep: the sweep.
     """
 
-    behavior: tuple[Series, ...] = ()
-    events: tuple[Series, ...] = ()
-    spikes = SpikeTrains(no_intervals()[:, 0], np.empty(0, np.int32), (), {}, (), None, 0)
-    spike_support = no_intervals(), "no spikes", 0
-    invalid_times = no_intervals()
-
     def __init__(self, recording: Recording, sweep: Sweep) -> None:
+        super().__init__()
         self.path, self.identity = recording.path, recording.identity
-        self.warnings: list[str] = []
-        self.intervals: dict[str, Intervals] = {}
-        self.units_table: dict[str, list[Any]] = {}
         series = {"response": sweep.response, "stimulus": sweep.stimulus}
-        self._series = {f"/{name}": each for name, each in series.items() if each is not None}
-        self.modalities = tuple(self._series)
-        self.contents = ", ".join(self._series)
-
-    def has(self, modality: str) -> bool:
-        """Return whether the sweep has it."""
-        return modality in self._series
-
-    def fields_of(self, modality: str) -> dict[str, Series]:
-        """Return a series by its field."""
-        return {modality[1:]: self._series[modality]}
-
-    def videos_of(self, modality: str) -> dict[str, Video]:
-        """Return nothing: a sweep has no videos."""
-        return {}
-
-    def unused(self) -> list[Any]:
-        """List nothing: both series are taken."""
-        return []
-
-    def warn(self, *lines: str) -> None:
-        """Note what was left out or repaired."""
-        self.warnings += lines
+        self.series = {name: each for name, each in series.items() if each is not None}
 
     def close(self) -> None:
         """Leave the file open: other sweeps are in it."""

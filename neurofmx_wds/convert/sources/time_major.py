@@ -16,12 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import SourceError
-from ...nwb.clock import NS_PER_S, no_intervals
+from ...nwb.clock import NS_PER_S
+from ...nwb.plain import PlainRecording
 from ...nwb.series import Series
-from ...nwb.tables import Intervals
 from ...nwb.timeline import Timeline, timeline_at_rate, timeline_of_timestamps
-from ...nwb.units import SpikeTrains
-from ...nwb.video import Video
 from ...storage.location import name_of
 from .arrays import ArraySource, Rows
 from .contract import SourceDescription
@@ -49,8 +47,8 @@ class _Frames:
         return np.asarray(self[low : int(rows.max()) + 1][rows - low])
 
 
-class ArrayRecording:
-    """Arrays along time, seen as a recording of nothing but series; a modality is a slash and an array's name.
+class ArrayRecording(PlainRecording):
+    """Arrays along time, seen as a recording of nothing but series; the session is the file.
 
     Args:
         path: the .npz or .npy file.
@@ -61,24 +59,17 @@ class ArrayRecording:
         SourceError: the file cannot be read, or has no such timestamps, or arrays that hold no numbers.
     """
 
-    behavior: tuple[Series, ...] = ()
-    events: tuple[Series, ...] = ()
-    spikes = SpikeTrains(no_intervals()[:, 0], np.empty(0, np.int32), (), {}, (), None, 0)
-    spike_support = no_intervals(), "no spikes", 0
-    invalid_times = no_intervals()
-
     def __init__(self, path: str | os.PathLike[str], config: ArrayConfig, kind: str | None = None) -> None:
+        super().__init__()
         self.path = os.fspath(path)
-        self.warnings: list[str] = []
-        self.intervals: dict[str, Intervals] = {}
-        self.units_table: dict[str, list[Any]] = {}
+        self.identity = {"session_id": Path(name_of(self.path)).stem}
         asked = config.modalities and (*config.modalities, *filter(None, [config.timestamps]))
         self._source = ArraySource(path, replace(config, modalities=asked), kind)
         try:
             arrays = dict(self._source.arrays)
             timeline = self._timeline(arrays.pop(config.timestamps or "", None), config)
             self.shapes = {name: tuple(rows.shape[1:]) for name, rows in arrays.items()}
-            self._series = {name: self._series_of(name, rows, timeline) for name, rows in arrays.items()}
+            self.series = {name: self._series_of(name, rows, timeline) for name, rows in arrays.items()}
         except BaseException:
             self._source.close()
             raise
@@ -104,42 +95,6 @@ class ArrayRecording:
         columns = tuple(map(str, range(math.prod(rows.shape[1:]))))
         kind = "states" if rows.dtype.kind == "b" else "voltage"
         return Series(f"/{name}", self.path, columns, "", kind, _Frames(rows), timeline)
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """The session is the file."""
-        return {"session_id": Path(name_of(self.path)).stem}
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """The arrays."""
-        return tuple(f"/{name}" for name in self._series)
-
-    @property
-    def contents(self) -> str:
-        """What there is, in words, for errors."""
-        return ", ".join(self._series)
-
-    def has(self, modality: str) -> bool:
-        """Return whether there is such an array."""
-        return modality in self.modalities
-
-    def fields_of(self, modality: str) -> dict[str, Series]:
-        """Return an array as the series of its field."""
-        name = modality.removeprefix("/")
-        return {name: self._series[name]}
-
-    def videos_of(self, modality: str) -> dict[str, Video]:
-        """Return nothing: an array of frames is a series like any other."""
-        return {}
-
-    def unused(self) -> list[Any]:
-        """List nothing: arrays are left out only when others are asked for."""
-        return []
-
-    def warn(self, *lines: str) -> None:
-        """Note what was left out or repaired, once each."""
-        self.warnings += [line for line in dict.fromkeys(lines) if line not in self.warnings]
 
     def close(self) -> None:
         """Close the file."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...nwb.clock import MAX_NS, NS_PER_S, Grid, to_ns
 from ...nwb.methods import BEHAVIOR_METHODS, LFP_METHODS
+from ...nwb.options import RecordingOptions
 from ..options import (
     Number,
     Option,
@@ -47,6 +48,10 @@ def _is_count_dtype(name: str) -> bool:
         return np.dtype(name).kind in "iuf"
     except TypeError:
         return False
+
+
+#: Settings that the manifest lists only where they are set, so that older datasets stay the same.
+NEWER = ("event_values", "min_confidence")
 
 
 @dataclass(frozen=True)
@@ -185,21 +190,48 @@ class WindowConfig(Chosen):
     align: str | None = option(
         None,
         Option(
-            "Make one window for each row of this table of intervals, such as trials, instead of windows all along the "
-            "recording.",
+            "Make one window for each row of this table of intervals or events, such as trials, instead of windows all "
+            "along the recording: its name or its path in the file.",
             metavar="TABLE",
             kinds=_NWB,
             unset="off",
         ),
     )
     event: str = option(
-        "start_time", Option("The table's column of times to align to, in seconds.", metavar="COLUMN", kinds=_NWB)
+        "start_time",
+        Option(
+            "The table's column of times to align to, in seconds, or a sum such as start_time+cue_time. Events have a "
+            "time of their own.",
+            metavar="COLUMN",
+            kinds=_NWB,
+        ),
     )
     before_s: Number = option(
         0.0, Option("Seconds from the start of a window to its event.", metavar="S", kinds=_NWB, flag="before")
     )
     after_s: Number = option(
         1.0, Option("Seconds from the event to the end of its window.", metavar="S", kinds=_NWB, flag="after")
+    )
+    event_values: bool = option(
+        False,
+        Option(
+            "Beside the counts of events, store the numbers that belong to them, such as amounts of reward: the mean "
+            "of each bin, NaN where there is no event.",
+            parse=bool,
+            kinds=_NWB,
+        ),
+    )
+    min_confidence: float = option(
+        0.0,
+        Option(
+            "Pose of a lower confidence becomes NaN.",
+            parse=decimal,
+            metavar="C",
+            check=lambda value: 0 <= value < float("inf"),
+            rule="must be a number that is not negative",
+            kinds=_NWB,
+            unset="all",
+        ),
     )
     layout: str = option(
         "windows",
@@ -248,7 +280,7 @@ class WindowConfig(Chosen):
 
     def _check_layout(self) -> None:
         """Refuse settings that the layout does not heed."""
-        heeded = ("modalities", "layout", "segment_s", "time_scale", "max_gap_s", "decode_video")
+        heeded = ("modalities", "layout", "segment_s", "time_scale", "max_gap_s", "decode_video", *NEWER)
         for each in options_of(self):
             if getattr(self, each.name) == each.default:
                 continue
@@ -294,6 +326,13 @@ class WindowConfig(Chosen):
     def intervals_ns(self) -> list[tuple[int, int]] | None:
         """`intervals` in ns."""
         return None if self.intervals is None else [(_ns(start), _ns(stop)) for start, stop in self.intervals]
+
+    @property
+    def reading(self) -> RecordingOptions:
+        """How a recording is read."""
+        return RecordingOptions(
+            self.seconds_per_time, self.decode_video, self.event_values, self.min_confidence, self.modalities
+        )
 
     @property
     def seconds_per_time(self) -> Fraction:

@@ -1,4 +1,4 @@
-"""Names of fields and of their columns, made from the names in an NWB file.
+"""What series and their columns are called, after the names in an NWB file.
 
 Knows what series, electrodes and ROIs are called; reads no data.
 """
@@ -9,28 +9,21 @@ import re
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import numpy as np
 from pynwb.behavior import SpatialSeries
 from pynwb.ecephys import ElectricalSeries
 from pynwb.ophys import RoiResponseSeries
 
 from .finding import Found
+from .names import field_name
 from .series import Series
+from .tables import plain
 from .video import Video
 
 AnySeries = TypeVar("AnySeries", Series, Video)
 
 
-def field_name(name: str) -> str:
-    """Return a valid field name: lower-case letters and digits, with single underscores between them.
-
-    Example:
-        >>> field_name("Wheel speed (cm/s)")
-        'wheel_speed_cm_s'
-    """
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "series"
-
-
-def by_field(modality: str, made: list[tuple[str, AnySeries]]) -> dict[str, AnySeries]:
+def short_fields(modality: str, made: list[tuple[str, AnySeries]]) -> dict[str, AnySeries]:
     """Return series by field.
 
     Args:
@@ -47,32 +40,31 @@ def by_field(modality: str, made: list[tuple[str, AnySeries]]) -> dict[str, AnyS
     return fields
 
 
-def columns_of(found: Found, shape: tuple[int, ...]) -> tuple[str, ...]:
-    """Return the names of a series' columns: ids of electrodes or ROIs, axes of positions, else numbers.
-
-    Args:
-        found: the series.
-        shape: of its data, time first.
-    """
-    if isinstance(found.series, ElectricalSeries):
-        return _row_ids(found.series.electrodes, shape)
-    if isinstance(found.series, RoiResponseSeries):
-        return _row_ids(found.series.rois, shape)
-    return _plain_columns(found, shape)
+def short_name(found: Found) -> str:
+    """Return an object's name after that of its container, or of its module."""
+    return f"{found.holder.name if found.holder is not None else found.place}/{found.series.name}"
 
 
-def _plain_columns(found: Found, shape: tuple[int, ...]) -> tuple[str, ...]:
-    name = f"{found.holder.name if found.holder is not None else found.place}/{found.series.name}"
-    n_columns = shape[1] if len(shape) == 2 else 1
+def columns_of(found: Found, n_columns: int) -> tuple[str, ...]:
+    """Return the names of a series' columns: ids of electrodes or ROIs, labels, axes of positions, else numbers."""
+    series: Any = found.series
+    if isinstance(series, (ElectricalSeries, RoiResponseSeries)):
+        region = series.electrodes if isinstance(series, ElectricalSeries) else series.rois
+        return _row_ids(region, n_columns)
+    name, words = short_name(found), getattr(series, "vocabulary", None)
     if n_columns == 1:
         return (name,)
-    spatial = isinstance(found.series, SpatialSeries) and n_columns <= 3
+    if words is not None and len(words) == n_columns:
+        return tuple(f"{name}/{plain(word)}" for word in words[:])
+    shape = getattr(series.data, "shape", ())
+    if len(shape) > 2:
+        return tuple(f"{name}_{'_'.join(map(str, each))}" for each in np.ndindex(shape[1:]))
+    spatial = isinstance(series, SpatialSeries) and n_columns <= 3
     return tuple(f"{name}_{axis}" for axis in ("xyz"[:n_columns] if spatial else range(n_columns)))
 
 
-def _row_ids(region: Any, shape: tuple[int, ...]) -> tuple[str, ...]:
+def _row_ids(region: Any, n_columns: int) -> tuple[str, ...]:
     """Return the ids of a region's rows; numbers where the file does not name one row for each column."""
-    n_columns = shape[1] if len(shape) == 2 else 1
     rows = [] if region is None else [int(row) for row in region.data[:]]
     if len(rows) != n_columns:
         return tuple(str(channel) for channel in range(n_columns))

@@ -1,0 +1,116 @@
+"""The tables of a recording whose rows are intervals or events: for metadata of samples, and to align windows to.
+
+Knows which objects can be such tables; knows nothing of windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from pynwb import NWBFile
+from pynwb.behavior import BehavioralEvents
+
+from ..errors import SourceError
+from .clock import Int64, intervals_of, no_intervals
+from .events import events_table, read_epochs, read_events
+from .finding import Found
+from .intervals import Intervals
+from .tables import read_intervals
+
+
+class IntervalTables:
+    """The tables of intervals and of events of one file.
+
+    Args:
+        nwb: the file, as pynwb reads it.
+        objects: its objects that hold data.
+        file: its path, for errors.
+        warn: called with a line for what is left out.
+    """
+
+    def __init__(self, nwb: NWBFile, objects: Sequence[Found], file: str, warn: Callable[..., None]) -> None:
+        self._nwb, self._objects, self._file, self._warn = nwb, objects, file, warn
+
+    @cached_property
+    def metadata(self) -> dict[str, Intervals]:
+        """The tables whose rows become metadata of samples, by name, after that of their module if another has it.
+
+        They are those of trials, epochs and other intervals in the file, in acquisition and in processing.
+        """
+        nwb = self._nwb
+        own = [table for table in (nwb.trials, nwb.epochs, *(nwb.intervals or {}).values()) if table is not None]
+        tables = {
+            table.name: self._read(table, f"intervals/{table.name}")
+            for table in own
+            if table.name != "invalid_times" and {"start_time", "stop_time"} <= set(table.colnames)
+        }
+        for found in self._objects:
+            if found.kind == "intervals" and found.in_recording:
+                names = (found.series.name, f"{found.place}_{found.series.name}", found.path)
+                name = next(each for each in names if each not in tables)
+                tables[name] = replace(self._read(found.series, found.path), name=name)
+        return tables
+
+    @cached_property
+    def invalid_times(self) -> Int64:
+        """The intervals of the invalid_times table: int64 (n, 2), ns."""
+        table = self._nwb.invalid_times
+        if table is None:
+            return no_intervals()
+        intervals, bad = intervals_of(table["start_time"].data[:], table["stop_time"].data[:])
+        if bad:
+            self._warn(f"{bad} rows of invalid_times have no usable start and stop")
+        return intervals
+
+    def to_align(self, name: str) -> Intervals | None:
+        """Return a table of intervals or events to align windows to; None if there is none of this name or path.
+
+        Args:
+            name: the name, or the path, of a table of intervals or events, of a series of events or of intervals, or of
+                a container of events of behavior, whose series are then told apart by their labels.
+
+        Raises:
+            SourceError: several have this name.
+        """
+        known = [table for table in self.metadata.values() if name in (table.name, *table.paths)]
+        if known:
+            return known[0]
+        chosen = [each for each in self._all if name in (each.path, each.series.name, *each.links)]
+        if not chosen:
+            inside = [each for each in self._all if each.holder is not None]
+            chosen = [each for each in inside if name in (each.holder.name, each.holder_path)]
+        if not chosen:
+            return None
+        together = len({id(each.holder) for each in chosen}) == 1 and isinstance(chosen[0].holder, BehavioralEvents)
+        if len(chosen) > 1 and not together:
+            several = f"{name} stands for several: {', '.join(each.path for each in chosen)}"
+            raise SourceError(several, file=self._file, remedy="align to one of these paths")
+        table = self._to_align(chosen)
+        return table if table.name not in self.metadata else replace(table, name=f"{chosen[0].place}_{table.name}")
+
+    def _to_align(self, chosen: list[Found]) -> Intervals:
+        if chosen[0].kind == "intervals":
+            return self._read(chosen[0].series, chosen[0].path)
+        if chosen[0].kind == "epochs":
+            return read_epochs(chosen[0]).table
+        return events_table([read_events(each) for each in chosen])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the tables of intervals, and the paths of all else that windows can be aligned to."""
+        others = (each.path for each in self._all if each.kind != "intervals" or not each.in_recording)
+        return (*self.metadata, *others)
+
+    @property
+    def _all(self) -> list[Found]:
+        kinds = ("intervals", "epochs", "events")
+        every = [each for each in self._objects if not each.path.startswith("intervals/")]
+        return [each for each in every if each.kind in kinds or isinstance(each.holder, BehavioralEvents)]
+
+    def _read(self, table: Any, path: str) -> Intervals:
+        intervals, notes = read_intervals(table, path)
+        self._warn(*notes)
+        return intervals

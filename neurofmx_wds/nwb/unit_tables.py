@@ -1,0 +1,131 @@
+"""The tables of units of a recording: their spike trains, side by side, and what the tables say of each unit.
+
+Knows which tables there are; knows nothing of bins or windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import SourceError
+from .clock import NS_PER_S, no_intervals
+from .finding import Found
+from .options import RecordingOptions
+from .tables import cells_of, plain
+from .units import SpikeTrains, read_units
+
+#: Spike times are doubtful if the units that fire have a lower mean rate (spikes/s), or if the last spike is later than
+#: this many times the end of all else.
+LOWEST_RATE, LATEST_SPIKE = 0.05, 20
+
+
+@dataclass(frozen=True)
+class Units:
+    """The units of a recording.
+
+    Attributes:
+        paths: the tables that they are from.
+        trains: their spikes.
+        columns: what the tables say of each unit, as JSON values: column → one value for each unit.
+    """
+
+    paths: tuple[str, ...]
+    trains: SpikeTrains
+    columns: dict[str, list[Any]]
+
+
+NO_UNITS = Units((), SpikeTrains(no_intervals()[:, 0], np.empty(0, np.int32), (), {}, (), None, 0), {})
+
+
+class UnitTables:
+    """The tables of units of one file.
+
+    Args:
+        objects: the file's objects that hold data.
+        file: its path, for errors.
+        options: how the recording is read.
+        warn: called with a line for what is doubtful.
+    """
+
+    def __init__(
+        self, objects: Sequence[Found], file: str, options: RecordingOptions, warn: Callable[..., None]
+    ) -> None:
+        self._all = [found for found in objects if found.kind == "units"]
+        self._file, self._options, self._warn = file, options, warn
+        self._read: dict[tuple[str, ...], Units] = {}
+
+    def at(self, paths: Iterable[str] = ()) -> list[Found]:
+        """Return the tables at or below some paths; of none, the file's own, else those in processing modules."""
+        below = [f"{path.strip('/')}/" for path in paths]
+        if below:
+            return [each for each in self._all if f"{each.path}/".startswith(tuple(below))]
+        own = [each for each in self._all if each.path == "units"]
+        return own or [each for each in self._all if each.in_recording]
+
+    def read(self, paths: Iterable[str] = (), ends: Iterable[int] = ()) -> Units:
+        """Read the units of the tables at some paths (see `at`).
+
+        Args:
+            paths: where.
+            ends: when all else in the recording ends (ns), to tell whether times are in seconds.
+
+        Raises:
+            SourceError: a table is damaged.
+        """
+        tables = self.at(paths)
+        key = tuple(each.path for each in tables)
+        if key not in self._read:
+            try:
+                trains = read_units([each.series for each in tables], self._file, self._options.time_scale)
+            except OSError as error:
+                problem = f"{', '.join(key)} cannot be read: {error}"
+                raise SourceError(problem, file=self._file, remedy="the file is damaged; copy it again") from error
+            doubt = _why_not_seconds(trains, ends)
+            if doubt:
+                self._warn(f"units: {doubt}: in ms or samples? set time_scale (1/1000; 1/30000 for samples at 30 kHz)")
+            self._read[key] = Units(key, trains, _columns(tables, trains))
+        return self._read[key]
+
+
+def _why_not_seconds(trains: SpikeTrains, ends: Iterable[int]) -> str | None:
+    """Return why spike times may not be in seconds, or None; a heuristic that needs a hundred spikes."""
+    if len(trains) < 100:
+        return None
+    times, end = trains.times, max(ends, default=0)
+    if trains.obs_intervals is not None:
+        end = max(end, int(trains.obs_intervals.max()))
+    if not (times % NS_PER_S).any():
+        return "all spike times are whole seconds"
+    if times[-1] > LATEST_SPIKE * end > 0:
+        return f"the last spike is at {times[-1] / NS_PER_S:.6g} s, all else ends at {end / NS_PER_S:.6g} s"
+    span = (times[-1] - times[0]) / NS_PER_S
+    rate = len(trains) / span / np.count_nonzero(trains.per_unit) if span else np.inf
+    return f"the units that fire do so at {rate:.2g} spikes/s" if rate < LOWEST_RATE else None
+
+
+def _columns(tables: Sequence[Found], trains: SpikeTrains) -> dict[str, list[Any]]:
+    """Return the tables' ids, spike counts, and electrode groups and locations if they have them."""
+    columns: dict[str, list[Any]] = {"id": list(trains.ids), "n_spikes": trains.per_unit}
+    if len(tables) > 1:
+        columns["table"] = [each.path for each in tables for _ in range(len(each.series))]
+    for name in dict.fromkeys(name for each in tables for name in _columns_of(each.series)):
+        columns[name] = [
+            value for each in tables for value in _columns_of(each.series).get(name) or [None] * len(each.series)
+        ]
+    return columns
+
+
+def _columns_of(table: Any) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {}
+    if "electrode_group" in table.colnames:
+        groups = table["electrode_group"][:]
+        columns["electrode_group"] = [group.name for group in groups]
+        columns["location"] = [plain(getattr(group, "location", None)) for group in groups]  # None if left out
+    for name in ("location", "electrodes"):
+        if name in table.colnames:
+            columns[name] = [plain(value) for value in cells_of(table[name])]
+    return columns

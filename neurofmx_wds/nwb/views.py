@@ -1,0 +1,91 @@
+"""Datasets seen in another way: the interface that `Series` needs of its data, without reading more than is asked for.
+
+Each view has ``shape``, ``dtype``, ``chunks``, a length, and rows by slice or by ascending numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Transposed:
+    """A (columns, time) dataset seen with time first.
+
+    Args:
+        stored: 2-D sliceable dataset.
+
+    Example:
+        >>> Transposed(np.zeros((4, 1000)))[10:20].shape
+        (10, 4)
+    """
+
+    def __init__(self, stored: Any) -> None:
+        self._stored = stored
+        self.shape: tuple[int, ...] = stored.shape[::-1]
+        self.dtype: np.dtype[Any] = stored.dtype
+        self.chunks = stored.chunks[::-1] if getattr(stored, "chunks", None) else None
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> npt.NDArray[Any]:
+        return np.ascontiguousarray(self._stored[:, rows].T)
+
+
+class Flattened:
+    """A dataset of more than two dimensions, time first, seen with one dimension of columns.
+
+    Args:
+        stored: N-D sliceable dataset.
+
+    Example:
+        >>> Flattened(np.zeros((1000, 4, 3)))[10:20].shape
+        (10, 12)
+    """
+
+    def __init__(self, stored: Any) -> None:
+        self._stored = stored
+        self.shape = (stored.shape[0], math.prod(stored.shape[1:]))
+        self.dtype: np.dtype[Any] = stored.dtype
+        self.chunks = stored.chunks[:1] if getattr(stored, "chunks", None) else None
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> npt.NDArray[Any]:
+        values = np.asarray(self._stored[rows])
+        return values.reshape(len(values), self.shape[1])
+
+
+class Confident:
+    """Data with NaN where the confidence of a row, or of a value, is below a threshold or unknown.
+
+    Args:
+        stored: sliceable dataset of numbers, time first.
+        confidence: sliceable dataset, one value for each row, or for each value of `stored`.
+        least: the threshold.
+
+    Example:
+        >>> Confident(np.array([[1, 2], [3, 4]]), np.array([0.9, 0.2]), 0.5)[0:2].tolist()
+        [[1.0, 2.0], [nan, nan]]
+    """
+
+    dtype = np.dtype(np.float64)
+
+    def __init__(self, stored: Any, confidence: Any, least: float) -> None:
+        self._stored, self._confidence, self._least = stored, confidence, least
+        self.shape: tuple[int, ...] = stored.shape
+        self.chunks = getattr(stored, "chunks", None)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> npt.NDArray[np.float64]:
+        values = np.array(self._stored[rows], np.float64)
+        sure = np.asarray(self._confidence[rows]) >= self._least
+        values[~sure] = np.nan
+        return values
