@@ -140,8 +140,8 @@ def test_members_that_lead_out_of_the_tar_are_data_of_that_name_and_devices_are_
     canary = tmp_path / "x.txt"
     with tarfile.open(tmp_path / "shard_0.tar", "w", format=tarfile.GNU_FORMAT) as tar:
         for name, kind in [
-            ("../x.txt", b"0"), (str(canary)[1:].join(["/", ""]), b"0"), ("/etc/x.txt", b"0"), ("dev.txt", b"3"),
-            ("block.txt", b"4"), ("pipe.txt", b"6"), ("link.txt", b"1"), ("sym.txt", b"2"), ("k" * 300 + ".txt", b"0"),
+            ("../x.txt", b"0"), (str(canary)[1:].join(["/", ""]), b"0"), ("/etc/x.txt", b"0"), ("dev", b"3"),
+            ("block", b"4"), ("pipe", b"6"), ("link", b"1"), ("sym", b"2"), ("k" * 300 + ".txt", b"0"),
         ]:  # fmt: skip
             info = tarfile.TarInfo(name)
             info.type, info.linkname = kind, "/etc/passwd"
@@ -155,6 +155,23 @@ def test_members_that_lead_out_of_the_tar_are_data_of_that_name_and_devices_are_
     assert keys == ["../x", str(canary.with_suffix("")), "/etc/x", "k" * 300]
     assert verify(tmp_path, deep=True).ok
     assert sorted({*before, "shard_0.index"}) == sorted(os.listdir(tmp_path)) and not canary.exists()
+
+
+@pytest.mark.parametrize("kind", [b"1", b"2", b"3", b"4", b"6"])
+def test_members_that_are_links_out_of_the_tar_or_devices_are_named(kind: bytes, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "shard_0.tar", "w") as tar:
+        info = tarfile.TarInfo("a.txt")
+        info.type, info.linkname = kind, "/etc/passwd"
+        tar.addfile(info)
+    for read in roads(tmp_path).values():
+        with pytest.raises(NeurofmxError) as caught:
+            read()
+        assert (caught.value.file, caught.value.sample, caught.value.member) == (
+            str(tmp_path / "shard_0.tar"),
+            "a",
+            "txt",
+        )
+    assert not verify(tmp_path, deep=True).ok
 
 
 @pytest.mark.parametrize("content", ["pickle", "list", "huge"])

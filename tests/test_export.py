@@ -110,7 +110,7 @@ def plain_tar(path: Path, names: list[str]) -> Path:
     [
         (["k" * 99 + ".x.cls"], "long or not ASCII", None),
         (["ä.x.cls"], "long or not ASCII", None),
-        (["a.x.cls", "b.x.cls", "a.x.cls"], "there twice", None),
+        (["a.x.cls", "b.x.cls", "a.x.cls"], "side by side", "side by side"),
         (["__info.json__", "a.x.cls"], "no sample's", None),
         (["a b.x.cls"], None, "space"),
         (["README", "a.x.cls", "A/b.Y.CLS"], None, None),
@@ -126,7 +126,7 @@ def test_what_they_would_read_wrongly_is_refused(
             continue
         with pytest.raises(ShardError, match=told) as caught:
             export(directory, **way)
-        assert caught.value.member in names and caught.value.remedy
+        assert any(name.endswith(caught.value.member or "?") for name in names) and caught.value.remedy
     if dali is None:
         lines = (directory / "shard_0.idx").read_text().splitlines()[1:]
         assert [line.split(" ")[3] for line in lines] == [name for name in names if "." in name and name[0] != "_"]

@@ -161,13 +161,14 @@ def test_members_that_cannot_be_decoded_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("indexed", [False, True])
 def test_a_key_that_comes_twice_is_found_in_a_shard_and_over_shards(indexed: bool, tmp_path: Path) -> None:
-    plain(tmp_path, ["a", "b", "a"], "x-0.tar")
+    plain(tmp_path, ["a", "b"], "x-0.tar")
     plain(tmp_path, ["c", "b"], "x-1.tar")
+    plain(tmp_path, ["d", "e", "d"], "x-2.tar")
     if indexed:
         write_indexes(tmp_path)
     problems = verify(tmp_path, deep=True).problems
-    assert [(Path(p.file or "").name, p.sample) for p in problems] == [("x-0.tar", "a"), ("x-1.tar", "b")]
-    assert "x-0.tar has the same key" in problems[1].what
+    assert [(Path(p.file or "").name, p.sample) for p in problems] == [("x-2.tar", "d"), ("x-1.tar", "b")]
+    assert "two samples have this key" in problems[0].what and "x-0.tar has the same key" in problems[1].what
 
 
 def test_several_workers_say_the_same(copied: Path) -> None:

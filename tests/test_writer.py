@@ -31,7 +31,8 @@ from values import native_order, official, plain, same, samples
 import neurofmx_wds.format.shard_file as shardfile_module
 from neurofmx_wds import WebDatasetWriter, create_shards_from_arrays
 from neurofmx_wds.errors import FieldError, OutputError
-from neurofmx_wds.format.index import ShardIndex, index_path, index_tar
+from neurofmx_wds.format.index import ShardIndex, index_path
+from neurofmx_wds.format.indexing import index_tar
 from neurofmx_wds.format.manifest import MANIFEST_NAME, Manifest
 from neurofmx_wds.format.shard_file import ShardFile, tar_header
 from neurofmx_wds.format.shards import open_shards

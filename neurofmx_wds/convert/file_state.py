@@ -10,8 +10,8 @@ import os
 from dataclasses import dataclass
 
 from ..errors import NeurofmxError, SourceError, hide_secrets, missing_package
-from ..format.index import file_sha256
 from ..storage.location import Version, failure_of, is_url, is_zarr, name_of, version_of
+from ..storage.regular import file_sha256
 from .sources import Source, SourceConfig, open_source
 from .sources.listing import Listing, list_files
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ManifestError
-from ..format.index import modalities_of
 from ..format.manifest import Manifest
+from ..format.modalities import modalities_of
 from ..format.shard_settings import COMPRESSIONS
 from ..format.shards import ShardSet
 from ..version import CREATED_BY

@@ -15,10 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import OutputError, ShardError, SourceError
-from ..format.index import ShardIndex, file_sha256, index_path
+from ..format.index import ShardIndex, index_path
 from ..format.manifest import MANIFEST_NAME, Manifest, ShardRecord
 from ..storage.atomic import fsync_path, refuse_url
 from ..storage.location import Given, on_disk
+from ..storage.regular import file_sha256
 from .config import Output, Workers
 from .look import look_at
 from .place import staging_beside

@@ -16,8 +16,9 @@ from typing import Any
 from tqdm import tqdm
 
 from ..errors import SourceError
-from ..format.index import ShardIndex, index_path, modalities_of
+from ..format.index import ShardIndex, index_path
 from ..format.manifest import Manifest
+from ..format.modalities import modalities_of
 from ..format.writer import shard_record
 from ..storage.atomic import StagedDirectory
 from ..storage.location import Given, on_disk

@@ -43,7 +43,7 @@ def compare_with_sources(conversion: Conversion, directory: str | os.PathLike[st
 def _compare_shard(shard: ShardPlan, path: Path, spread: set[int], cache: ShardCache) -> list[Problem]:
     differing = []
     index = ShardIndex.load(index_path(path))
-    with open_tar(path, cache) as tar:
+    with open_tar(path, cache, index) as tar:
         for i, piece, number in _to_compare(shard, spread):
             stored = {suffix: payload for _, suffix, payload in members(index, tar, range(i, i + 1))}
             [(sample, metadata)] = read_piece(replace(piece, start=number, stop=number + 1))

@@ -5,24 +5,24 @@ Knows the format; knows nothing of order or loading.
 
 from __future__ import annotations
 
-import itertools
 import json
+import mmap
 import os
-import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import GroupError, OutputError, ShardError
 from ..storage.atomic import refuse_url, write_atomic
-from ..storage.cache import is_compressed
+from ..storage.cache import is_packed
+from ..storage.regular import open_regular
+from .grouping import Sample, read_samples
 from .groups import linked_group
-from .index import index_path, key_and_suffix, read_members
+from .index import index_path
 from .shards import ShardSet, open_shards
+from .tar import FILES, Member, read_members
 
 WIDS_NAME = "shardindex.json"  # as the wids-index command calls it
 _DALI_VERSION = "v1.2"
-
-Members = list[tuple[str, str, tarfile.TarInfo]]
 
 
 def export(
@@ -59,10 +59,7 @@ def export(
     directory = shards.paths[0].parent if output_dir is None and shards.paths else Path(output_dir or shard_dir)
     indexes: dict[str, str] = {}
     for path in shards.paths:
-        if is_compressed(path):
-            remedy = 'convert with compression="none": wids and DALI map the tar itself'
-            raise ShardError("a compressed shard cannot be exported", file=path, remedy=remedy)
-        samples = [list(group) for _, group in itertools.groupby(_members(path, wids), key=lambda member: member[0])]
+        samples = _read(path, wids)
         if dali:
             indexes[index_path(path).stem + ".idx"] = _dali_index(path, samples)
     if wids:
@@ -77,33 +74,52 @@ def export(
     return [directory / name for name in indexes]
 
 
-def _members(path: Path, wids: bool) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+def _read(path: Path, wids: bool) -> list[Sample]:
+    """Return the samples of a shard that the other programs can read at their place in it."""
+    if is_packed(path):
+        remedy = 'convert with compression="none": wids and DALI map the tar itself'
+        raise ShardError("a compressed shard cannot be exported", file=path, remedy=remedy)
+    with open_regular(path) as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as tar:
+        samples = read_samples(tar, path)
+        if wids:
+            used = {member.name for _, members in samples for _, member in members if not member.link}
+            _check_for_wids(path, read_members(tar), used)
+    for key, members in samples:
+        if any(member.pieces is not None for _, member in members):
+            remedy = "pack its files again without tar's --sparse"
+            raise ShardError("a sparse file cannot be exported", file=path, sample=key, remedy=remedy)
+    return samples
+
+
+def _check_for_wids(path: Path, members: Iterable[Member], used: set[str]) -> None:
+    """Refuse what wids reads wrongly: it parses the plain headers only, and finds members by their names."""
     seen: set[str] = set()
-    for info in read_members(path):
-        key, suffix = key_and_suffix(info.name)
-        if wids:  # it parses the plain headers only, and finds members by their names
-            odd = len(info.name) > 100 or not info.name.isascii()
-            if odd or info.name in seen or (key is None and "." in info.name):
-                problem = "wids would read this member wrongly: its name is " + (
-                    "long or not ASCII" if odd else "there twice" if info.name in seen else "no sample's"
-                )
-                raise ShardError(problem, file=path, member=info.name, remedy="export for DALI alone")
-            seen.add(info.name)
-        if key is not None:
-            yield key, suffix, info
+    for member in members:
+        name, is_file = member.name, member.kind in FILES
+        problems = {
+            "its name is long or not ASCII": len(name) > 100 or not name.isascii(),
+            "its name is there twice": name in seen,
+            "it is a link": bool(member.link),
+            "its name is no sample's": is_file and "." in name and name not in used,
+        }
+        for problem in (problem for problem, found in problems.items() if found):
+            problem = f"wids would read this member wrongly: {problem}"
+            raise ShardError(problem, file=path, member=name, remedy="export for DALI alone")
+        if is_file:
+            seen.add(name)
 
 
-def _dali_index(path: Path, samples: list[Members]) -> str:
-    """A line for each sample: extension, offset and size of the payload, and name, of each of its members."""
+def _dali_index(path: Path, samples: list[Sample]) -> str:
+    """Return a line for each sample: extension, offset and size of the payload, and name, of each of its members."""
     lines = [f"{_DALI_VERSION} {len(samples)}"]
-    for members in samples:
-        for _, _, info in members:
-            if len(info.name.split()) != 1:
-                remedy = "export for wids alone"
-                raise ShardError(
-                    "DALI's index cannot hold a name with a space", file=path, member=info.name, remedy=remedy
-                )
-        lines.append(" ".join(f"{suffix} {info.offset_data} {info.size} {info.name}" for _, suffix, info in members))
+    for key, members in samples:
+        for _, member in members:
+            if len(member.name.split()) != 1:
+                problem = "DALI's index cannot hold a name with a space"
+                raise ShardError(problem, file=path, member=member.name, remedy="export for wids alone")
+        suffixes = [member.name[len(key) + 1 :] for _, member in members]  # with their capitals
+        places = [f"{suffix} {m.offset} {m.size} {m.name}" for suffix, (_, m) in zip(suffixes, members, strict=True)]
+        lines.append(" ".join(places))
     return "\n".join(lines) + "\n"
 
 

@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 
 from ..errors import CONVERT_FIRST, MERGE_DATASETS, ManifestError, ShardError, join_some
 from ..storage.atomic import ASIDE_SUFFIX
-from .index import INDEX_SUFFIX, SOURCE_SUFFIXES, index_path
+from .index import INDEX_SUFFIX, index_path
 from .manifest import MANIFEST_NAME, Manifest, ShardRecord
+from .names import SOURCE_SUFFIXES
 
 DEFAULT_SHARD_PATTERN = "shard_*.tar*"
 _BELIEVED_SAMPLES = 1 << 32  # of more, a manifest is believed once its shards have the sizes that it gives

@@ -5,41 +5,33 @@ Knows tars and fields; knows nothing of datasets, order or loading.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import hashlib
-import itertools
 import json
 import math
-import mmap
 import os
 import re
-import tarfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
-from ..errors import CONVERT_FIRST, REBUILD_INDEX, RESTORE, ShardError, ShardIndexError
+from ..errors import REBUILD_INDEX, ShardIndexError
 from ..storage.atomic import write_atomic
-from ..storage.cache import is_compressed
+from ..storage.cache import is_packed
 from ..storage.checksums import crc32_of
-from ..storage.regular import open_regular, read_regular
-from .decoding import decode_json
+from ..storage.regular import read_regular
 from .names import field_of
-from .npy import ArrayLayout, layout_of
+from .npy import ArrayLayout
 
 INDEX_SUFFIX = ".index"
 INDEX_VERSION = 2
 _READABLE_VERSIONS = (1, 2)  # 1 has no checksums of members
 METADATA_SUFFIX = "metadata.json"
-SOURCE_SUFFIXES = (".nwb", ".npz", ".npy")  # of files that people take for shards
 _MAX_BYTES = 1 << 32  # of an index that is read
 _MAGIC = b"NFMXIDX\n"
-_META_NAME = re.compile(r"__[^/]*__($|/)")  # webdataset skips these members
 _SECTIONS = {  # name → dtype, in the order in which they are stored
     "sample_start": "<i8",
     "member_suffix": "<i4",
@@ -105,6 +97,8 @@ class ShardIndex:
         member_crc32: shape (n_members,): the payload's CRC-32; shape (0,) where the payloads were never read.
         key_end, keys: the samples' keys, UTF-8, one after the other; ``key_end`` is where each ends.
         metadata_end, metadata: likewise the samples' metadata JSON (empty where there is none).
+        traits: what is unusual about the tar: ``"linked"``, payloads that several members share; ``"sparse"``, a tar
+            that must be written out first. The index then describes the copy.
     """
 
     shard_name: str
@@ -123,6 +117,7 @@ class ShardIndex:
     keys: np.ndarray
     metadata_end: np.ndarray
     metadata: np.ndarray
+    traits: tuple[str, ...] = ()
 
     @property
     def n_samples(self) -> int:
@@ -227,6 +222,7 @@ class ShardIndex:
             "suffixes": self.suffixes,
             "layouts": [[layout.dtype, layout.shape, layout.header_size] for layout in self.layouts],
             "sections": {name: len(getattr(self, name)) for name in _SECTIONS},
+            **({"traits": self.traits} if self.traits else {}),
         }
         text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
         text += b" " * (-(len(_MAGIC) + 4 + len(text)) % 8)
@@ -274,9 +270,11 @@ class ShardIndex:
             OSError: it cannot be read.
             ShardIndexError: as :meth:`from_bytes`; or it is far larger than an index of that shard can be.
         """
-        size = os.path.getsize(shard) if os.path.exists(shard) and not is_compressed(shard) else _MAX_BYTES
         sidecar = index_path(shard)
-        return cls.from_bytes(read_regular(sidecar, min(8 * size + (1 << 16), _MAX_BYTES), ShardIndexError), sidecar)
+        most = 8 * os.path.getsize(shard) + (1 << 16) if os.path.exists(shard) else _MAX_BYTES
+        if os.path.getsize(sidecar) > most and is_packed(shard):
+            most = _MAX_BYTES
+        return cls.from_bytes(read_regular(sidecar, min(most, _MAX_BYTES), ShardIndexError), sidecar)
 
     @classmethod
     def _parse(cls, data: bytes) -> ShardIndex:
@@ -307,6 +305,7 @@ class ShardIndex:
             sha256=header["sha256"],
             suffixes=tuple(str(s) for s in header["suffixes"]),
             layouts=layouts,
+            traits=tuple(str(trait) for trait in header.get("traits", ())),
             **sections,
         )
         index.check()
@@ -412,163 +411,3 @@ class IndexBuilder:
             metadata_end=np.cumsum([len(m) for m in self.metadata], dtype=np.int64),
             metadata=np.frombuffer(b"".join(self.metadata), np.uint8),
         )
-
-
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
-    with open_regular(path) as stream:
-        digest = hashlib.sha256()
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def index_tar(path: str | Path, checksum: bool = False, unpacked: IO[bytes] | None = None) -> ShardIndex:
-    """Index a shard by reading its tar's headers, grouping members as webdataset does.
-
-    Args:
-        path: the shard.
-        checksum: also read the whole file, for its SHA-256 and each payload's CRC-32.
-        unpacked: the tar itself, where the shard is compressed.
-
-    Raises:
-        ShardError: not a tar, cut short, or with members that webdataset could not group.
-    """
-    path = Path(path)
-    builder = IndexBuilder()
-    with contextlib.ExitStack() as stack:
-        stream = unpacked or stack.enter_context(open_regular(path))
-        size = os.fstat(stream.fileno()).st_size
-        if size == 0:
-            raise ShardError("the file is empty", file=path, remedy=RESTORE)
-        view = stack.enter_context(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
-        with _readable(path), tarfile.open(fileobj=stream, mode="r:") as tar:
-            for key, group in itertools.groupby(_grouped_members(tar, view, path), key=lambda member: member[0]):
-                _add_sample(builder, view, path, key, [(suffix, info) for _, suffix, info in group], checksum)
-    index = builder.build(path.name, size, path.stat().st_size, file_sha256(path) if checksum else None)
-    index.check()
-    return index
-
-
-def key_and_suffix(name: str) -> tuple[str, str] | tuple[None, str]:
-    """A member's sample and what follows its first dot; no key where webdataset takes it for no sample's."""
-    from webdataset.tariterators import base_plus_ext  # on use: it takes a second, and few need it
-
-    key, suffix = base_plus_ext(name)
-    return (None, "") if key is None or suffix is None or _META_NAME.match(name) else (key, suffix)
-
-
-def read_members(path: Path) -> Iterator[tarfile.TarInfo]:
-    """The regular files in a tar, in order.
-
-    Raises:
-        ShardError: not a tar, or cut short.
-    """
-    with open_regular(path) as stream, _readable(path):
-        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as view:
-            with tarfile.open(fileobj=stream, mode="r:") as tar:
-                yield from _regular_members(tar, view, path)
-
-
-@contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """What goes wrong while a tar is parsed, as one kind of error."""
-    try:
-        yield
-    except (tarfile.TarError, ValueError, OverflowError, RecursionError, MemoryError) as error:
-        if isinstance(error, ShardError):
-            raise
-        remedy = CONVERT_FIRST if path.suffix in SOURCE_SUFFIXES else RESTORE
-        raise ShardError(f"not a readable tar: {error or type(error).__name__}", file=path, remedy=remedy) from error
-
-
-def _grouped_members(tar: tarfile.TarFile, view: mmap.mmap, path: Path) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
-    for info in _regular_members(tar, view, path):
-        key, suffix = key_and_suffix(info.name)
-        if key is not None:
-            yield key, suffix.lower(), info
-
-
-def _add_sample(
-    builder: IndexBuilder,
-    view: mmap.mmap,
-    path: Path,
-    key: str,
-    group: list[tuple[str, tarfile.TarInfo]],
-    checksum: bool,
-) -> None:
-    members: list[tuple[str, ArrayLayout | None, int, int, int | None]] = []
-    metadata = b""
-    for suffix, info in group:
-        if any(suffix == known for known, *_ in members):
-            raise ShardError("the sample has this member twice", file=path, sample=key, member=suffix, remedy=RESTORE)
-        with memoryview(view)[info.offset_data : info.offset_data + info.size] as payload:
-            crc32 = crc32_of([payload]) if checksum else None
-            members.append((suffix, layout_of(suffix, payload), info.offset_data, info.size, crc32))
-            if suffix == METADATA_SUFFIX:
-                metadata = _json_or_nothing(payload)
-    builder.add(key, members, metadata)
-
-
-def _regular_members(tar: tarfile.TarFile, view: mmap.mmap, path: Path) -> Iterator[tarfile.TarInfo]:
-    while (info := tar.next()) is not None:
-        tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header in memory
-        if info.size < 0:  # tarfile would go back, and round for ever
-            raise ShardError(f"{info.name!r} claims a negative size", file=path, remedy=RESTORE)
-        if not info.isreg():
-            continue
-        if info.issparse():
-            raise ShardError("a sparse member cannot be read", file=path, member=info.name, remedy="re-pack the tar")
-        if info.offset_data + info.size > len(view):
-            problem = f"the tar is cut short inside {info.name!r}"
-            raise ShardError(problem, file=path, remedy=RESTORE)
-        yield info
-    # tarfile stops silently at a damaged header; only a block of zeros is a true end.
-    if view[tar.offset : tar.offset + 512] != bytes(512):
-        problem = f"at byte {tar.offset} stands neither a tar member nor the end mark, so samples may be missing"
-        raise ShardError(problem, file=path, remedy=RESTORE)
-
-
-def _json_or_nothing(payload: memoryview) -> bytes:
-    try:
-        decode_json(payload)
-    except ShardError:
-        return b""  # found again, and named, when the sample is read
-    return bytes(payload)
-
-
-def modalities_of(indexes: Iterable[ShardIndex]) -> dict[str, dict[str, Any]]:
-    """Each field's dtype and shape over all shards.
-
-    Returns:
-        field → ``{"dtype": …, "shape": […]}`` for arrays, with None where samples differ (a shape of None: they differ
-        in rank), and ``{"format": extension}`` for everything else. ``metadata`` is left out.
-    """
-    seen: dict[str, set[tuple[str, tuple[int, ...]] | str]] = {}
-    for index in indexes:
-        pairs = np.unique(np.stack([index.member_suffix, index.member_layout]), axis=1).T.tolist()
-        for suffix_id, layout_id in pairs:
-            suffix = index.suffixes[suffix_id]
-            if suffix == METADATA_SUFFIX:
-                continue
-            layout = index.layouts[layout_id] if layout_id >= 0 else None
-            kind = suffix.rpartition(".")[2] if layout is None else (np.dtype(layout.dtype).name, layout.shape)
-            seen.setdefault(field_of(suffix), set()).add(kind)
-    return {name: _describe(kinds) for name, kinds in sorted(seen.items())}
-
-
-def _describe(kinds: set[tuple[str, tuple[int, ...]] | str]) -> dict[str, Any]:
-    arrays = [kind for kind in kinds if isinstance(kind, tuple)]
-    formats = sorted(kind for kind in kinds if isinstance(kind, str))
-    description: dict[str, Any] = {"format": formats[0] if len(formats) == 1 else formats} if formats else {}
-    if arrays:
-        dtypes = {dtype for dtype, _ in arrays}
-        ranks = {len(shape) for _, shape in arrays}
-        shapes = [shape for _, shape in arrays]
-        description["dtype"] = dtypes.pop() if len(dtypes) == 1 else None
-        description["shape"] = (
-            [sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*shapes, strict=True)]
-            if len(ranks) == 1
-            else None
-        )
-    return description

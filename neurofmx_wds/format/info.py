@@ -15,8 +15,8 @@ from typing import Any
 from ..errors import printable
 from .finding import DEFAULT_SHARD_PATTERN
 from .groups import linked_group
-from .index import modalities_of
 from .manifest import SPIKE_COUNTS, Manifest
+from .modalities import modalities_of
 from .shards import open_shards
 
 _MOST_SOURCES = 20

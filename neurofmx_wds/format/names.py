@@ -10,6 +10,7 @@ import re
 
 from ..errors import FieldError
 
+SOURCE_SUFFIXES = (".nwb", ".npz", ".npy")  # of files that people take for shards
 _META_NAME = re.compile(r"__[^/]*__($|/)")  # webdataset skips these members
 
 

@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import json
 import os
-import tarfile
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +18,14 @@ import numpy as np
 
 from ..errors import REBUILD_INDEX, RESTORE, ShardError, ShardIndexError
 from ..storage.cache import DEFAULT_CACHE_SIZE, ShardCache, is_compressed
-from ..storage.regular import open_regular
 from .finding import DEFAULT_SHARD_PATTERN, ShardDir, find_shards
-from .index import ShardIndex, index_path, index_tar
+from .index import ShardIndex, index_path
 from .manifest import Manifest, ShardRecord
+from .plain import build_index, open_plain
+from .tar import header_stands_at
 
 _INDEX_MEMORY = 256 << 20
+_HEADERS = 4096  # bytes before a payload in which its name stands
 _REPLACED = f"it was cut or replaced: restore it, or {REBUILD_INDEX}"
 
 
@@ -122,9 +123,7 @@ class ShardSet:
 
     def _open(self, path: Path, index: ShardIndex) -> IO[bytes]:
         try:
-            if is_compressed(path):
-                return self.cache.open(path, index.tar_size)
-            stream = open_regular(path)
+            stream = open_plain(path, self.cache, index)
         except FileNotFoundError as error:
             raise ShardError("the shard is missing", file=path, remedy=RESTORE) from error
         size = os.fstat(stream.fileno()).st_size
@@ -139,17 +138,16 @@ class ShardSet:
 
 
 def _has_member(stream: IO[bytes], index: ShardIndex, sample: int) -> bool:
-    """Whether the header of a sample's first member stands where the index says: by its size and, if short, name."""
+    """Whether the header of a sample's first member stands where the index says: by its size and name."""
     member = int(index.sample_start[sample])
     offset, size = int(index.member_offset[member]), int(index.member_size[member])
     name = f"{index.sample_keys[sample]}.{index.suffixes[index.member_suffix[member]]}"
+    start = max(0, offset - len(name.encode("utf-8", "surrogateescape")) - _HEADERS)
     try:
-        header = os.pread(stream.fileno(), tarfile.BLOCKSIZE, offset - tarfile.BLOCKSIZE)
-        info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
-    except (tarfile.TarError, OSError, ValueError):
+        before = os.pread(stream.fileno(), offset - start, start)
+    except (OSError, OverflowError):
         return False
-    long_size, long_name = size >= 8**11, len(name) >= 100 or not name.isascii()  # told in a header of their own
-    return (long_size or info.size == size) and (long_name or info.name.lower() == name.lower())
+    return header_stands_at(before, None if "linked" in index.traits else name, size)
 
 
 def open_shards(
@@ -224,20 +222,3 @@ def read_index(path: Path, cache: ShardCache, record: ShardRecord | None = None)
     else:
         return index
     raise ShardIndexError(index_problem, file=sidecar, remedy=REBUILD_INDEX)
-
-
-def build_index(path: Path, cache: ShardCache, checksum: bool = False) -> ShardIndex:
-    """Make a shard's index by reading its tar.
-
-    Args:
-        path: the shard, compressed or not.
-        cache: where it is unpacked if it is compressed.
-        checksum: also read the shard whole, for its SHA-256 and each payload's CRC-32.
-
-    Raises:
-        ShardError: the tar is damaged.
-    """
-    if not is_compressed(path):
-        return index_tar(path, checksum=checksum)
-    with cache.open(path) as stream:
-        return index_tar(path, checksum=checksum, unpacked=stream)

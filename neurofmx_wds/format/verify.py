@@ -24,13 +24,13 @@ from tqdm import tqdm
 
 from ..errors import INDEX_SHARDS, REBUILD_INDEX, RESTORE, ManifestError, NeurofmxError, ShardError
 from ..storage.atomic import ASIDE_SUFFIX
-from ..storage.cache import ShardCache, is_compressed
+from ..storage.cache import ShardCache
 from ..storage.processes import ordered_map
 from .decoding import decode
 from .index import INDEX_SUFFIX, ShardIndex, index_path
 from .manifest import MANIFEST_NAME, Manifest, ShardRecord
 from .names import field_of
-from .shards import build_index
+from .plain import build_index, open_plain
 
 _REMAKE = f"remove it, and {INDEX_SHARDS}"
 _NO_TARS = (INDEX_SUFFIX, ASIDE_SUFFIX)
@@ -228,7 +228,7 @@ def _check_content(
             changed = truth.member_crc32 != index.member_crc32
     elif index is not None and not problems and not _same_index(truth, index):
         problems.append(Problem("the index does not describe the tar", str(index_path(path)), remedy=_REMAKE))
-    with open_tar(path, cache) as tar:
+    with open_tar(path, cache, truth) as tar:
         for (key, suffix, payload), other in zip(members(truth, tar), changed.tolist(), strict=True):
             what = "its bytes have changed" if other else _check_member(suffix, payload, modalities)
             if what:
@@ -271,9 +271,9 @@ def _same_index(made: ShardIndex, index: ShardIndex) -> bool:
 
 
 @contextlib.contextmanager
-def open_tar(path: Path, cache: ShardCache) -> Iterator[mmap.mmap]:
-    """A shard's bytes, unpacked."""
-    with cache.open(path) if is_compressed(path) else open(path, "rb") as stream:
+def open_tar(path: Path, cache: ShardCache, index: ShardIndex) -> Iterator[mmap.mmap]:
+    """Map a shard's plain tar."""
+    with open_plain(path, cache, index) as stream:
         with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as tar:
             yield tar
 

@@ -20,8 +20,9 @@ from ..storage.atomic import StagedDirectory, warn_not_finalized
 from ..version import CREATED_BY
 from .decoding import decode_json
 from .encoding import FieldFormat, encode_json
-from .index import ShardIndex, modalities_of
+from .index import ShardIndex
 from .manifest import Manifest, ShardRecord, refuse_to_replace
+from .modalities import modalities_of
 from .names import check_field_name
 from .shard_file import ShardFile
 from .shard_settings import DEFAULT_PATTERN, Compression, check_config, shard_name

@@ -33,24 +33,39 @@ DEFAULT_CACHE_SIZE = 64 << 30
 _ABANDONED_AFTER = 3600.0  # seconds without a write, after which an unfinished copy belongs to a killed process
 _VARIABLE = "NEUROFMX_CACHE"
 _REMEDY = f"give a directory with room that can be written, by cache_dir= or in the environment variable {_VARIABLE}"
-_OPENERS: dict[str, Callable[..., Any]] = {
-    ".gz": _open_gzip,
-    ".tgz": _open_gzip,
-    ".bz2": bz2.open,
-    ".tbz2": bz2.open,
-    ".xz": lzma.open,
-    ".txz": lzma.open,
+_SUFFIXES = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz")
+_OPENERS: dict[bytes, Callable[..., Any]] = {  # by what such files begin with
+    b"\x1f\x8b": _open_gzip,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\0": lzma.open,
 }
+
+Expand = Callable[[Path], Iterator[bytes]]
 
 
 def is_compressed(path: str | os.PathLike[str]) -> bool:
-    """Whether a shard must be unpacked before it can be read at random places.
+    """Whether a shard's name says that it must be unpacked before it can be read at random places.
 
     Example:
         >>> is_compressed("shard_000000.tar.gz"), is_compressed("shard_000000.tar")
         (True, False)
     """
-    return Path(path).suffix in _OPENERS
+    return Path(path).suffix in _SUFFIXES
+
+
+def is_packed(path: str | os.PathLike[str]) -> bool:
+    """Whether a shard is compressed, by its first bytes: webdataset does not look at names either.
+
+    Raises:
+        ShardError: it is not a regular file.
+        OSError: it cannot be read.
+    """
+    with open_regular(path) as stream:
+        return _opener_of(stream.read(6)) is not None
+
+
+def _opener_of(start: bytes) -> Callable[..., Any] | None:
+    return next((opener for magic, opener in _OPENERS.items() if start.startswith(magic)), None)
 
 
 def default_cache_dir() -> Path:
@@ -103,12 +118,13 @@ class ShardCache:
         name = f"{os.path.abspath(path)}\n{stat.st_size}\n{stat.st_mtime_ns}"
         return self.directory / f"{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.tar"
 
-    def open(self, path: Path, expected_size: int | None = None) -> IO[bytes]:
+    def open(self, path: Path, expected_size: int | None = None, expand: Expand | None = None) -> IO[bytes]:
         """Open the unpacked copy of a shard. It is made first if necessary.
 
         Args:
             path: the compressed shard.
             expected_size: bytes of the unpacked tar, if its index says so.
+            expand: yields the unpacked bytes of a shard that is not compressed, but sparse.
 
         Raises:
             ShardError: it cannot be unpacked, or not to the size expected.
@@ -120,7 +136,7 @@ class ShardCache:
             try:
                 stream = open_regular(copy)
             except FileNotFoundError:
-                self._unpack(path, copy, expected_size)
+                self._unpack(path, copy, expected_size, expand)
                 continue
             except (PermissionError, NotADirectoryError) as error:
                 raise self._unwritable(error) from error
@@ -131,7 +147,7 @@ class ShardCache:
             stream.close()
             copy.unlink(missing_ok=True)
 
-    def _unpack(self, path: Path, copy: Path, expected_size: int | None) -> None:
+    def _unpack(self, path: Path, copy: Path, expected_size: int | None, expand: Expand | None) -> None:
         import filelock  # on use: importing it takes 40 ms, and few datasets are compressed
 
         lock = copy.with_suffix(".lock")
@@ -139,18 +155,18 @@ class ShardCache:
             self.directory.mkdir(parents=True, exist_ok=True)
             with filelock.FileLock(lock):
                 if not copy.exists():
-                    self._write(path, copy, expected_size)
+                    self._write(path, copy, expected_size, expand or _decompressed)
             lock.unlink(missing_ok=True)
         except (OSError, NotImplementedError) as error:  # the latter: the file system has no locks
             if is_out_of_files(error):
                 raise
             raise self._unwritable(error) from error
 
-    def _write(self, path: Path, copy: Path, expected_size: int | None) -> None:
+    def _write(self, path: Path, copy: Path, expected_size: int | None, expand: Expand) -> None:
         aside = copy.with_name(f".{copy.name}.{os.getpid()}{ASIDE_SUFFIX}")
         try:
             with open(aside, "wb") as stream:
-                for piece in self._unpacked(path, expected_size):
+                for piece in self._unpacked(path, expected_size, expand):
                     stream.write(piece)
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -159,19 +175,18 @@ class ShardCache:
         finally:
             aside.unlink(missing_ok=True)
 
-    def _unpacked(self, path: Path, expected_size: int | None) -> Iterator[bytes]:
+    def _unpacked(self, path: Path, expected_size: int | None, expand: Expand) -> Iterator[bytes]:
         """Yield the shard's unpacked bytes in pieces; raise ShardError for whatever is wrong with them."""
         limit, remedy = expected_size, RESTORE
         if limit is None:
             limit, remedy = self.max_bytes, "it has no index to say its size: raise cache_size if it is as large"
         size = 0
         try:
-            with io.BufferedReader(open_regular(path)) as packed, _OPENERS[path.suffix](packed, "rb") as stream:
-                while piece := stream.read(1 << 20):
-                    size += len(piece)
-                    if size > limit:
-                        raise ShardError(f"unpacks to more than {limit} bytes", file=path, remedy=remedy)
-                    yield piece
+            for piece in expand(path):
+                size += len(piece)
+                if size > limit:
+                    raise ShardError(f"unpacks to more than {limit} bytes", file=path, remedy=remedy)
+                yield piece
         except (EOFError, OSError, lzma.LZMAError, _ZlibError) as error:
             if is_out_of_files(error):
                 raise
@@ -199,6 +214,16 @@ class ShardCache:
                 return
             entry.unlink(missing_ok=True)
             total -= size
+
+
+def _decompressed(path: Path) -> Iterator[bytes]:
+    with io.BufferedReader(open_regular(path)) as packed:
+        opener = _opener_of(packed.peek(6))
+        if opener is None:
+            raise ShardError("it is not compressed as its index says", file=path, remedy=RESTORE)
+        with opener(packed, "rb") as stream:
+            while piece := stream.read(1 << 20):
+                yield piece
 
 
 def _reason(error: Exception) -> str:

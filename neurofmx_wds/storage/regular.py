@@ -6,6 +6,7 @@ Knows files only; knows nothing of what they contain.
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import os
 import stat
@@ -71,3 +72,12 @@ def read_regular(path: str | os.PathLike[str], max_bytes: int, error: type[Neuro
             problem = f"has {size} bytes, more than the {max_bytes} that are read"
             raise error(problem, file=path, remedy="check where it comes from")
         return stream.read(size)
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    with open_regular(path) as stream:
+        digest = hashlib.sha256()
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
