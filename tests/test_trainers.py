@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from neurofmx_wds import create_webdataset_dataloader
+from neurofmx_wds.errors import StateError
 
 SMALL: dict[str, Any] = {"batch_size": 5, "num_workers": 0, "buffer_size": 7, "block_size": 3}
 
@@ -36,6 +37,18 @@ def test_copies_and_pickles_know_the_stages(directory: Path) -> None:
     for each in (copy.copy(loader), pickle.loads(pickle.dumps(loader)), type(loader)(loader.dataset, batch_size=1)):
         assert isinstance(each, torch.utils.data.DataLoader)
         assert [set(batch) for batch in each] == [{"number", "__key__"}] * 5  # webdataset's map keeps the keys
+
+
+def test_there_is_no_state_while_a_framework_reads_by_plan(directory: Path) -> None:
+    loader = create_webdataset_dataloader(directory, **SMALL)
+    view = torch.utils.data.DataLoader(loader.dataset, batch_sampler=loader.batch_sampler, collate_fn=loader.collate_fn)
+    batches = iter(view)
+    first = [next(batches), next(batches)]
+    with pytest.raises(StateError, match="does not know what was delivered"):
+        loader.state_dict()
+    assert numbers([*first, *batches]) == reference(directory, 0)
+    assert (loader.epoch, loader.state_dict()["position"]) == (1, 0)
+    assert numbers(loader) == reference(directory, 1)
 
 
 def test_fabric_takes_a_loader_and_saves_its_state(directory: Path, tmp_path: Path) -> None:

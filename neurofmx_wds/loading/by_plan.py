@@ -109,7 +109,7 @@ class PlanSampler(Sampler[PlannedBatch]):
 
     @staticmethod
     def _plans(batches: ResumablePipeline, rank: int | None, n_ranks: int) -> Iterator[PlannedBatch]:
-        batches.progress.begin()
+        batches.progress.begin(by_plan=True)
         epoch, position = batches.progress.epoch, batches.progress.position
         plans = cursors.batch_plans(position, len(batches.order), batches.batch_size, n_ranks, batches.drop_last)
         for plan in plans if rank is None else itertools.islice(plans, rank, None, n_ranks):

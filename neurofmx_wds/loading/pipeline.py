@@ -13,6 +13,7 @@ from typing import Any
 
 import webdataset as wds
 
+from ..errors import StateError
 from ..order import cursor as cursors
 from ..order.cursor import BatchPlan, Cursor
 from .accelerate_shards import dealing_wrapper
@@ -76,7 +77,7 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
     @property
     def epoch(self) -> int:
         """The epoch that the next iteration is of, or the running one."""
-        return int(self.state_dict()["epoch"])
+        return int(self._state()["epoch"])
 
     @property
     def skipped(self) -> int:
@@ -150,7 +151,19 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
 
         It counts what has been delivered, not what workers have read ahead. With it another process goes on with the
         next sample, whatever its number of ranks, workers or its batch size.
+
+        Raises:
+            StateError: a framework is reading the batches of an epoch by their plans, so what it has delivered is not
+                known here.
         """
+        if self.progress.by_plan:
+            raise StateError(
+                "a framework reads the batches of this loader itself, so the loader does not know what was delivered",
+                remedy="save the framework's state, such as by accelerator.save_state(), or its count of batches",
+            )
+        return self._state()
+
+    def _state(self) -> dict[str, Any]:
         cursor = Cursor(self.progress.epoch, self.progress.position)
         state = cursors.to_state(cursor, self.order.of_epoch(cursor.epoch), self.opened.fingerprint)
         if in_worker() and cursor.position == len(self.order):  # this worker is done; others may not be

@@ -28,6 +28,7 @@ class Progress:
         self.epoch = 0
         self.position = 0
         self.skipped = 0
+        self.by_plan = False
         self._warned_files: set[str] = set()
         self._resume_at = 0
         self._run: object = None
@@ -40,8 +41,13 @@ class Progress:
         told = torch.tensor([self.epoch, self.position, self._heard])  # and how often it was set
         self._told, self._teller = told.share_memory_(), os.getpid()  # type: ignore[no-untyped-call]
 
-    def begin(self) -> object:
-        """Start an iteration, at the epoch's start or once where a loaded state says. Returns its token."""
+    def begin(self, by_plan: bool = False) -> object:
+        """Start an iteration, at the epoch's start or once where a loaded state says. Returns its token.
+
+        Args:
+            by_plan: whether only plans are handed out, so that what is delivered of them is not known here.
+        """
+        self.by_plan = by_plan
         epoch, position, times = self._told.tolist()
         if in_worker() and times != self._heard:
             self.epoch, self._resume_at, self._heard = epoch, position, times
@@ -72,7 +78,7 @@ class Progress:
     def set(self, cursor: Cursor) -> None:
         """Let the next iteration start at `cursor`."""
         self.epoch, self.position, self._resume_at = cursor.epoch, cursor.position, cursor.position
-        self._run = None
+        self._run, self.by_plan = None, False
         if not in_worker():
             self._heard += 1
             if self._teller != os.getpid():  # made by a process that has started this one and others as ranks
