@@ -77,7 +77,7 @@ def test_options_reach_the_dataset(tmp_path: Path, capsys: pytest.CaptureFixture
         (["--bin-size-ms", "-1"], "--bin-size-ms"),
         (
             ["--bin-size-ms", "123456789/987654321"],
-            "--bin-size-ms=Fraction(13717421, 109739369): too large, or too fine",
+            "--bin-size-ms='13717421/109739369': too large, or too fine",
         ),
         (["--sequence-length", "0"], "--sequence-length"),
         (["--workers", "0"], "--workers"),

@@ -28,6 +28,7 @@ RATE, CHANNELS = 30_000.0, 64
 MEASURED = """
 import json, sys
 import neurofmx_wds.convert.sources.nwb
+import neurofmx_wds.nwb.recording
 from neurofmx_wds.convert.config import Output
 from neurofmx_wds.convert.config import Output
 from neurofmx_wds.convert.run import convert
