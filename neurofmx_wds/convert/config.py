@@ -229,6 +229,7 @@ class Workers:
         Converting needs no torch, but webdataset imports it where it is installed: starting without takes half the
         time.
         """
-        ready = (f"{__package__}.shards", f"{__package__}.sources.nwb")
+        recordings = f"{__package__.partition('.')[0]}.nwb.recording"
+        ready = (f"{__package__}.shards", f"{__package__}.sources.nwb", recordings)
         with ordered_map(self.workers, self.executor, ready=ready, without=("torch",)) as apply:
             yield Work(apply, self.show_progress)
