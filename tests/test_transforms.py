@@ -224,7 +224,7 @@ def test_names_compose_and_normalising_comes_last() -> None:
     assert one == other and list(one)[-1] == Normalize(*STATISTICS["imagenet"]) and len(one) == 6
     assert get_data_transform("test") == get_data_transform(None) == get_data_transform([]) == Compose(())
     assert get_data_transform(one) == one
-    with pytest.raises(ValueError, match="there is no data transform 'cifar'; there are train, test, train_mnist,"):
+    with pytest.raises(ValueError, match="unknown data transform 'cifar'; choose one of train, test, train_mnist,"):
         get_data_transform("cifar")
     for wrong in (3, ["train", 3]):
         with pytest.raises(TypeError, match="a name, a function of images or a list of them, not 3"):
@@ -271,7 +271,7 @@ def test_groups_of_labels_are_numbered_in_order() -> None:
         with pytest.raises(ValueError, match=rf"label {label} is not in cifar100_invertebrates, which has \[6, 7"):
             invertebrates(torch.tensor([6, label]))
     assert get_target_transform(None) is None and get_target_transform("cifar100_all") is None
-    with pytest.raises(ValueError, match="no group of labels 'cifar100_fish'; there are cifar100_invertebrates, "):
+    with pytest.raises(ValueError, match="unknown group of labels 'cifar100_fish'; choose one of cifar100_invertebrates, "):
         get_target_transform("cifar100_fish")
     of_a_label = as_target_transform(invertebrates)
     assert of_a_label is not None and of_a_label(7) == 1
