@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
-import multiprocessing.connection
+import multiprocessing
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,8 +16,8 @@ from typing import Any, cast
 
 import torch
 import torch.utils.data
+import webdataset as wds
 
-from ..errors import NeurofmxError
 from .by_plan import BatchesByPlan, PlanSampler
 from .dataset import OpenDataset
 from .fetcher import Fetcher
@@ -27,7 +27,8 @@ from .options import BatchOptions, ProcessingOptions, WorkerOptions
 from .pipeline import ResumablePipeline
 from .plans import Start
 from .prefetch import prefetched
-from .slots import BUNDLE, BUNDLE_BYTES, Slots, unpack
+from .slots import SlotWriter
+from .workers import BUNDLE, BUNDLE_BYTES, Workers, as_is
 
 logger = logging.getLogger("neurofmx_wds")
 _MOST_WORKERS = 4  # where the number is not given
@@ -57,7 +58,6 @@ class BatchPipeline(ResumablePipeline):
             ahead = (prefetch_factor or 2) if num_workers else (prefetch_factor or 0)
             forks = _start_method(workers.multiprocessing_context) == "fork"
             load = within(fetcher, Load(batches.batch_size, num_workers, ahead), int(workers.memory_limit), forks)
-            batches = replace(batches, batch_size=load.batch_size)
             num_workers, prefetch_factor = load.num_workers, load.prefetch_factor
         super().__init__(opened, processing, batches)
         if len(self.order) and not self.n_steps:
@@ -71,7 +71,7 @@ class BatchPipeline(ResumablePipeline):
         self.pin_memory = workers.pin_memory and torch.cuda.is_available()
         self.workers = workers
         self._memory = BatchMemory(self.pin_memory)  # kept from epoch to epoch: new memory is slow to touch
-        self._persistent: tuple[Start, torch.utils.data.DataLoader[Any]] | None = None
+        self._persistent: Workers | None = None  # those that no iterator uses
 
     def _items(self, epoch: int, first: int, rank: int, world_size: int) -> Iterator[Any]:
         start = Start(epoch, first, rank, world_size)
@@ -83,42 +83,23 @@ class BatchPipeline(ResumablePipeline):
 
     def _from_workers(self, begin: Start) -> Iterator[Any]:
         # Persistent workers serve one iterator at a time: one begun meanwhile gets its own.
-        workers, self._persistent = self._persistent or self._workers(), None
-        start, loader = workers
-        start.set(*begin.get())
-        lost = False
-        bundles: Iterator[Any] = iter(())
+        workers, self._persistent = self._persistent or self._start_workers(), None
         try:
-            bundles = iter(loader)
-            yield from unpack(bundles, self._memory)
-        except Exception as error:
-            lost = _is_lost_worker(error, bundles)
-            if lost or not self.workers.persistent_workers:
-                # The error holds them in a cycle: left to the garbage collector, torch waits 5 s for each.
-                getattr(bundles, "_shutdown_workers", int)()
-            if not lost:
-                raise
-            remedy = "perhaps memory ran out: use fewer workers; state_dict() says where to go on"
-            raise NeurofmxError(f"a worker process of the loader died: {error}", remedy=remedy) from error
+            yield from workers.batches(begin, self._memory)
         finally:
-            if self.workers.persistent_workers and not lost:
+            if self.workers.persistent_workers and workers.usable:
                 self._persistent = workers
 
-    def _workers(self) -> tuple[Start, torch.utils.data.DataLoader[Any]]:
-        depth = self._ahead or 2
+    def _start_workers(self) -> Workers:
         bundle = self._bundle()
-        slots = Slots(depth, bundle)
-        fetcher = self._fetcher(Start().share(), slots)
-        stages = self._stages(fetcher.start, fetcher.batches, bundle)
-        stages.append(slots)
-        return fetcher.start, torch.utils.data.DataLoader(
-            stages,
-            batch_size=None,
-            num_workers=self.num_workers,
-            prefetch_factor=depth,
-            collate_fn=_as_is,
-            **{**self.workers.of_torch, "worker_init_fn": getattr(self, "worker_init_fn", self.workers.worker_init_fn)},
-        )
+        init = getattr(self, "worker_init_fn", self.workers.worker_init_fn)  # frameworks set it on a DataLoader
+        options = replace(self.workers, num_workers=self.num_workers, prefetch_factor=self._ahead, worker_init_fn=init)
+        sent = {**vars(self.processing), "dataset": self.opened.reader, "worker_init_fn": init}
+
+        def stages(start: Start, memory: SlotWriter) -> wds.DataPipeline:
+            return self._stages(start, self._fetcher(start, memory).batches, bundle)
+
+        return Workers(stages, options, bundle, sent)
 
     def _bundle(self) -> int:
         """Batches that a worker hands over at once: several where it only copies and they are small."""
@@ -170,7 +151,7 @@ class WebDatasetDataLoader(BatchPipeline, torch.utils.data.DataLoader[Any]):  # 
     def __init__(self, dataset: BatchesByPlan, **_: Any) -> None:
         self.__dict__.update(vars(copy.copy(dataset.batches)), dataset=dataset)
         options = self.workers
-        self.collate_fn = _as_is
+        self.collate_fn = as_is
         self.timeout = options.timeout
         self.worker_init_fn = options.worker_init_fn
         self.persistent_workers = options.persistent_workers and self.num_workers > 0
@@ -222,18 +203,3 @@ def _start_method(context: Any) -> str:
     if isinstance(context, str):
         return context
     return str((context or multiprocessing).get_start_method())
-
-
-def _as_is(batch: Any) -> Any:
-    return batch
-
-
-def _is_lost_worker(error: Exception, bundles: object) -> bool:
-    """Return whether an error is due to the death of a worker process."""
-    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
-        return True
-    if not isinstance(error, (ConnectionError, EOFError, FileNotFoundError)):
-        return False
-    # A worker that dies while it hands over shared memory is noticed like this. Wait until its death shows.
-    workers = [worker.sentinel for worker in getattr(bundles, "_workers", ())]
-    return bool(workers and multiprocessing.connection.wait(workers, timeout=1))

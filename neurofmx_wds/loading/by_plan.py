@@ -19,7 +19,7 @@ from ..order.cursor import BatchPlan
 from .accelerate_shards import dealing_wrapper
 from .pipeline import ResumablePipeline
 from .plans import Start
-from .skipping import PartialBatch
+from .skipping import BadFiles, PartialBatch
 
 
 class PlannedBatch(NamedTuple):
@@ -38,6 +38,7 @@ class BatchesByPlan(Dataset[Any]):
 
     def __init__(self, batches: ResumablePipeline) -> None:
         self.batches = batches
+        self._bad_files: tuple[int, BadFiles] = (0, {})  # an epoch, and those found in it
 
     def __len__(self) -> int:
         """Return the number of samples in an epoch."""
@@ -56,6 +57,9 @@ class BatchesByPlan(Dataset[Any]):
         batches = self.batches
         # As one of two ranks: a batch of which all samples are skipped is replaced, for it cannot be left out here.
         fetcher = batches._fetcher(Start(planned.epoch, planned.plan.start, 0, 2))
+        if self._bad_files[0] != planned.epoch:
+            self._bad_files = planned.epoch, {}
+        fetcher.bad_files = self._bad_files[1]
         items: Iterator[Any] = self._noted(fetcher.batches([planned.plan]))
         for stage in batches.pipeline:
             items = batches.invoke(stage, items)

@@ -11,17 +11,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import webdataset as wds
 
 from ..order.cursor import BatchPlan
 from .collate import collate_webdataset
 from .dataset import OpenDataset
+from .interfaces import Order
 from .memory import BatchMemory, Memory
 from .options import ProcessingOptions
 from .plans import Start
 from .recipes import CollatedBatch, CopiedBatch, Recipe, SingleSample, StoredBatch
 from .samples import SampleMaker
-from .skipping import PartialBatch, Skipper
+from .skipping import BadFiles, PartialBatch, Skipper
 from .stand_ins import mark, stand_in
 from .transforms import BatchTransforms, as_batch_transforms
 
@@ -38,12 +38,14 @@ class Fetcher:
         processing: what is done to it.
         start: where the epoch begins.
         memory: where batches are made; None: in memory of their own.
+        bad_files: file → its error, of those known to be bad as a whole; None: such as are found in an iteration.
     """
 
     opened: OpenDataset
     processing: ProcessingOptions
     start: Start = field(default_factory=Start)
     memory: Memory | None = None
+    bad_files: BadFiles | None = None
 
     @property
     def only_copies(self) -> bool:
@@ -65,58 +67,45 @@ class Fetcher:
 
     def samples(self, plans: Iterable[BatchPlan]) -> Iterator[Any]:
         """Stage: plans of one row → samples."""
-        found = self._fetch(plans, SingleSample(self._maker()))
+        opened = self._opened_now()
+        found = self._fetch(plans, opened, SingleSample(self._maker(opened)))
         yield from found if self.processing.transform is None else _warn_if_none_returned(found)
 
     def batches(self, plans: Iterable[BatchPlan]) -> Iterator[Any]:
         """Stage: plans → batches."""
-        yield from self._fetch(plans, self._recipe())
+        opened = self._opened_now()
+        yield from self._fetch(plans, opened, self._recipe(opened))
 
-    def _recipe(self) -> Recipe:
+    def _opened_now(self) -> OpenDataset:
+        return self.opened.of_epoch(self.start.get()[0])
+
+    def _maker(self, opened: OpenDataset) -> SampleMaker:
+        return SampleMaker(opened, self.processing)
+
+    def _recipe(self, opened: OpenDataset) -> Recipe:
         """Return how batches are made."""
-        reader, asked = self._opened_now.reader, self.processing
+        reader, asked = opened.reader, self.processing
         if self.only_copies:
             return CopiedBatch(reader, self.memory)
         # A worker's slot is written again, but a transform may keep what it was given.
         memory = self.memory if isinstance(self.memory, BatchMemory) else None
         transforms = BatchTransforms(as_batch_transforms(asked.batch_transform), reader)
         if self._as_stored:
-            return StoredBatch(self._maker(), transforms, memory)
+            return StoredBatch(self._maker(opened), transforms, memory)
         ours = asked.transform is None and getattr(asked.collate_fn, "func", None) is collate_webdataset
         fields = reader.fields if ours else ()  # as in a batch that is read as such
-        return CollatedBatch(self._maker(), asked.collate_fn, fields, transforms, memory)
+        return CollatedBatch(self._maker(opened), asked.collate_fn, fields, transforms, memory)
 
-    @property
-    def _opened_now(self) -> OpenDataset:
-        return self.opened.of_epoch(self.start.get()[0])
-
-    def _maker(self) -> SampleMaker:
-        return SampleMaker(self._opened_now, self.processing, self.start.get()[0])
-
-    def planned_ids(self, plans: Iterable[BatchPlan]) -> Iterator[tuple[BatchPlan, np.ndarray]]:
-        """Yield each plan with the ids of its samples; the order is computed for many positions at once."""
-        order = self.opened.order.of_epoch(self.start.get()[0])
-        first, ids = 0, np.empty(0, np.int64)
-        for plan in plans:
-            stop = plan.start + plan.n
-            if not (first <= plan.start and stop <= first + len(ids)):
-                first = plan.start
-                ids = order.sample_ids(first, min(len(order), max(stop, first + _ORDER_CHUNK)))
-            yield plan, ids[plan.start - first : stop - first]
-
-    def _fetch(self, plans: Iterable[BatchPlan], recipe: Recipe) -> Iterator[Any]:
+    def _fetch(self, plans: Iterable[BatchPlan], opened: OpenDataset, recipe: Recipe) -> Iterator[Any]:
         """Yield what a recipe makes of all plans, or what is left of it."""
-        handler = self.processing.handler
-        skipper = Skipper(handler, recipe)
-        for plan, ids in self.planned_ids(plans):
-            try:
-                item: Any = recipe.read(ids)
-            except Exception as error:
-                if handler is wds.reraise_exception:
-                    raise
-                item = skipper.what_is_left(ids)
-                if not item.rest and self.start.get()[3] > 1:
-                    item.rest = [stand_in(recipe, ids, len(self.opened.order), error)]
+        bad_files = {} if self.bad_files is None else self.bad_files
+        skipper = Skipper(self.processing.handler, recipe, opened.reader, bad_files)
+        n_ranks = self.start.get()[3]
+        for plan, ids in planned_ids(plans, opened.order):
+            item: Any = skipper.read(ids)
+            if isinstance(item, PartialBatch):
+                if not item.rest and n_ranks > 1:
+                    item.rest = [stand_in(recipe, ids, len(opened.order))]
                 if plan.fresh is False:
                     item.n_skipped = 0  # counted where the row came first
             if plan.fresh is not None:
@@ -127,6 +116,17 @@ class Fetcher:
             if recipe.reuses_memory:
                 del item  # the next may then lie in its memory; so in all that hand batches on
             # Others go when the next is there: malloc would give their memory back, and take new memory page by page.
+
+
+def planned_ids(plans: Iterable[BatchPlan], order: Order) -> Iterator[tuple[BatchPlan, np.ndarray]]:
+    """Yield each plan with the ids of its samples; they are computed for many positions at once."""
+    first, ids = 0, np.empty(0, np.int64)
+    for plan in plans:
+        stop = plan.start + plan.n
+        if not (first <= plan.start and stop <= first + len(ids)):
+            first = plan.start
+            ids = order.sample_ids(first, min(len(order), max(stop, first + _ORDER_CHUNK)))
+        yield plan, ids[plan.start - first : stop - first]
 
 
 def _warn_if_none_returned(samples: Iterator[Any]) -> Iterator[Any]:

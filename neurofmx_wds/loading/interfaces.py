@@ -76,14 +76,15 @@ class Reader(Protocol):
             field → tensor of shape (B, …) or list of B; ``metadata``: B dictionaries; ``__key__``: B strings.
 
         Raises:
-            NeurofmxError: a sample cannot be read; it names the file and the sample.
+            NeurofmxError: a sample cannot be read; it names the file and the sample. Where the file as a whole is bad,
+                it names no sample: a user's handler is then asked once, and the file's other samples are skipped.
         """
 
     def read_samples(self, ids: np.ndarray) -> list[dict[str, Any]]:
         """Return the samples with these ids, each a dictionary of writable arrays, ``metadata`` and ``__key__``.
 
         Raises:
-            NeurofmxError: a sample cannot be read; it names the file and the sample.
+            NeurofmxError: as :meth:`read_batch`.
         """
 
     def of_epoch(self, seed: int, epoch: int) -> Reader:
@@ -92,5 +93,8 @@ class Reader(Protocol):
     def dataset_ids(self, ids: np.ndarray) -> np.ndarray:
         """Return numbers that stay with the samples whatever is selected, for the random numbers of transforms."""
 
+    def file(self, sample_id: int) -> Path | None:
+        """Return the file that holds a sample, also where that cannot be read; None where no single file does."""
+
     def name(self, sample_id: int) -> tuple[Path | None, str]:
-        """Return the file (None where there is none) and the key of a sample, for error messages."""
+        """Return the file and the key of a sample, for error messages."""

@@ -284,8 +284,9 @@ def create_webdataset_dataloader(
             replaced or kept.
         memory_limit: bytes that loading may take, as a number or like ``"2GB"``, beside the trainer's own memory and
             what the system can take back. A few samples are read (and transformed) to see how large they are. Where
-            it would take more, batches ahead, then workers, then the batch size are reduced, and a warning says so.
-            Give every rank the same. What composed stages hold back does not count, nor batches that the trainer keeps.
+            it would take more, there are fewer batches ahead, then fewer workers, and a warning says so; where batches
+            of this size do not fit at all, that is an error. What composed stages hold back does not count, nor batches
+            that the trainer keeps.
         persistent_workers, multiprocessing_context, timeout, worker_init_fn: as in torch's DataLoader.
         in_order: must be True: otherwise the order would depend on the workers' speed.
 

@@ -81,6 +81,9 @@ class MapStyleReader:
         """The samples' places in the whole dataset: there is no selection here."""
         return ids
 
+    def file(self, sample_id: int) -> None:
+        """Items are in no file."""
+
     def name(self, sample_id: int) -> tuple[None, str]:
         """File (there is none) and key of a sample."""
         return None, str(sample_id)

@@ -1,4 +1,4 @@
-"""How much memory loading takes, and what to take less of when that is too much.
+"""How much memory loading takes, and how many workers and batches ahead fit into a limit.
 
 Knows what reads batches, and how many of them lie where; knows nothing of files.
 """
@@ -19,13 +19,13 @@ import torch
 from ..format.info import human_size
 from ..order.cursor import BatchPlan
 from .collate import MetadataList
-from .fetcher import Fetcher
+from .fetcher import Fetcher, planned_ids
 from .memory import KEPT
 from .skipping import PartialBatch
-from .slots import BUNDLE_BYTES
+from .workers import BUNDLE_BYTES
 
 _PROBED = 8  # samples that are read to see how large they are
-_FORKED, _STARTED = 64 << 20, 256 << 20  # what a worker process takes itself: measured 12 to 51, and 157 MB
+_FORKED, _STARTED = 40 << 20, 256 << 20  # what a worker process takes itself: measured 8 to 20, and 157 MB
 _READING = 2 << 20  # what a process that reads takes beside batches and indexes: measured 0.6 MB
 
 
@@ -57,28 +57,28 @@ class Cost:
     in_place: bool
 
     def of(self, load: Load) -> int:
-        """Bytes that are in use at most, beside the trainer's own. Pages of mapped shards, which the system takes
-        back whenever it needs them, do not count.
+        """Return the bytes that are in use at most, beside the trainer's own.
+
+        Pages of mapped shards, which the system takes back whenever it needs them, do not count.
 
         A thread reads `prefetch_factor` batches ahead, while the trainer has one and asks for the next; memory of
         other batches, such as the smaller last one of an epoch, is kept too. A worker has a slot more than that (of
-        small batches: a bundle) and the trainer copies out of them; the worker also has the batch it is reading, the
-        one before, and a slot that is being made. What is transformed and collated is there several times, and what was
-        freed is not given back at once.
+        small batches: a bundle) and the trainer copies out of them; the worker also has a batch outside them. What is
+        transformed and collated is there several times, and what was freed is not given back at once.
         """
         more = 0 if self.in_place else 2 * self.stored + 4 * self.delivered
         if load.num_workers == 0:
             batches = math.ceil(KEPT * (load.prefetch_factor + 2))
             return self.reading + load.batch_size * (batches * self.delivered + more)
         worker = self.process + self.reading
-        worker += load.batch_size * ((load.prefetch_factor + 1 + 3) * self.delivered + more)
+        worker += load.batch_size * ((load.prefetch_factor + 1 + 1) * self.delivered + more)
         if self.in_place and 2 * load.batch_size * self.delivered <= BUNDLE_BYTES:
             worker += (load.prefetch_factor + 1) * BUNDLE_BYTES
         return 3 * load.batch_size * self.delivered + load.num_workers * worker
 
 
 def cost_of(fetcher: Fetcher, forks: bool) -> Cost:
-    """What a loader takes, judged by a few samples, which are read, transformed and collated for that.
+    """Return what a loader takes, judged by a few samples, which are read, transformed and collated for that.
 
     Args:
         fetcher: what reads.
@@ -89,7 +89,7 @@ def cost_of(fetcher: Fetcher, forks: bool) -> Cost:
     n = len(opened.order)
     places = np.unique(np.linspace(0, n - 1, min(n, _PROBED)).astype(np.int64)).tolist()
     stored, delivered = [1], [1]
-    for plan, ids in probe.planned_ids(BatchPlan(place, 1) for place in places):
+    for plan, ids in planned_ids((BatchPlan(place, 1) for place in places), opened.order):
         batch = next(probe.batches([plan]))
         if not isinstance(batch, PartialBatch):
             delivered.append(_size_of(batch))
@@ -114,29 +114,44 @@ def _size_of(value: Any) -> int:
 
 
 def reduced(cost: Cost, load: Load, limit: int) -> Load:
-    """What fits into `limit` bytes: fewer batches ahead, then fewer workers, and only then smaller batches.
+    """Return what fits into `limit` bytes: with fewer batches ahead, then with fewer workers.
 
     Raises:
-        ValueError: not even one sample at a time fits.
+        ValueError: batches of this size do not fit at all; the message says which would.
+
+    Example:
+        >>> cost = Cost(stored=1000, delivered=1000, reading=10**6, process=10**7, in_place=True)
+        >>> reduced(cost, Load(batch_size=100, num_workers=2, prefetch_factor=4), 50 * 10**6)
+        Load(batch_size=100, num_workers=1, prefetch_factor=3)
+        >>> reduced(cost, Load(batch_size=100, num_workers=2, prefetch_factor=4), 1_200_000)
+        Traceback (most recent call last):
+        ValueError: memory_limit=1.2 MB is too little for batch_size=100, which takes 1.3 MB; batch_size=66 would fit
     """
     for workers in range(load.num_workers, -1, -1):
         for ahead in range(load.prefetch_factor, min(load.prefetch_factor, 1 if workers else 0) - 1, -1):
             fewer = replace(load, num_workers=workers, prefetch_factor=ahead)
             if cost.of(fewer) <= limit:
                 return fewer
-    least = cost.of(Load(0, 0, 0))
-    batch_size = (limit - least) // (cost.of(Load(1, 0, 0)) - least)
-    if batch_size < 1:
-        one = f"{human_size(cost.of(Load(1, 0, 0)))}, {human_size(least)} of it whatever the number of samples"
-        raise ValueError(f"memory_limit={human_size(limit)} is too little: a sample at a time takes {one}")
-    return Load(batch_size, 0, 0)
+    none, one = cost.of(Load(0, 0, 0)), cost.of(Load(1, 0, 0))
+    least = cost.of(Load(load.batch_size, 0, 0))
+    problem = f"memory_limit={human_size(limit)} is too little for batch_size={load.batch_size}"
+    if limit < one:
+        raise ValueError(f"{problem}: a single sample takes {human_size(one)}, {human_size(none)} of it for any number")
+    fits = (limit - none) // (one - none)
+    raise ValueError(f"{problem}, which takes {human_size(least)}; batch_size={fits} would fit")
 
 
 def within(fetcher: Fetcher, load: Load, limit: int, forks: bool) -> Load:
-    """What fits into `limit` bytes; says so where it is less than asked for.
+    """Return what fits into `limit` bytes, and warn where that is less than asked for.
+
+    Args:
+        fetcher: reads a few samples, to see what they take.
+        load: what is asked for.
+        limit: bytes.
+        forks: whether workers are forked from the trainer.
 
     Raises:
-        ValueError: not even one sample at a time fits.
+        ValueError: batches of this size do not fit at all.
     """
     if not len(fetcher.opened.order):
         return load
@@ -148,8 +163,6 @@ def within(fetcher: Fetcher, load: Load, limit: int, forks: bool) -> Load:
             for name, before in vars(load).items()
             if (after := getattr(fitting, name)) != before
         ]
-        if fitting.batch_size != load.batch_size:
-            changes.append(f"so an epoch has {load.batch_size / fitting.batch_size:.1f} times as many steps")
         logging.getLogger("neurofmx_wds").warning(
             "memory_limit=%s: %s; loading then takes up to about %s, not %s",
             human_size(limit), ", ".join(changes), human_size(cost.of(fitting)), human_size(cost.of(load)),

@@ -221,12 +221,6 @@ class WorkerOptions:
         if not self.in_order:
             raise ValueError("in_order=False would make the order depend on the workers' speed; leave it out")
 
-    @property
-    def of_torch(self) -> dict[str, Any]:
-        """Those that torch's DataLoader is given as they are."""
-        names = ("persistent_workers", "multiprocessing_context", "timeout", "worker_init_fn")
-        return {name: getattr(self, name) for name in names}
-
 
 class SampleLoaderOptions(TypedDict, total=False):
     """Keyword arguments of :class:`~neurofmx_wds.WebDatasetLoader`, for functions that hand them on."""

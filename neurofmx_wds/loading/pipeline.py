@@ -13,7 +13,7 @@ from typing import Any
 
 import webdataset as wds
 
-from ..errors import StateError
+from ..errors import NeurofmxError, StateError
 from ..order import cursor as cursors
 from ..order.cursor import BatchPlan, Cursor
 from .accelerate_shards import dealing_wrapper
@@ -233,6 +233,9 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
             else:
                 yield item
             del item
+        if done < last and workers == 1:
+            problem = f"{last - done} of {last} batches did not arrive"
+            raise NeurofmxError(problem, remedy="look above for an error; state_dict() says where to go on")
 
     def _items(self, epoch: int, first: int, rank: int, world_size: int) -> Iterator[Any]:
         raise NotImplementedError

@@ -29,7 +29,7 @@ class Start:
     """
 
     def __init__(self, epoch: int = 0, position: int = 0, rank: int = 0, world_size: int = 1) -> None:
-        self._values = torch.tensor([epoch, position, rank, world_size])
+        self._values = torch.tensor([epoch, position, rank, world_size, 0])
 
     def share(self) -> Start:
         """Let worker processes see later changes too; return itself."""
@@ -37,13 +37,18 @@ class Start:
         return self
 
     def set(self, epoch: int, position: int, rank: int, world_size: int) -> None:
-        """Set all four at once."""
-        self._values.copy_(torch.tensor([epoch, position, rank, world_size]))
+        """Begin another iteration."""
+        self._values.copy_(torch.tensor([epoch, position, rank, world_size, self.run + 1]))
 
     def get(self) -> tuple[int, int, int, int]:
         """Return epoch, position, rank and world size."""
-        epoch, position, rank, world_size = self._values.tolist()
+        epoch, position, rank, world_size, _ = self._values.tolist()
         return epoch, position, rank, world_size
+
+    @property
+    def run(self) -> int:
+        """How many iterations have begun."""
+        return int(self._values[-1])
 
 
 @dataclass

@@ -159,6 +159,11 @@ class ShardReader:
         found = decode_json(text) if text else self._pool[shard].decode("metadata", row)
         return found or {}
 
+    def file(self, sample_id: int) -> Path:
+        """Return the shard that holds a sample."""
+        (shard,), _ = self.locate(np.array([sample_id]))
+        return self.shards.paths[shard]
+
     def name(self, sample_id: int) -> tuple[Path, str]:
         """Return the shard and key of a sample, to name it in an error."""
         (shard,), (row,) = self.locate(np.array([sample_id]))

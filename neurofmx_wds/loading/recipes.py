@@ -29,9 +29,6 @@ class Recipe(Protocol):
     def read(self, ids: np.ndarray) -> Any:
         """Return what is delivered for samples, made together: ids of shape (B,), int64."""
 
-    def read_apart(self, ids: np.ndarray) -> Any:
-        """Return the same for what is left of a plan after an error."""
-
     def make(self, ids: np.ndarray) -> Any:
         """Return what :meth:`join` takes of a single sample: ids of shape (1,); it raises where the sample is bad."""
 
@@ -54,7 +51,7 @@ class SingleSample:
         """Return the sample."""
         return self.maker.samples(ids, self.maker.rngs(ids))[0]
 
-    read_apart = make = read
+    make = read
 
     def join(self, ids: np.ndarray, made: Sequence[Any]) -> Any:
         """Return the sample that was made."""
@@ -78,15 +75,11 @@ class CopiedBatch:
         """Return the batch."""
         return self.reader.read_batch(ids, self.memory)
 
-    def read_apart(self, ids: np.ndarray) -> Any:
-        """Return the batch in memory of its own: what is left of a plan must not lie in a worker's slot."""
-        return self.reader.read_batch(ids)
-
-    make = read_apart
+    make = read
 
     def join(self, ids: np.ndarray, made: Sequence[Any]) -> Any:
         """Return the batch, read once more: there is no other work in it."""
-        return self.read_apart(ids)
+        return self.read(ids)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +104,7 @@ class StoredBatch:
             batch["label"] = label_column(self.maker.labels(ids, batch.get("label"), batch["metadata"]))
         return _pinned(self.transforms(batch, self.maker.rngs(ids), ids), self.memory)
 
-    read_apart = make = read
+    make = read
 
     def join(self, ids: np.ndarray, made: Sequence[Any]) -> Any:
         """Return the batch, read once more: there is little other work in it."""
@@ -141,8 +134,6 @@ class CollatedBatch:
         """Return the batch."""
         rngs = self.maker.rngs(ids)
         return self._batch(ids, self.maker.samples(ids, rngs), rngs)
-
-    read_apart = read
 
     def make(self, ids: np.ndarray) -> tuple[Any, SampleRngs]:
         """Return a sample, and its random numbers, for functions that go on with them."""

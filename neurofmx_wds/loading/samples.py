@@ -20,19 +20,18 @@ class SampleMaker:
     """Makes samples of one epoch.
 
     Args:
-        opened: where they are read from.
+        opened: the dataset in that epoch.
         processing: what is done to them.
-        epoch: the epoch, for their random numbers.
 
     Attributes:
         reader: reads them.
         replaces_labels: whether labels are delivered otherwise than they are stored.
     """
 
-    def __init__(self, opened: OpenDataset, processing: ProcessingOptions, epoch: int) -> None:
+    def __init__(self, opened: OpenDataset, processing: ProcessingOptions) -> None:
         self.reader = opened.reader
         self._group_labels = opened.labels
-        self._seed, self._epoch = opened.order.seed, epoch
+        self._seed, self._epoch = opened.order.seed, opened.order.epoch
         self._transform = processing.transform
         self._takes_rng = self._transform is not None and takes_rng(self._transform)
         self._target_transform = as_target_transform(processing.target_transform)

@@ -1,20 +1,25 @@
-"""Samples that cannot be read or transformed: whom a user's handler lets pass, and what is left of their batches.
+"""Samples that cannot be read or transformed: what a user's handler lets pass, and what is left of their batches.
 
-Knows recipes and errors; knows nothing of order, ranks or what is read.
+Knows recipes, readers and errors; knows nothing of order or ranks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import webdataset as wds
 
 from ..errors import NeurofmxError
 from ..storage.regular import is_out_of_files
+from .interfaces import Reader
 from .readers import Handler
 from .recipes import Recipe
+
+BadFiles = dict[Path | None, Exception]
 
 
 @dataclass
@@ -36,20 +41,23 @@ class Skipper:
     """Asks a handler about errors, and makes what is left of plans.
 
     The handler is asked once about each sample that is bad by itself, and once about a file that is bad as a whole,
-    however many samples it holds.
+    however many samples it holds. These are then skipped without another look at the file.
 
     Args:
         handler: raises, or returns whether to go on.
         recipe: how plans are made.
+        reader: says in which file a sample is.
+        bad_files: those that are known; more are added.
     """
 
-    def __init__(self, handler: Handler, recipe: Recipe) -> None:
+    def __init__(self, handler: Handler, recipe: Recipe, reader: Reader, bad_files: BadFiles) -> None:
         self._handler = handler
         self._recipe = recipe
-        self._bad_files: set[str] = set()
+        self._reader = reader
+        self._bad_files = bad_files
 
-    def what_is_left(self, ids: np.ndarray) -> PartialBatch:
-        """Return what can be made of a plan that could not be made at once.
+    def read(self, ids: np.ndarray) -> Any:
+        """Return what the recipe makes of a plan, or a :class:`PartialBatch`.
 
         Args:
             ids: of the plan's samples, shape (B,), int64.
@@ -57,64 +65,76 @@ class Skipper:
         Raises:
             Exception: one that the handler does not let pass.
         """
+        if not (self._bad_files and any(self._reader.file(i) in self._bad_files for i in ids.tolist())):
+            try:
+                return self._recipe.read(ids)
+            except Exception:
+                if self._handler is wds.reraise_exception:
+                    raise
+        return self._what_is_left(ids)
+
+    def _what_is_left(self, ids: np.ndarray) -> PartialBatch:
         causes: dict[str, str] = {}
-
-        def suppress(error: Exception) -> None:
-            file = bad_file(error)
-            if file is None or file not in self._bad_files:
-                # Stopping one rank or worker would lose samples silently, or hang the others.
-                if not self._handler(error):
-                    raise error
-                if file is not None:
-                    self._bad_files.add(file)
-            causes.setdefault(getattr(error, "file", None) or "", str(error))
-
         made: list[Any] = []
-        left = self._good(lambda one: made.append(self._recipe.make(one)), ids, suppress)
+        left = self._good(lambda one: made.append(self._recipe.make(one)), ids, causes)
         rest: list[Any] = []
         try:
             rest = [self._recipe.join(left, made)] if made else []
         except Exception:
-            left, rest = self._joinable(left, suppress)
+            left, rest = self._joinable(left, causes)
         return PartialBatch(len(ids) - len(left), rest, causes)
 
-    def _joinable(self, ids: np.ndarray, suppress: Callable[[Exception], None]) -> tuple[np.ndarray, list[Any]]:
+    def _joinable(self, ids: np.ndarray, causes: dict[str, str]) -> tuple[np.ndarray, list[Any]]:
         """Return which of some samples can be in a batch, and that: those that can be in one alone, or none."""
-        read = self._recipe.read_apart
+        read = self._recipe.read
         while len(ids):
-            kept = self._good(read, ids, suppress)
+            kept = self._good(read, ids, causes)
             try:
                 return kept, [read(kept)] if len(kept) else []
             except Exception as error:
                 if len(kept) == len(ids):  # no single one is at fault
-                    suppress(error)
+                    self._ask(error, causes)
                     break
             ids = kept
         return ids[:0], []
 
-    @staticmethod
-    def _good(read: Callable[[np.ndarray], Any], ids: np.ndarray, suppress: Callable[[Exception], None]) -> np.ndarray:
+    def _good(self, read: Callable[[np.ndarray], Any], ids: np.ndarray, causes: dict[str, str]) -> np.ndarray:
         """Return the ids of the samples that can be read one by one."""
         good = []
-        for place in range(len(ids)):
+        for place, i in enumerate(ids.tolist()):
+            file = self._reader.file(i)
+            if file in self._bad_files:
+                _note(self._bad_files[file], causes)
+                continue
             try:
                 read(ids[place : place + 1])
                 good.append(place)
             except Exception as error:
                 if is_out_of_files(error):
                     raise
-                suppress(error)
+                self._ask(error, causes)
+                if file is not None and is_about_a_file(error):
+                    self._bad_files[file] = error
         return ids[good]
 
+    def _ask(self, error: Exception, causes: dict[str, str]) -> None:
+        # Stopping one rank or worker would lose samples silently, or hang the others.
+        if not self._handler(error):
+            raise error
+        _note(error, causes)
 
-def bad_file(error: Exception) -> str | None:
-    """Return the file that is bad as a whole by an error; None where the error is about a single sample.
+
+def _note(error: Exception, causes: dict[str, str]) -> None:
+    causes.setdefault(getattr(error, "file", None) or "", str(error))
+
+
+def is_about_a_file(error: Exception) -> bool:
+    """Return whether an error says that a file is bad as a whole: it names that, and no sample in it.
 
     Example:
-        >>> bad_file(NeurofmxError("the shard is missing", file="a.tar"))
-        'a.tar'
-        >>> bad_file(NeurofmxError("the bytes have changed", file="a.tar", sample="7"))
+        >>> is_about_a_file(NeurofmxError("the shard is missing", file="a.tar"))
+        True
+        >>> is_about_a_file(NeurofmxError("the bytes have changed", file="a.tar", sample="7"))
+        False
     """
-    if isinstance(error, NeurofmxError):
-        return error.file if error.sample is None else None
-    return str(error.filename) if isinstance(error, OSError) and error.filename is not None else None
+    return isinstance(error, NeurofmxError) and error.file is not None and error.sample is None

@@ -1,148 +1,144 @@
-"""Shared memory in which workers put batches, and out of which the trainer copies them.
+"""Shared memory in which workers put tensors, and out of which the trainer copies them.
 
-Knows tensors and bundles of batches; knows nothing of shards, order or processes.
+Knows tensors and files in memory; knows nothing of batches, shards or processes.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+import mmap
+import os
+import sys
+import tempfile
+import weakref
+from collections.abc import Sequence
+from multiprocessing.reduction import DupFd
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-import torch.utils.data
 
-from .memory import ALIGNMENT, BatchMemory, Rows, is_plain, rows_of
+from .memory import ALIGNMENT, BatchMemory, Rows, rows_of
 
-BUNDLE, BUNDLE_BYTES = 16, 8 << 20  # batches, and their bytes, that a worker hands over at once
-
-Place = tuple[int, torch.dtype, tuple[int, ...]]
+_MAPPING: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}  # keep no file handle of its own
 
 
-@dataclass
-class Parcel:
-    """A batch on its way from a worker: its tensors lie in a shared slot.
+class Place(NamedTuple):
+    """Where a tensor lies in a slot.
 
     Attributes:
-        batch: the batch, without them.
-        tensors: field → where in the slot it begins, dtype and shape.
-        worker, slot: whose slot it is.
-        memory: the slot itself, the first time.
+        start, stop: its first byte, and the one behind its last.
+        dtype, shape: of the tensor.
     """
 
-    batch: dict[str, Any]
-    tensors: dict[str, Place]
-    worker: int
-    slot: int
-    memory: torch.Tensor | None
+    start: int
+    stop: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
 
 
-class Slots:
-    """Worker's side: bundles of batches are put into a few shared slots, in turn; a pipeline stage.
+class Slot:
+    """Memory shared by the trainer and a worker, as large as has been needed so far.
 
-    A DataLoader asks a worker for at most ``prefetch_factor`` bundles before it takes one, so with one slot's set more
-    none is written while the trainer still copies from it.
-
-    Args:
-        depth: ``prefetch_factor``.
-        bundle: batches handed over at once: each hop from process to process takes longer than reading a small one.
+    It is a file that is in no directory: neither the size of ``/dev/shm`` bounds it, nor can it be left behind.
     """
 
-    def __init__(self, depth: int, bundle: int = 1) -> None:
-        self._size = depth, bundle
-        self._slots = [torch.empty(0, dtype=torch.uint8)] * ((depth + 1) * bundle)
-        self._current = 0
+    def __init__(self, handle: int | None = None) -> None:
+        self._handle = _file_in_memory() if handle is None else handle
+        weakref.finalize(self, os.close, self._handle)
+        self._bytes = np.empty(0, np.uint8)
+
+    def __len__(self) -> int:
+        """Return how many bytes are mapped into this process."""
+        return len(self._bytes)
+
+    def grow(self, size: int) -> None:
+        """Make it at least so large; called by the worker. What lies in it stays."""
+        if size > len(self):
+            size = 1 << (size - 1).bit_length()  # pages that are never written take no memory
+            os.ftruncate(self._handle, size)
+            self.map(size)
+
+    def map(self, size: int) -> None:
+        """Map it as large as a worker has made it; called by the trainer."""
+        if size > len(self):
+            self._bytes = np.frombuffer(mmap.mmap(self._handle, size, **_MAPPING), np.uint8)
+
+    def tensor(self, place: Place) -> torch.Tensor:
+        """Return the tensor at a place, without copying it."""
+        if place.stop == place.start:
+            return torch.empty(place.shape, dtype=place.dtype)
+        return torch.from_numpy(self._bytes[place.start : place.stop]).view(place.dtype).view(place.shape)
+
+    def copy(self, place: Place, memory: BatchMemory) -> torch.Tensor:
+        """Return a copy of the tensor at a place."""
+        tensor = memory.empty(place.shape, place.dtype)
+        if place.stop > place.start:  # by numpy: torch would wake its threads, which takes longer than copying
+            there = tensor.view(-1).view(torch.uint8).numpy()
+            there[:] = self._bytes[place.start : place.stop]
+        return tensor
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _slot_of, (DupFd(self._handle),)
+
+
+def _file_in_memory() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("neurofmx_wds")
+    with tempfile.TemporaryFile() as file:  # not on Linux
+        return os.dup(file.fileno())
+
+
+def _slot_of(handle: Any) -> Slot:
+    return Slot(handle.detach())
+
+
+class SlotWriter:
+    """Worker's side: puts tensors into its slots, all those of a bundle of batches into one; then into the next.
+
+    A DataLoader asks a worker for at most ``prefetch_factor`` bundles before it takes one, so with one slot more none
+    is written while the trainer still copies from it.
+
+    Attributes:
+        slots: the worker's; set before a tensor is made.
+        current: which of them is being written.
+    """
+
+    def __init__(self) -> None:
+        self.slots: Sequence[Slot] = ()
+        self.current = -1
         self._used = 0
+        self._made: dict[int, Place] = {}
+
+    def next_slot(self) -> None:
+        """Write into the next slot, from its start."""
+        self.current = (self.current + 1) % len(self.slots)
+        self._used = 0
+        self._made.clear()
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """A tensor in the current slot, or outside it while that is too small."""
+        """Return a tensor in the current slot, its content undefined."""
         place = self._reserve(shape, dtype)
-        return torch.empty(*shape, dtype=dtype) if place is None else _tensor_in(self._slots[self._current], place)
+        tensor = self.slots[self.current].tensor(place)
+        self._made[tensor.data_ptr()] = place
+        return tensor
 
     def with_rows(self, shape: Sequence[int], dtype: torch.dtype) -> tuple[torch.Tensor, Rows]:
-        """Such a tensor, of a dtype that numpy has and with at least one row, and its bytes."""
+        """Return such a tensor, of a dtype that numpy has and with at least one row, and its bytes."""
         tensor = self.empty(shape, dtype)
         return tensor, rows_of(tensor.numpy())
 
-    def _reserve(self, shape: Sequence[int], dtype: torch.dtype) -> Place | None:
-        start, end = self._used, self._used + _aligned(shape, dtype)
-        if end > len(self._slots[self._current]):
-            return None
-        self._used = end
-        return start, dtype, tuple(shape)
+    def place(self, tensor: torch.Tensor) -> Place:
+        """Return where an ordinary tensor lies in the current slot; it is copied there unless it was made there."""
+        made = self._made.get(tensor.data_ptr())
+        if made and tensor.is_contiguous() and (made.dtype, made.shape) == (tensor.dtype, tuple(tensor.shape)):
+            return made
+        place = self._reserve(tensor.shape, tensor.dtype)
+        self.slots[self.current].tensor(place).copy_(tensor)
+        return place
 
-    def __call__(self, batches: Iterable[Any]) -> Iterator[list[Any]]:
-        """Stage: batches → bundles of parcels; whatever is no dict of tensors goes as it is."""
-        parcels = self._packed(batches)
-        while bundle := list(itertools.islice(parcels, self._size[1])):
-            yield bundle
-
-    def _packed(self, batches: Iterable[Any]) -> Iterator[Any]:
-        info = torch.utils.data.get_worker_info()
-        worker = info.id if info else 0
-        known: set[int] = set()
-        self._current, self._used = 0, 0
-        for batch in batches:
-            if isinstance(batch, dict):
-                yield self._pack(batch, worker, known)
-                self._current = (self._current + 1) % len(self._slots)
-                self._used = 0
-            else:
-                yield batch
-
-    def _pack(self, batch: dict[str, Any], worker: int, known: set[int]) -> Parcel:
-        tensors = {name: value for name, value in batch.items() if is_plain(value)}
-        slot = self._slots[self._current]
-        places: dict[str, Place | None] = {}
-        for name, tensor in tensors.items():
-            if tensor.untyped_storage().data_ptr() == slot.untyped_storage().data_ptr() and len(slot):
-                places[name] = (tensor.data_ptr() - slot.data_ptr(), tensor.dtype, tuple(tensor.shape))
-            else:
-                places[name] = self._reserve(tensor.shape, tensor.dtype)
-        if None in places.values():  # the slot is too small: a new one for this batch and those to come
-            self._used = 0
-            size = sum(_aligned(tensor.shape, tensor.dtype) for tensor in tensors.values())
-            slot = torch.empty(size, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
-            self._slots[self._current] = slot
-            known.discard(self._current)
-            places = {name: self._reserve(tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-        found = {name: place for name, place in places.items() if place is not None}
-        for name, place in found.items():
-            target = _tensor_in(slot, place)
-            if target.data_ptr() != tensors[name].data_ptr():
-                target.copy_(tensors[name])
-        rest = {name: None if name in found else value for name, value in batch.items()}
-        memory = None if self._current in known or not found else slot
-        known.add(self._current)
-        return Parcel(rest, found, worker, self._current, memory)
-
-    def __reduce__(self) -> tuple[type[Slots], tuple[int, int]]:
-        return Slots, self._size
-
-
-def unpack(bundles: Iterable[list[Any]], memory: BatchMemory) -> Iterator[Any]:
-    """Trainer's side: copy each batch out of its slot, when it is asked for."""
-    slots: dict[tuple[int, int], torch.Tensor] = {}
-    for parcel in itertools.chain.from_iterable(bundles):
-        if not isinstance(parcel, Parcel):
-            yield parcel
-            continue
-        if parcel.memory is not None:
-            slots[parcel.worker, parcel.slot] = parcel.memory
-        batch, parcel.batch = parcel.batch, {}  # the bundle holds the parcel until it is all handed on
-        for name, place in parcel.tensors.items():
-            source = _tensor_in(slots[parcel.worker, parcel.slot], place)
-            batch[name] = memory.empty(source.shape, source.dtype).copy_(source)
-        yield batch
-        del batch
-
-
-def _aligned(shape: Sequence[int], dtype: torch.dtype) -> int:
-    return -(-dtype.itemsize * math.prod(shape) // ALIGNMENT) * ALIGNMENT
-
-
-def _tensor_in(slot: torch.Tensor, place: Place) -> torch.Tensor:
-    start, dtype, shape = place
-    return slot[start : start + dtype.itemsize * math.prod(shape)].view(dtype).view(shape)
+    def _reserve(self, shape: Sequence[int], dtype: torch.dtype) -> Place:
+        place = Place(self._used, self._used + dtype.itemsize * math.prod(shape), dtype, tuple(shape))
+        self.slots[self.current].grow(place.stop)
+        self._used = -(-place.stop // ALIGNMENT) * ALIGNMENT
+        return place

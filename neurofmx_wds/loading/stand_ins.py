@@ -24,22 +24,24 @@ def mark(item: Any, fresh: bool) -> None:
         item["__mask__"] = fresh if single else torch.tensor([fresh])
 
 
-def stand_in(recipe: Recipe, ids: np.ndarray, n_samples: int, error: Exception) -> Any:
+def stand_in(recipe: Recipe, ids: np.ndarray, n_samples: int) -> Any:
     """Return a sample that can be read, for a plan of which no sample can be; it is marked as not fresh.
 
     Args:
         recipe: makes it.
         ids: of the plan, shape (B,), int64.
         n_samples: samples in an epoch.
-        error: raised where no sample at all can be read.
+
+    Raises:
+        Exception: no sample at all can be read.
     """
     leaps = (1 << k for k in range(n_samples.bit_length()))  # soon out of a shard that cannot be read
     for i in (int(ids[-1]) + step for step in itertools.chain(leaps, range(1, n_samples))):
         try:
-            item = recipe.read_apart(np.array([i % n_samples]))
+            item = recipe.read(np.array([i % n_samples]))
         except Exception as another:
             logger.debug("no stand-in: %s", another)
             continue
         mark(item, False)
         return item
-    raise error
+    return recipe.read(ids)  # raises why not

@@ -148,6 +148,9 @@ class WindowReader:
         """Return the windows' numbers, for the random numbers of transforms."""
         return ids
 
+    def file(self, sample_id: int) -> None:
+        """A window may be cut from several shards."""
+
     def name(self, sample_id: int) -> tuple[Path | None, str]:
         """Return the recording and the key of a window, to name it in an error."""
         stretch = int(np.searchsorted(self._starts, sample_id, side="right")) - 1
