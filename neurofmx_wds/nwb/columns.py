@@ -6,6 +6,7 @@ Knows what series, electrodes and ROIs are called; reads no data.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -45,12 +46,18 @@ def short_name(found: Found) -> str:
     return f"{found.holder.name if found.holder is not None else found.place}/{found.series.name}"
 
 
-def columns_of(found: Found, n_columns: int) -> tuple[str, ...]:
-    """Return the names of a series' columns: ids of electrodes or ROIs, labels, axes of positions, else numbers."""
+def columns_of(found: Found, n_columns: int, warn: Callable[..., None]) -> tuple[str, ...]:
+    """Return the names of a series' columns: ids of electrodes or ROIs, labels, axes of positions, else numbers.
+
+    Args:
+        found: the series.
+        n_columns: how many columns its data have.
+        warn: called with a line if its electrodes or ROIs are not rows of their table.
+    """
     series: Any = found.series
     if isinstance(series, (ElectricalSeries, RoiResponseSeries)):
         region = series.electrodes if isinstance(series, ElectricalSeries) else series.rois
-        return _row_ids(region, n_columns)
+        return _row_ids(found.path, region, n_columns, warn)
     name, words = short_name(found), getattr(series, "vocabulary", None)
     if n_columns == 1:
         return (name,)
@@ -63,11 +70,19 @@ def columns_of(found: Found, n_columns: int) -> tuple[str, ...]:
     return tuple(f"{name}_{axis}" for axis in ("xyz"[:n_columns] if spatial else range(n_columns)))
 
 
-def _row_ids(region: Any, n_columns: int) -> tuple[str, ...]:
+def _row_ids(path: str, region: Any, n_columns: int, warn: Callable[..., None]) -> tuple[str, ...]:
     """Return the ids of a region's rows; numbers where the file does not name one row for each column."""
     rows = [] if region is None else [int(row) for row in region.data[:]]
+    numbers = tuple(str(channel) for channel in range(n_columns))
     if len(rows) != n_columns:
-        return tuple(str(channel) for channel in range(n_columns))
+        return numbers
+    n_rows = len(region.table)
+    outside = sum(not 0 <= row < n_rows for row in rows)
+    if outside:
+        from_one = ": do they count from 1?" if min(rows) == 1 and max(rows) == n_rows else ""
+        told = f"{outside} of its {len(rows)} rows are not among the {n_rows} of {region.table.name}{from_one}"
+        warn(f"{path}: {told}; its columns are numbered instead")
+        return numbers
     return tuple(str(region.table.id[row]) for row in rows)
 
 

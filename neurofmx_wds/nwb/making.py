@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
 import h5py
 import numpy as np
+from hdmf.common import DynamicTable
 from pynwb.behavior import BehavioralEvents, CompassDirection, SpatialSeries
 
+from .access import why_unreadable
 from .columns import columns_of
 from .events import MOST_LABELS, Epochs, Events, read_epochs, read_events
 from .finding import Found
@@ -27,6 +29,9 @@ from .views import Confident
 #: Units of angle, and a full turn in each.
 TURNS = {"radian": 2 * np.pi, "rad": 2 * np.pi, "degree": 360.0, "deg": 360.0, "°": 360.0}
 
+#: The datasets of a series that are read.
+_PARTS = ("data", "timestamps", "confidence")
+
 
 class SeriesMaker:
     """Makes series of the pynwb objects of one file.
@@ -36,13 +41,21 @@ class SeriesMaker:
         hdf5: the open h5py File or Zarr group, where links are looked up.
         warn: called with a line for each series that is left out or doubtful.
         options: how the recording is read.
+        unread: path → reason of each dataset that is not read, since it leads out of the recording's directory.
 
     Attributes:
         left_out: path → reason of each object that cannot be used.
     """
 
-    def __init__(self, file: str, hdf5: Any, warn: Callable[..., None], options: RecordingOptions) -> None:
-        self._file, self._hdf5, self._warn, self._options = file, hdf5, warn, options
+    def __init__(
+        self,
+        file: str,
+        hdf5: Any,
+        warn: Callable[..., None],
+        options: RecordingOptions,
+        unread: Mapping[str, str],
+    ) -> None:
+        self._file, self._hdf5, self._warn, self._options, self._unread = file, hdf5, warn, options, unread
         self._timelines: dict[tuple[int, int], Timeline] = {}
         self.left_out: dict[str, str] = {}
 
@@ -52,6 +65,18 @@ class SeriesMaker:
         Events become counts, with a column for each label, and on request the values that belong to them; epochs become
         a column of 0 and 1 for each state.
         """
+        parts = (self._unread.get(f"{found.path}/{name}", "") for name in _PARTS)
+        problem = next(filter(None, [*parts, *map(why_unreadable, _datasets_of(found.series))]), "")
+        if problem:
+            self._leave_out(found.path, problem)
+            return []
+        try:
+            return self._made_of(found)
+        except (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+            self._leave_out(found.path, f"it cannot be read: {type(error).__name__}: {error}")
+            return []
+
+    def _made_of(self, found: Found) -> list[tuple[str, Series]]:
         name = found.series.name
         made: list[tuple[str, Series | None]] = []
         if found.kind == "events" or isinstance(found.holder, BehavioralEvents):
@@ -88,7 +113,7 @@ class SeriesMaker:
         return Series(
             path=found.path,
             file=self._file,
-            columns=columns_of(found, n_columns),
+            columns=columns_of(found, n_columns, self._warn),
             unit=found.series.unit or "",
             kind=kind,
             data=data,
@@ -184,6 +209,13 @@ class SeriesMaker:
         timeline = Timeline(len(edges), float(np.median(np.diff(edges))), None, (), edges, None)
         data = np.stack(holds, axis=1).astype(np.float64)
         return Series(epochs.path, self._file, columns, "", "epochs", data, timeline)
+
+
+def _datasets_of(source: Any) -> list[Any]:
+    """Return the datasets that are read of an object: those of a table's columns, or of a series' own."""
+    if isinstance(source, DynamicTable):
+        return [each.data for column in source.columns for each in (column, getattr(column, "target", column))]
+    return [getattr(source, name, None) for name in _PARTS]
 
 
 def _scaling(source: Any) -> tuple[Any, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,8 +16,10 @@ import h5py
 from pynwb import NWBHDF5IO
 
 from ..errors import SourceError
+from .outside import open_guarded
 from .partial import read_partly
 
+_BRING_TOGETHER = "export the recording into one file with pynwb"
 _UNLOCK = "wait until it is done; where nothing writes it, set HDF5_USE_FILE_LOCKING=FALSE in the environment"
 
 
@@ -42,28 +44,41 @@ def open_nwb(
         closing.enter_context(stream)
     if make_io is None:
         _check_is_nwb2(path, stream)
+    outside: dict[str, str] = {}
     try:
         if make_io is not None:
             io = make_io()
         elif stream is None:
-            io = NWBHDF5IO(path, "r", load_namespaces=True)
+            io, outside = open_guarded(path)
         else:  # HDF5 must release a stream before Python closes it, also after an error
             file = closing.enter_context(h5py.File(stream, "r"))
             _check_is_alone(file, path)
             io = NWBHDF5IO(file=file, mode="r", load_namespaces=True)
         closing.callback(io.close)
         try:
-            return io, io.read(), {}
+            return io, io.read(), _refusals(outside)
         except Exception:
             if make_io is not None:  # objects in a Zarr store are refused as dangerous, not as odd
                 raise
             nwb, left_out = read_partly(io)
-            return io, nwb, {path: _why_left_out(path, *why) for path, why in left_out.items()}
+            odd = {path: _why_left_out(path, *why) for path, why in left_out.items()}
+            return io, nwb, {**odd, **_refusals(outside, odd)}
     except SourceError:
         raise
     except Exception as error:  # pynwb and hdmf raise errors of any type for odd files
         problem, remedy = _why_unreadable(error)
+        if outside:
+            problem, remedy = "; ".join(f"{where}: {why}" for where, why in outside.items()), _BRING_TOGETHER
         raise SourceError(problem, file=path, remedy=remedy) from error
+
+
+def _refusals(outside: Mapping[str, str], left_out: Collection[str] = ()) -> dict[str, SourceError]:
+    """Return errors of what is not read, by the path of the object that is left out for it, or its own."""
+    errors: dict[str, SourceError] = {}
+    for path, why in outside.items():
+        owner = next((each for each in left_out if f"{path}/".startswith(f"{each}/")), path)
+        errors[owner] = SourceError(f"{owner} left out: {why}", remedy=_BRING_TOGETHER)
+    return errors
 
 
 def _check_is_nwb2(path: str, stream: BinaryIO | None) -> None:
@@ -110,7 +125,10 @@ def _other_than_nwb2(path: str, stream: BinaryIO | None) -> tuple[str | None, st
         return "is not an HDF5 file", "NWB 2 files are HDF5; for arrays use .npz or .npy"
     try:
         with h5py.File(stream or path, "r") as file:
-            version = file.attrs.get("nwb_version", file["nwb_version"][()] if "nwb_version" in file else None)
+            version = file.attrs.get("nwb_version")
+            if version is None and isinstance(file.get("nwb_version", getlink=True), h5py.HardLink):
+                stored = file["nwb_version"]
+                version = None if stored.external or stored.is_virtual else stored[()]
             is_nwb = "session_start_time" in file
     except (OSError, RuntimeError, KeyError) as error:
         if isinstance(error, BlockingIOError) or "already open for" in str(error):

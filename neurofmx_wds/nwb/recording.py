@@ -77,10 +77,11 @@ class Recording:
             self._closing.close()
             raise
         self.warn(*(f"pynwb: {w.message}" for w in caught if "cached namespace" not in str(w.message)))
+        self._unread = {path: error.problem.split(" left out: ", 1)[-1] for path, error in self.left_out.items()}
         self.warn(*map(str, self.left_out.values()))
         self._interval_tables = IntervalTables(self._nwb, self._objects, self.path, self.warn)
-        self._unit_tables = UnitTables(self._objects, self.path, self._options, self.warn)
-        self._maker = SeriesMaker(self.path, self._io._file, self.warn, self._options)
+        self._unit_tables = UnitTables(self._objects, self.path, self._options, self.warn, self._interval_ends)
+        self._maker = SeriesMaker(self.path, self._io._file, self.warn, self._options, self._unread)
 
     def close(self) -> None:
         """Close the file; arrays that were read stay valid."""
@@ -107,7 +108,8 @@ class Recording:
     @cached_property
     def modalities(self) -> tuple[str, ...]:
         """Which of spikes, behavior, lfp, ophys and events the file has, in this order; video must be asked for."""
-        return tuple(name for name in MODALITIES if (self._unit_tables.at() if name == "spikes" else self._found(name)))
+        spikes = ["spikes"] if self._unit_tables.usable() else []
+        return (*spikes, *(name for name in MODALITIES[1:] if self._found(name)))
 
     def has(self, modality: str) -> bool:
         """Return whether the file has a modality, or a series at or below a path such as ``acquisition/x``."""
@@ -133,8 +135,10 @@ class Recording:
             SourceError: a table is damaged.
         """
         asked = [name for name in self._options.modalities or () if "/" in name and self.has_units(name)]
-        ends = (int(max(each.stops)) for each in self.intervals.values() if len(each.stops))
-        return self._unit_tables.read(asked, ends)
+        return self._unit_tables.read(asked)
+
+    def _interval_ends(self) -> list[int]:
+        return [int(max(each.stops)) for each in self.intervals.values() if len(each.stops)]
 
     @property
     def spikes(self) -> SpikeTrains:
@@ -237,9 +241,11 @@ class Recording:
             modalities: the modalities and paths that are converted.
             paths: the objects that became fields or metadata of samples, but for the units.
         """
-        unreadable = {path: str(error) for path, error in self.left_out.items()}
+        known = {each.path for each in self._objects}
+        unreadable = {path: why for path, why in self._unread.items() if path.rsplit("/", 1)[0] not in known}
         units = self.units.paths if "spikes" in modalities else ()
-        return not_taken(self._objects, modalities, {*paths, *units}, {**unreadable, **self._maker.left_out})
+        left_out = {**unreadable, **self._maker.left_out, **self._unit_tables.left_out}
+        return not_taken(self._objects, modalities, {*paths, *units}, left_out)
 
     def unused(self) -> list[Found]:
         """List the objects that belong to no modality and can be taken by their path."""

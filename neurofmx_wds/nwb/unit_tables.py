@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import SourceError
+from .access import why_unreadable
 from .clock import NS_PER_S, no_intervals
 from .finding import Found
 from .options import RecordingOptions
@@ -49,14 +50,29 @@ class UnitTables:
         file: its path, for errors.
         options: how the recording is read.
         warn: called with a line for what is doubtful.
+        ends: returns when all else in the recording ends (ns), to tell whether times are in seconds.
     """
 
     def __init__(
-        self, objects: Sequence[Found], file: str, options: RecordingOptions, warn: Callable[..., None]
+        self,
+        objects: Sequence[Found],
+        file: str,
+        options: RecordingOptions,
+        warn: Callable[..., None],
+        ends: Callable[[], Iterable[int]],
     ) -> None:
+        self._ends = ends
         self._all = [found for found in objects if found.kind == "units"]
         self._file, self._options, self._warn = file, options, warn
         self._read: dict[tuple[str, ...], Units] = {}
+        self.left_out: dict[str, str] = {}
+
+    def _check(self, tables: Sequence[Found]) -> None:
+        for each in tables:
+            column = each.series["spike_times"]
+            for data in (column.data, getattr(column, "target", column).data):
+                if problem := why_unreadable(data):
+                    raise SourceError(f"{each.path}/spike_times: {problem}", file=self._file)
 
     def at(self, paths: Iterable[str] = ()) -> list[Found]:
         """Return the tables at or below some paths; of none, the file's own, else those in processing modules."""
@@ -66,12 +82,23 @@ class UnitTables:
         own = [each for each in self._all if each.path == "units"]
         return own or [each for each in self._all if each.in_recording]
 
-    def read(self, paths: Iterable[str] = (), ends: Iterable[int] = ()) -> Units:
+    def usable(self) -> bool:
+        """Return whether there are units in the usual places; what cannot be read is left out with a warning."""
+        if not self.at():
+            return False
+        try:
+            self.read()
+        except SourceError as error:
+            self.left_out |= {each.path: error.problem for each in self.at()}
+            self._warn(f"{', '.join(each.path for each in self.at())} left out: {error.problem}")
+            return False
+        return True
+
+    def read(self, paths: Iterable[str] = ()) -> Units:
         """Read the units of the tables at some paths (see `at`).
 
         Args:
             paths: where.
-            ends: when all else in the recording ends (ns), to tell whether times are in seconds.
 
         Raises:
             SourceError: a table is damaged.
@@ -79,12 +106,14 @@ class UnitTables:
         tables = self.at(paths)
         key = tuple(each.path for each in tables)
         if key not in self._read:
+            self._check(tables)
             try:
                 trains = read_units([each.series for each in tables], self._file, self._options.time_scale)
             except OSError as error:
                 problem = f"{', '.join(key)} cannot be read: {error}"
                 raise SourceError(problem, file=self._file, remedy="the file is damaged; copy it again") from error
-            doubt = _why_not_seconds(trains, ends)
+            self._warn(*trains.notes)
+            doubt = _why_not_seconds(trains, self._ends())
             if doubt:
                 self._warn(f"units: {doubt}: in ms or samples? set time_scale (1/1000; 1/30000 for samples at 30 kHz)")
             self._read[key] = Units(key, trains, _columns(tables, trains))

@@ -49,6 +49,7 @@ class SpikeTrains:
         bad_obs_intervals: how many observation intervals were left out: NaN, or stop before start.
         unit_intervals: each unit's own observation intervals (as obs_intervals), where they differ; else None.
         duplicates: spikes at the same ns as another spike of their unit; they are counted like any other.
+        notes: what the tables' columns are like that they should not be, one line each.
     """
 
     times: Int64
@@ -60,6 +61,7 @@ class SpikeTrains:
     bad_obs_intervals: int
     unit_intervals: tuple[Int64, ...] | None = None
     duplicates: int = 0
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.times)
@@ -116,6 +118,7 @@ class _Table:
     rows: npt.NDArray[np.int32]
     observed: tuple[Int64, ...]
     bad_intervals: int
+    notes: tuple[str, ...]
 
 
 def read_units(tables: Any, file: str, time_scale: Fraction = Fraction(1)) -> SpikeTrains:
@@ -135,6 +138,7 @@ def read_units(tables: Any, file: str, time_scale: Fraction = Fraction(1)) -> Sp
     read = [_read_table(table, file, time_scale) for table in (tables if isinstance(tables, list) else [tables])]
     ids = tuple(i for each in read for i in each.ids)
     bad_intervals = sum(each.bad_intervals for each in read)
+    notes = tuple(note for each in read for note in each.notes)
     observed_in = [(len(each.ids), each.observed) for each in read]
     seconds, units = _side_by_side(read)
     del read
@@ -165,17 +169,22 @@ def read_units(tables: Any, file: str, time_scale: Fraction = Fraction(1)) -> Sp
         bad_obs_intervals=bad_intervals,
         unit_intervals=observed if differ else None,
         duplicates=int(same.sum()),
+        notes=notes,
     )
 
 
 def _read_table(table: Any, file: str, time_scale: Fraction) -> _Table:
     ids = tuple(int(i) for i in table.id[:])
-    seconds, ends = _ragged(table, "spike_times", len(ids), file)
+    seconds, ends = _spike_times(table, len(ids), file)
     if time_scale != 1:
         seconds = seconds * time_scale.numerator / time_scale.denominator
     rows = np.repeat(np.arange(len(ids), dtype=np.int32), np.diff(ends, prepend=0))
-    observed, bad = _observation(table, len(ids), file, time_scale)
-    return _Table(ids, seconds, rows, observed, bad)
+    try:
+        observed, bad = _observation(table, len(ids), time_scale)
+        notes: tuple[str, ...] = ()
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        observed, bad, notes = (), 0, (f"{table.name}/obs_intervals left out: {error}",)
+    return _Table(ids, seconds, rows, observed, bad, notes)
 
 
 def _side_by_side(read: Sequence[_Table]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]:
@@ -200,27 +209,60 @@ def _observed_by_all(tables: Sequence[tuple[int, tuple[Int64, ...]]], times: Int
     return tuple(own for n, observed in tables for own in observed or [always] * n)
 
 
-def _observation(table: Any, n_units: int, file: str, time_scale: Fraction) -> tuple[tuple[Int64, ...], int]:
-    """Return each unit's observation intervals (none without such a column) and the number of unusable ones."""
+def _observation(table: Any, n_units: int, time_scale: Fraction) -> tuple[tuple[Int64, ...], int]:
+    """Return each unit's observation intervals (none without such a column) and the number of unusable ones.
+
+    Raises:
+        ValueError: the intervals are not pairs of times, or the index does not fit them.
+    """
     if "obs_intervals" not in table.colnames:
         return (), 0
-    values, ends = _ragged(table, "obs_intervals", n_units, file)
-    pairs = values.reshape(-1, 2) * time_scale.numerator / time_scale.denominator
+    column = table["obs_intervals"]
+    target = getattr(column, "target", column)
+    values = np.asarray(target.data[:], dtype=np.float64)
+    ends = np.arange(1, n_units + 1) if target is column else np.asarray(column.data[:], np.int64).ravel()
+    pairs = _as_pairs(values, int(ends[-1]) if len(ends) else 0)
+    if len(ends) != n_units or not _fits(ends, len(pairs)):
+        raise ValueError(f"its index does not fit its shape {values.shape} and {n_units} units")
+    pairs = pairs * time_scale.numerator / time_scale.denominator
     read = [intervals_of(*pairs[low:high].T) for low, high in zip(np.r_[0, ends[:-1]], ends, strict=True)]
     return tuple(intervals for intervals, _ in read), sum(bad for _, bad in read)
 
 
-def _ragged(table: Any, column: str, n_rows: int, file: str) -> tuple[npt.NDArray[np.float64], Int64]:
-    """Read a ragged column whole: its values (float64) and each row's end in them."""
-    index = table[column]
-    ends = np.asarray(index.data[:], dtype=np.int64)
-    values = np.asarray(index.target.data[:], dtype=np.float64)
-    if len(ends) != n_rows or (np.diff(ends, prepend=0) < 0).any() or (ends[-1:] != len(values)).any():
-        raise SourceError(
-            f"the index of units/{column} does not fit its {len(values)} values and {n_rows} units",
-            file=file,
-            remedy="the file is damaged; write it again or convert without spikes (modalities)",
-        )
+def _as_pairs(values: npt.NDArray[np.float64], n: int) -> npt.NDArray[np.float64]:
+    """Return (start, stop) pairs, which MATLAB writes as (2, n)."""
+    if values.ndim == 1 and len(values) == 2 * n:
+        return values.reshape(-1, 2)
+    if values.ndim == 2 and 2 in values.shape:
+        turned = values.shape[1] != 2 or (values.shape[0] == 2 and (values[:, 0] > values[:, 1]).any())
+        return values.T if turned else values
+    raise ValueError(f"data of shape {values.shape} are not pairs of start and stop")
+
+
+def _fits(ends: Int64, n_values: int) -> bool:
+    """Return whether the ends of rows ascend, and the last is that of all values."""
+    return not (np.diff(ends, prepend=0) < 0).any() and not (ends[-1:] != n_values).any()
+
+
+def _spike_times(table: Any, n_units: int, file: str) -> tuple[npt.NDArray[np.float64], Int64]:
+    """Read all spike times (float64) and where each unit's end; times stored as a matrix of one row or column are flat.
+
+    Raises:
+        SourceError: there is no index, it does not fit, or the times have another shape.
+    """
+    remedy = "write the table again, or convert without spikes (modalities)"
+    column = table["spike_times"]
+    if not hasattr(column, "target"):
+        problem = f"{table.name}/spike_times has no index, which says of which unit each spike is"
+        raise SourceError(problem, file=file, remedy=remedy)
+    values = np.asarray(column.target.data[:], dtype=np.float64)
+    ends = np.asarray(column.data[:], dtype=np.int64).ravel()
+    if values.ndim > 1 and values.size != max(values.shape):
+        raise SourceError(f"{table.name}/spike_times has the shape {values.shape}", file=file, remedy=remedy)
+    values = values.ravel()
+    if len(ends) != n_units or not _fits(ends, len(values)):
+        problem = f"the index of {table.name}/spike_times does not fit its {len(values)} values and {n_units} units"
+        raise SourceError(problem, file=file, remedy=remedy)
     return values, ends
 
 
