@@ -170,6 +170,30 @@ def test_json_takes_numpy_and_torch_numbers() -> None:
 
 # --- what is refused when written ------------------------------------------------------------------------------------
 
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e5m2])
+@pytest.mark.parametrize("field_format", ["npy", "pyd"])
+def test_tensors_of_dtypes_that_numpy_lacks_are_torch_files(dtype: torch.dtype, field_format: Any) -> None:
+    whole = torch.arange(60_000.0).reshape(2, -1).to(dtype).requires_grad_(dtype is torch.bfloat16)
+    for value in (whole[0, :6], whole[:, :3].T, whole[0, 0], torch.zeros(0, 3, dtype=dtype)):
+        suffix, payload = encoded("x", value, field_format=field_format)
+        assert (suffix, field_of(suffix)) == ("x.pth", "x") and payload == encoded("x", value)[1]
+        read, reference = decode(suffix, payload), autodecode.decoders["pth"](payload)
+        for each in (read, reference):
+            assert each.dtype == dtype and torch.equal(each.float(), value.detach().float())
+        assert len(payload) < 4000  # of a view, only what it shows
+
+
+def test_the_remedies_for_tensors_that_cannot_be_stored_work() -> None:
+    for name, value in (("x.npy", torch.ones(2, dtype=torch.bfloat16)), ("x", torch.eye(2).to_sparse())):
+        with pytest.raises(FieldError) as caught:
+            encode(name, value)
+        remedy = str(caught.value.remedy)
+        assert "tensor.float()" in remedy and "tensor.to_dense()" in remedy
+        fixed = value.to_dense() if value.is_sparse else value.float()
+        assert same(decode("x.npy", encoded(name, fixed)[1]), fixed.numpy())
+
+
 BAD_NAMES = ["", "Spikes", "a/b", "_x", "__key__", ".x", "x.", "a..b", "a\n", "a\0b", 7, None]
 BAD_KEYS = ["", "a.b", "a/", "/a", "a//b", "__a__", "__a", "a\n", "a\0", 7, None]
 BAD_VALUES: dict[str, Any] = {

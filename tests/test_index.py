@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -28,7 +29,9 @@ from values import official, same
 
 from neurofmx_wds.errors import NeurofmxError, ShardError, ShardIndexError
 from neurofmx_wds.format.index import ShardIndex, index_path
+from neurofmx_wds.format.index_builder import IndexBuilder
 from neurofmx_wds.format.indexing import index_tar
+from neurofmx_wds.format.names import field_of
 from neurofmx_wds.format.npy import ArrayLayout
 from neurofmx_wds.format.shard_file import ShardFile
 from neurofmx_wds.format.shards import open_shards
@@ -453,6 +456,7 @@ FORGERIES: dict[str, Callable[[ShardIndex], dict[str, Any]]] = {
     "samples backwards": lambda index: {"sample_start": index.sample_start[::-1]},
     "samples beyond": lambda index: {"sample_start": index.sample_start + 1},
     "no samples": lambda index: {"sample_start": np.empty(0, np.int64)},
+    "a sample without members": lambda index: {"sample_start": np.r_[0, 0, index.sample_start[2:]]},
     "keys cut": lambda index: {"keys": index.keys[:-1]},
     "keys backwards": lambda index: {"key_end": index.key_end[::-1]},
     "metadata beyond": lambda index: {"metadata_end": index.metadata_end + 1},
@@ -561,3 +565,75 @@ def test_an_index_without_checksums_is_read_and_made_anew(tmp_path: Path) -> Non
         read_all(path, checksums=True)
     assert verify(tmp_path, deep=True).ok
     assert write_indexes(tmp_path).made == ["a.index"] and index_path(path).read_bytes() == whole
+
+
+# --- shards with thousands of fields ---------------------------------------------------------------------------------
+
+
+def index_of(samples: list[list[str]]) -> ShardIndex:
+    """An index of samples with members of these suffixes."""
+    builder = IndexBuilder()
+    for i, suffixes in enumerate(samples):
+        builder.add(f"k{i}", [(suffix, None, 512 * i, 0, None) for suffix in suffixes])
+    return builder.build("a.tar", 1 << 30, 1 << 30, None)
+
+
+SUFFIXES = ["x.npy", "x.cls", "x", "y.npy", "y", "z.json", "x.npy.gz"]
+
+
+@given(samples=st.lists(st.lists(st.sampled_from(SUFFIXES), min_size=1, max_size=5, unique=True), max_size=8))
+@settings(max_examples=200)
+def test_columns_hold_every_member_once(samples: list[list[str]]) -> None:
+    """Under its field's name, or under its suffix where a sample would have two values of that name."""
+    index = index_of(samples)
+    found: list[tuple[int, str]] = []
+    for name, column in index.columns.items():
+        for row in range(index.n_samples):
+            if column.suffix_id[row] >= 0:
+                suffix = index.suffixes[column.suffix_id[row]]
+                assert column.offset[row] == 512 * row and name in (suffix, field_of(suffix))
+                found.append((row, suffix))
+            else:
+                assert column.offset[row] == -1 and column.size[row] == 0
+    assert sorted(found) == sorted((row, suffix) for row, suffixes in enumerate(samples) for suffix in suffixes)
+    assert len(index.columns) == len(list(index.columns)) and "nothing" not in index.columns
+
+
+@pytest.mark.parametrize("n", [20_000, 40_000])
+def test_thousands_of_fields_cost_no_more_than_their_members(n: int, tmp_path: Path) -> None:
+    """One sample with all of them, as of files that are called ``img.0001.jpg``; and a sample for each of them."""
+    wide, deep = index_of([[f"{i:05}.jpg" for i in range(n)]]), index_of([[f"{i:05}.jpg"] for i in range(n)])
+    tracemalloc.start()
+    try:
+        wide.columns.check_all(tmp_path)
+        assert sum(int(column.offset[0]) for column in wide.columns.values()) == 0
+        with pytest.raises(ShardError, match="different fields") as caught:
+            deep.columns.check_all(tmp_path)
+        assert "modalities" in str(caught.value.remedy)
+        assert deep.columns["00007"].suffix_id.tolist().index(7) == 7
+        assert tracemalloc.get_traced_memory()[1] < 4000 * n
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_loader_names_the_shard_with_too_many_fields(tmp_path: Path) -> None:
+    path = make_tar(tmp_path / "a.tar", [(f"k{i}.f{i}.cls", b"1") for i in range(1500)])
+    with pytest.raises(ShardError, match="different fields") as caught:
+        read_all(path)
+    assert caught.value.file == str(path)
+    shards = open_shards(path)
+    (sample,) = ShardReader(shards, modalities=["f7"]).read_samples(np.array([7]))
+    assert sample["f7"] == 1
+
+
+def test_a_forged_index_with_a_member_twice_reads_nothing_outside(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    make_shard(path)
+    index = ShardIndex.load(index_path(path))
+    x, y = index.suffixes.index("x.npy"), index.suffixes.index("y.npy")
+    suffix = np.where(index.member_suffix == y, x, index.member_suffix)
+    replace(index, member_suffix=suffix.astype(np.int32)).save(index_path(path))
+    try:
+        read_all(path)
+    except NeurofmxError as error:
+        assert error.file and error.remedy

@@ -11,10 +11,8 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,7 +21,7 @@ from ..storage.atomic import write_atomic
 from ..storage.cache import is_packed
 from ..storage.checksums import crc32_of
 from ..storage.regular import read_regular
-from .names import field_of
+from .columns import Columns
 from .npy import ArrayLayout
 
 INDEX_SUFFIX = ".index"
@@ -47,40 +45,33 @@ _SECTIONS = {  # name → dtype, in the order in which they are stored
 
 
 def index_path(shard: str | Path) -> Path:
-    """Where a shard's sidecar lies: ``shard_000000.tar.gz`` → ``shard_000000.index``."""
+    """Return where a shard's sidecar is.
+
+    Example:
+        >>> index_path("shards/shard_000000.tar.gz").name
+        'shard_000000.index'
+    """
     shard = Path(shard)
     return shard.with_name(re.sub(r"\.(tar(\.(gz|bz2|xz))?|tgz|tbz2|txz)$", "", shard.name) + INDEX_SUFFIX)
-
-
-@dataclass(frozen=True)
-class Column:
-    """One field of a shard: for each sample that has it, where its payload lies.
-
-    Attributes:
-        suffix_id: for each sample the member's suffix, an index into the shard's `suffixes`; -1 where it has none.
-        offset: payload offset in the (unpacked) tar, shape (n_samples,), int64; -1 where a sample lacks the field.
-        size: payload size in bytes, shape (n_samples,), int64.
-        crc32: checksum of each payload, shape (n_samples,), uint32; None where the index has none.
-        layout_id: what each payload holds, an index into the shard's `layouts`; -1 where it is not a plain array.
-        layout: what all payloads hold, if every sample has this field as an array of one dtype and shape.
-    """
-
-    suffix_id: np.ndarray
-    offset: np.ndarray
-    size: np.ndarray
-    crc32: np.ndarray | None
-    layout_id: np.ndarray
-    layout: ArrayLayout | None
-
-    @functools.cached_property
-    def data_starts(self) -> list[int]:
-        """Where each array's data begins, behind its header, if all have one layout."""
-        return (self.offset + (self.layout.header_size if self.layout else 0)).tolist()
 
 
 @dataclass(frozen=True, eq=False)
 class ShardIndex:
     """Where every payload of one shard lies, with the samples' keys and metadata.
+
+    Example:
+        >>> from neurofmx_wds.format.index_builder import IndexBuilder
+        >>> builder = IndexBuilder()
+        >>> layout = ArrayLayout("<f4", (100, 96), 128)
+        >>> builder.add("trial0", [("spikes.npy", layout, 512, 38528, None)], b'{"i":0}')
+        >>> builder.add("trial1", [("spikes.npy", layout, 39936, 38528, None)], b'{"i":1}')
+        >>> index = builder.build("shard_000000.tar", 81920, 81920, None)
+        >>> index.sample_keys, index.sample_metadata
+        (['trial0', 'trial1'], [b'{"i":0}', b'{"i":1}'])
+        >>> index.columns["spikes"].offset, index.columns["spikes"].layout.shape
+        (array([  512, 39936]), (100, 96))
+        >>> ShardIndex.from_bytes(index.to_bytes(), "shard_000000.index").n_samples
+        2
 
     Attributes:
         shard_name: file name of the shard.
@@ -150,69 +141,12 @@ class ShardIndex:
         return [text[a:b] for a, b in zip([0, *ends], ends, strict=False)]
 
     @functools.cached_property
-    def columns(self) -> dict[str, Column]:
+    def columns(self) -> Columns:
         """The fields, by name. Suffixes that would give a sample two values of one name keep their extensions."""
-        by_name: dict[str, list[int]] = {}
-        for i, suffix in enumerate(self.suffixes):
-            by_name.setdefault(field_of(suffix), []).append(i)
-        columns: dict[str, Column] = {}
-        for name, suffix_ids in by_name.items():
-            taken = name in self.suffixes and self.suffixes.index(name) not in suffix_ids
-            column = None if taken else self._column(suffix_ids)
-            apart = {self.suffixes[i]: self._column([i]) for i in suffix_ids} if column is None else {name: column}
-            columns |= {name: column for name, column in apart.items() if column is not None}
-        return columns
-
-    def _column(self, suffix_ids: list[int]) -> Column | None:
-        """The members with these suffixes as one field, unless a sample has several."""
-        places = self._places(suffix_ids)
-        if places is None:
-            return None
-        members, samples = places
-
-        def spread(values: np.ndarray, absent: int) -> np.ndarray:
-            if samples is None:
-                return values[members]
-            column = np.full(self.n_samples, absent, values.dtype)
-            column[samples] = values[members]
-            return column
-
-        layouts = self.member_layout[members]
-        layout = None
-        if len(layouts) == self.n_samples > 0 and layouts[0] >= 0 and (layouts == layouts[0]).all():
-            layout = self.layouts[layouts[0]]
-        return Column(
-            spread(self.member_suffix, -1),
-            spread(self.member_offset, -1),
-            spread(self.member_size, 0),
-            spread(self.member_crc32, 0) if self.has_checksums else None,
-            spread(self.member_layout, -1),
-            layout,
-        )
-
-    def _places(self, suffix_ids: list[int]) -> tuple[Any, Any] | None:
-        """Which members have these suffixes, and of which samples they are (None: one of each, in order).
-
-        None where a sample has several.
-        """
-        of_each = [i for i, suffix in enumerate(self.member_suffix[: self._width].tolist()) if suffix in suffix_ids]
-        if len(of_each) == 1:
-            return slice(of_each[0], None, self._width), None
-        members = np.flatnonzero(np.isin(self.member_suffix, suffix_ids))
-        samples = np.searchsorted(self.sample_start, members, side="right") - 1
-        return None if (np.diff(samples) == 0).any() else (members, samples)
-
-    @functools.cached_property
-    def _width(self) -> int:
-        """How many members each sample has, if all have the same ones in the same order; else 0."""
-        width, rest = divmod(len(self.member_suffix), max(1, self.n_samples))
-        if not width or rest or not (self.sample_start == np.arange(self.n_samples + 1) * width).all():
-            return 0
-        table = self.member_suffix.reshape(self.n_samples, width)
-        return width if (table == table[0]).all() else 0
+        return Columns(self)
 
     def to_bytes(self) -> bytes:
-        """The sidecar file's content: a magic line, a JSON header, little-endian arrays and a CRC-32."""
+        """Return the sidecar file's content: a magic line, a JSON header, little-endian arrays and a CRC-32."""
         header = {
             "version": INDEX_VERSION,
             "shard_name": self.shard_name,
@@ -317,97 +251,57 @@ class ShardIndex:
         Raises:
             ShardIndexError: what does not fit.
         """
-        n_members, n_samples = len(self.member_suffix), self.n_samples
         for layout in self.layouts:
-            dtype = np.dtype(layout.dtype)
-            sound = not (dtype.hasobject or dtype.fields or dtype.subdtype) and dtype.itemsize > 0
-            extent = math.prod(max(n, 1) for n in layout.shape) * dtype.itemsize
-            if not sound or extent >= 1 << 62 or min(layout.shape, default=0) < 0 or layout.header_size < 0:
-                raise ShardIndexError(f"the index describes an impossible array: {layout}")
-        needed = np.array(
-            [layout.header_size + layout.n_bytes for layout in self.layouts] + [0], np.int64
-        )  # the last stands for "no layout", -1
-        checks = {
-            "sample_start is not increasing from 0 to the number of members": n_samples >= 0
-            and self.sample_start[0] == 0
-            and self.sample_start[-1] == n_members
-            and bool((self.sample_start[1:] > self.sample_start[:-1]).all()),
-            "the member arrays differ in length": all(
-                len(getattr(self, name)) == n_members for name in ("member_layout", "member_offset", "member_size")
-            )
-            and len(self.member_crc32) in (0, n_members),
-            "keys or metadata do not match the samples": all(
-                len(end) == n_samples
-                and bool((end[1:] >= end[:-1]).all())
-                and (not n_samples or end[0] >= 0)
-                and (end[-1] if n_samples else 0) == len(text)
-                for end, text in ((self.key_end, self.keys), (self.metadata_end, self.metadata))
-            ),
+            _check_layout(layout)
+        problems = {
+            "sample_start is not increasing from 0 to the number of members": self._has_samples_in_order(),
+            "the member arrays differ in length": self._has_arrays_of_one_length(),
+            "keys or metadata do not match the samples": self._has_texts_of(self.key_end, self.keys)
+            and self._has_texts_of(self.metadata_end, self.metadata),
         }
-        for problem, fine in checks.items():
+        for problem, fine in problems.items():
             if not fine:
                 raise ShardIndexError(f"the index is damaged: {problem}")
-        if n_members and not (
+        if len(self.member_suffix) and not self._points_inside():
+            raise ShardIndexError("the index points outside its shard")
+
+    def _has_samples_in_order(self) -> bool:
+        """Whether each sample has members, and each member a sample."""
+        start = self.sample_start
+        ends = self.n_samples >= 0 and start[0] == 0 and start[-1] == len(self.member_suffix)
+        return bool(ends and (start[1:] > start[:-1]).all())
+
+    def _has_arrays_of_one_length(self) -> bool:
+        n_members = len(self.member_suffix)
+        arrays = (self.member_layout, self.member_offset, self.member_size)
+        return all(len(array) == n_members for array in arrays) and len(self.member_crc32) in (0, n_members)
+
+    def _has_texts_of(self, end: np.ndarray, text: np.ndarray) -> bool:
+        """Whether a text ends for each sample, in order, the last one at the end of all texts."""
+        if len(end) != self.n_samples:
+            return False
+        if not len(end):
+            return not len(text)
+        return bool(end[0] >= 0 and end[-1] == len(text) and (end[1:] >= end[:-1]).all())
+
+    def _points_inside(self) -> bool:
+        """Whether all members have a suffix and a layout of the index, and room for it in the tar."""
+        needed = np.array([layout.header_size + layout.n_bytes for layout in self.layouts] + [0], np.int64)
+        return bool(
             0 <= self.member_suffix.min()
             and self.member_suffix.max() < len(self.suffixes)
-            and -1 <= self.member_layout.min()
+            and -1 <= self.member_layout.min()  # -1, the last of `needed`, stands for none
             and self.member_layout.max() < len(self.layouts)
             and self.member_offset.min() >= 0
             and self.member_size.min() >= 0
-            and bool((self.member_offset <= self.tar_size - self.member_size).all())
-            and bool((needed[self.member_layout] <= self.member_size).all())
-        ):
-            raise ShardIndexError("the index points outside its shard")
-
-
-@dataclass
-class IndexBuilder:
-    """Collects what :class:`ShardIndex` holds, one sample after the other."""
-
-    suffixes: dict[str, int] = field(default_factory=dict)
-    layouts: dict[ArrayLayout, int] = field(default_factory=dict)
-    sample_start: list[int] = field(default_factory=lambda: [0])
-    members: list[tuple[int, int, int, int, int | None]] = field(default_factory=list)
-    keys: list[bytes] = field(default_factory=list)
-    metadata: list[bytes] = field(default_factory=list)
-
-    def add(
-        self, key: str, members: Sequence[tuple[str, ArrayLayout | None, int, int, int | None]], metadata: bytes = b""
-    ) -> None:
-        """Add a sample.
-
-        Args:
-            key: its key.
-            members: suffix, layout (None for all but plain arrays), payload offset, size and CRC-32 of each member;
-                None for the last where it is not known, in all of them.
-            metadata: its metadata as JSON.
-        """
-        for suffix, layout, offset, size, crc32 in members:
-            layout_id = -1 if layout is None else self.layouts.setdefault(layout, len(self.layouts))
-            suffix_id = self.suffixes.setdefault(suffix, len(self.suffixes))
-            self.members.append((suffix_id, layout_id, offset, size, crc32))
-        self.sample_start.append(len(self.members))
-        self.keys.append(key.encode("utf-8", "surrogateescape"))  # tarfile's way with names in another encoding
-        self.metadata.append(metadata)
-
-    def build(self, shard_name: str, tar_size: int, file_size: int, sha256: str | None) -> ShardIndex:
-        """The finished index."""
-        suffix_id, layout_id, offset, size, crc32 = zip(*self.members, strict=True) if self.members else ((),) * 5
-        return ShardIndex(
-            shard_name=shard_name,
-            tar_size=tar_size,
-            file_size=file_size,
-            sha256=sha256,
-            suffixes=tuple(self.suffixes),
-            layouts=tuple(self.layouts),
-            sample_start=np.array(self.sample_start, np.int64),
-            member_suffix=np.array(suffix_id, np.int32),
-            member_layout=np.array(layout_id, np.int32),
-            member_offset=np.array(offset, np.int64),
-            member_size=np.array(size, np.int64),
-            member_crc32=np.array([] if None in crc32 else crc32, np.uint32),
-            key_end=np.cumsum([len(k) for k in self.keys], dtype=np.int64),
-            keys=np.frombuffer(b"".join(self.keys), np.uint8),
-            metadata_end=np.cumsum([len(m) for m in self.metadata], dtype=np.int64),
-            metadata=np.frombuffer(b"".join(self.metadata), np.uint8),
+            and (self.member_offset <= self.tar_size - self.member_size).all()
+            and (needed[self.member_layout] <= self.member_size).all()
         )
+
+
+def _check_layout(layout: ArrayLayout) -> None:
+    dtype = np.dtype(layout.dtype)
+    sound = not (dtype.hasobject or dtype.fields or dtype.subdtype) and dtype.itemsize > 0
+    extent = math.prod(max(n, 1) for n in layout.shape) * dtype.itemsize
+    if not sound or extent >= 1 << 62 or min(layout.shape, default=0) < 0 or layout.header_size < 0:
+        raise ShardIndexError(f"the index describes an impossible array: {layout}")

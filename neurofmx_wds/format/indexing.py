@@ -17,7 +17,8 @@ from ..storage.checksums import crc32_of
 from ..storage.regular import file_sha256, open_regular
 from .decoding import decode_json
 from .grouping import read_samples
-from .index import METADATA_SUFFIX, IndexBuilder, ShardIndex
+from .index import METADATA_SUFFIX, ShardIndex
+from .index_builder import IndexBuilder
 from .npy import ArrayLayout, layout_of
 from .tar import Member
 

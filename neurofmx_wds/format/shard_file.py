@@ -30,7 +30,8 @@ from ..storage.atomic import ASIDE_SUFFIX, fsync_path
 from ..storage.checksums import crc32_of
 from ..storage.mounts import is_local
 from .encoding import FieldFormat, encode
-from .index import METADATA_SUFFIX, IndexBuilder, ShardIndex, index_path
+from .index import METADATA_SUFFIX, ShardIndex, index_path
+from .index_builder import IndexBuilder
 from .limits import Buffer
 from .names import check_key, field_of
 from .npy import ArrayLayout

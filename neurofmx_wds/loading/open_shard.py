@@ -19,8 +19,9 @@ import numpy as np
 import torch
 
 from ..errors import INDEX_SHARDS, RESTORE, NeurofmxError, ShardError
+from ..format.columns import Column
 from ..format.decoding import decode
-from ..format.index import Column, ShardIndex
+from ..format.index import ShardIndex
 from ..format.names import field_of
 from ..format.npy import layout_of
 from ..format.shards import ShardSet
@@ -64,6 +65,8 @@ class ShardOpener:
         index = self.shards.index(i)
         if self.checksums and not index.has_checksums:
             raise ShardError("the index has no checksums", file=self.shards.paths[i], remedy=INDEX_SHARDS)
+        if self.modalities is None:
+            index.columns.check_all(self.shards.paths[i])
         here = index.columns if self.modalities is None else ()
         return OpenShard(self.shards, i, dict.fromkeys([*here, *self.fields]), self.mapped, self.checksums is not False)
 

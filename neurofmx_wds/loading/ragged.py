@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from ..format.index import Column, ShardIndex
+from ..format.columns import Column
+from ..format.index import ShardIndex
 from ..storage.checksums import crc32_function
 from .collate import torch_dtype
 

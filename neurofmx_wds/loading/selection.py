@@ -27,9 +27,10 @@ from ..errors import (
     available_hint,
     join_some,
 )
+from ..format.columns import Column
 from ..format.decoding import decode
 from ..format.groups import Group, Groups, linked_group
-from ..format.index import Column, ShardIndex
+from ..format.index import ShardIndex
 from ..format.manifest import ShardRecord
 from ..format.shards import ShardSet
 from ..storage.checksums import crc32_of
