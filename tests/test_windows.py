@@ -13,45 +13,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from recordings import make_recording
+from windows import DATA, REAL, assert_same_batches, convert_both, load, starts
 
-from neurofmx_wds import ShardedDatasetInfo, Windows, create_webdataset_dataloader
+from neurofmx_wds import ShardedDatasetInfo, Windows
 from neurofmx_wds.convert.config import Output
 from neurofmx_wds.convert.run import convert
 from neurofmx_wds.convert.sources import SourceConfig
 from neurofmx_wds.errors import ManifestError, NeurofmxError, StateError
-
-DATA = Path(__file__).parents[2] / "shared" / "data"
-REAL = ["A2929-200711.nwb", "sub-anm00239123_ses-20170627T093549.nwb"]
-
-
-def load(directory: Path, **options: Any) -> Any:
-    return create_webdataset_dataloader(directory, **{"num_workers": 0, "batch_size": 5, "shuffle": False, **options})
-
-
-def assert_same_batches(cut_before: Any, cut_now: Any) -> int:
-    """All batches have the same fields, bytes, metadata and keys, in the same order; return how many there are."""
-    n = 0
-    for stored, cut in zip(cut_before, cut_now, strict=True):
-        assert sorted(stored) == sorted(cut)
-        for name, values in stored.items():
-            if isinstance(values, torch.Tensor):
-                assert (values.dtype, values.shape) == (cut[name].dtype, cut[name].shape), name
-                assert values.numpy().tobytes() == cut[name].numpy().tobytes(), name
-            elif name in ("metadata", "__key__"):
-                assert list(values) == list(cut[name])
-            else:
-                assert str(values) == str(cut[name])
-        n += 1
-    return n
-
-
-def convert_both(files: list[Path], out: Path, segment_s: float, **config: Any) -> tuple[Path, Path]:
-    both = out / "windows", out / "segments"
-    convert(files, Output(both[0]), SourceConfig.of(**config))
-    shared = {name: config[name] for name in ("modalities", "time_scale") if name in config}
-    segments = SourceConfig.of(layout="segments", segment_s=segment_s, max_gap_s=0.05, **shared)
-    convert(files, Output(both[1], shard_size=3), segments)
-    return both
 
 
 @st.composite
@@ -186,10 +154,6 @@ def test_dense_spikes_follow_from_the_other_forms(segments: Path, form: Any) -> 
             assert list(a["metadata"]) == list(b["metadata"])
 
 
-def starts(batches: Any) -> list[tuple[str, int]]:
-    return [(about["session_id"], about["t_start_ns"]) for batch in batches for about in batch["metadata"]]
-
-
 def test_jitter_moves_every_window_within_its_stretch_and_anew_in_each_epoch(segments: Path) -> None:
     plain = starts(load(segments, windows=Windows(length_s=0.5)))
     loader = load(segments, windows=Windows(length_s=0.5, jitter=True))
@@ -284,10 +248,9 @@ def test_what_cannot_be_is_refused_by_name(wrong: dict[str, Any], told: str) -> 
         Windows(**wrong)
 
 
-def test_selections_of_stored_samples_are_refused(segments: Path) -> None:
-    for asked in ({"select": {"session_id": "s0"}}, {"group": "a", "groups": {"a": [1]}}):
-        with pytest.raises(ValueError, match=f"{next(iter(asked))} chooses stored samples"):
-            load(segments, windows=Windows(length_s=1), **asked)
+def test_groups_of_stored_samples_are_refused(segments: Path) -> None:
+    with pytest.raises(ValueError, match="group chooses stored samples"):
+        load(segments, windows=Windows(length_s=1), group="a", groups={"a": [1]})
 
 
 def test_datasets_that_lack_what_windows_need_are_refused(segments: Path, tmp_path: Path) -> None:

@@ -78,9 +78,10 @@ def _open_windows(read: ReadOptions, order: OrderOptions, windows: Windows) -> O
     stored = ShardReader(shards, None, None, read.io, checksums=read.checksums)
     modalities = None if read.modalities is None else tuple(read.modalities)
     windows = replace(windows, modalities=modalities)
-    reader = WindowReader(stored, windows)
-    spec = json.dumps(windows.to_json(), sort_keys=True)
-    fingerprint = "".join(_digest(f"{ORDER_VERSION} {each} {spec}".encode()) for each in shards.fingerprints())
+    reader = WindowReader(stored, windows, read.select)
+    spec = json.dumps(windows.to_json(), sort_keys=True).encode()
+    spec += b"" if read.select is None else reader.chosen
+    fingerprint = "".join(_digest(f"{ORDER_VERSION} {each} ".encode() + spec) for each in shards.fingerprints())
     block_size = max(1, min(_BLOCK_BYTES // reader.sample_bytes, order.buffer_size // 32))
     return OpenDataset(reader, order.order(reader.counts, block_size), fingerprint)
 

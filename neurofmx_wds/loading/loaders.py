@@ -93,6 +93,8 @@ class WebDatasetLoader(ResumablePipeline):
 
         windows: how windows are cut from a dataset of segments (made with layout "segments"), see
             :class:`~neurofmx_wds.Windows`; `modalities` then names modalities, and the first decides where windows are.
+            `select` chooses among the windows by the metadata that they have without jitter, which then moves none to
+            where other rows of interval tables are running than those it was chosen by.
 
     Raises:
         FileNotFoundError, ShardError, ManifestError: the dataset cannot be opened.

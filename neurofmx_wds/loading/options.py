@@ -81,9 +81,8 @@ class ReadOptions:
             raise ValueError(f"checksums must be True, False or None, not {self.checksums!r}")
         if not (isinstance(self.cache_size, (int, float, np.integer)) and self.cache_size >= 0):
             raise ValueError(f"cache_size must be a number of bytes, not {self.cache_size!r}")
-        if self.windows is not None and not (self.select is None and self.group is None):
-            name = "select" if self.group is None else "group"
-            raise ValueError(f"{name} chooses stored samples and windows cuts new ones: use one of them")
+        if self.windows is not None and self.group is not None:
+            raise ValueError("group chooses stored samples and windows cuts new ones: use one of them")
         if self.modalities is not None:
             names = (self.modalities,) if isinstance(self.modalities, str) else tuple(self.modalities)
             if not all(isinstance(name, str) for name in names):

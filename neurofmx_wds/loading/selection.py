@@ -11,7 +11,7 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,7 @@ def select_samples(shards: ShardSet, select: Select) -> np.ndarray:
         >>> select_samples(open_shards(out), {"subject": ["A", "C"]})
         array([0, 2, 3])
     """
-    fits = select if callable(select) else functools.partial(_fits, dict(select))
+    fits = as_function(select)
     selected = []
     first = 0
     for i in range(len(shards.paths)):
@@ -132,43 +132,63 @@ def select_samples(shards: ShardSet, select: Select) -> np.ndarray:
     return np.array(selected, np.int64)
 
 
+def as_function(select: Select) -> Callable[[dict[str, Any]], bool]:
+    """Return a selection as a function of metadata."""
+    return select if callable(select) else functools.partial(_fits, dict(select))
+
+
+def ask(fits: Callable[[dict[str, Any]], bool], metadata: dict[str, Any], file: Path | str, sample: str) -> bool:
+    """Return whether metadata fit.
+
+    Raises:
+        NeurofmxError: `fits` raised; it names the file and the sample.
+    """
+    try:
+        return bool(fits(metadata))
+    except Exception as error:
+        problem = f"select raised {type(error).__name__}: {error}"
+        remedy = f"this sample's metadata have {join_some(metadata)}"
+        raise NeurofmxError(problem, file=file, sample=sample, remedy=remedy) from error
+
+
 def _fitting(shards: ShardSet, i: int, fits: Callable[[dict[str, Any]], bool]) -> list[int]:
     """Places in shard i of the samples that fit."""
     index = shards.index(i)
-    fitting = []
-    for place, about in enumerate(_metadata(index)):
-        try:
-            if fits(about):
-                fitting.append(place)
-        except Exception as error:
-            problem = f"select raised {type(error).__name__}: {error}"
-            remedy = f"this sample's metadata have {join_some(about)}"
-            raise NeurofmxError(
-                problem, file=shards.paths[i], sample=index.sample_keys[place], remedy=remedy
-            ) from error
-    return fitting
+    file, keys = shards.paths[i], index.sample_keys
+    return [place for place, about in enumerate(_metadata(index)) if ask(fits, about, file, keys[place])]
 
 
 def _why_none(shards: ShardSet, select: Mapping[str, Any]) -> str:
-    """What no sample meets of a selection that fits none, and what there is instead."""
+    fields = shards.manifest.modalities if shards.manifest else shards.index(0).columns
+    every = (about for i in range(len(shards.paths)) for about in _metadata(shards.index(i)))
+    return why_none(every, select, fields)
+
+
+def why_none(metadata: Iterable[Mapping[str, Any]], select: Mapping[str, Any], fields: Container[str]) -> str:
+    """Return what no sample meets of a selection that fits none, and what there is instead.
+
+    Args:
+        metadata: of every sample.
+        select: the selection.
+        fields: the names of the samples' fields.
+    """
     columns: dict[str, dict[str, None]] = {}  # and the values that occur, in this order
     met: set[str] = set()
-    for i in range(len(shards.paths)):
-        for about in _metadata(shards.index(i)):
-            met.update(name for name, value in select.items() if name not in met and _fits({name: value}, about))
-            for name, value in about.items():
-                seen = columns.setdefault(name, {})
-                if name in select and len(seen) < _MOST_VALUES:
-                    seen[repr(value)] = None
-    reasons = [_unmet(shards, columns, name, value) for name, value in select.items() if name not in met]
+    for about in metadata:
+        met.update(name for name, value in select.items() if name not in met and _fits({name: value}, about))
+        for name, value in about.items():
+            seen = columns.setdefault(name, {})
+            if name in select and len(seen) < _MOST_VALUES:
+                seen[repr(value)] = None
+    reasons = [_unmet(fields, columns, name, value) for name, value in select.items() if name not in met]
     return "".join(f"; {reason}" for reason in reasons or ["no sample meets all conditions at once"])
 
 
-def _unmet(shards: ShardSet, columns: Mapping[str, Iterable[str]], name: str, value: Any) -> str:
+def _unmet(fields: Container[str], columns: Mapping[str, Iterable[str]], name: str, value: Any) -> str:
     if name in columns:
         wanted = join_some(map(repr, value if isinstance(value, _SEVERAL) else [value]))
         return f"{name} is never {wanted}; {available_hint(columns[name], wanted)}"
-    if name in (shards.manifest.modalities if shards.manifest else shards.index(0).columns):
+    if name in fields:
         instead = ", labels by group= and groups=" if name == "label" else ""
         return f"{name} is a field, and samples are chosen by their metadata{instead}"
     return f"no sample's metadata have {name!r}; {available_hint(sorted(columns), name)}"

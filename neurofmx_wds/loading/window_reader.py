@@ -5,7 +5,6 @@ Knows where windows can be and how they are cut; knows nothing of epochs' order 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,59 +15,17 @@ import torch
 from ..errors import NeurofmxError
 from ..format.encoding import encode_json
 from ..nwb.clock import NS_PER_S, Grid
-from ..nwb.clock import Windows as Strided
 from ..order.jitter import jitter
 from .collate import MetadataList, stack, to_array
 from .cutting import Column, CutRecording, Cutter, Events
 from .memory import BatchMemory, Memory
 from .readers import ShardReader
 from .segments import Segments
+from .selection import Select
+from .stretches import Stretches
 from .windows import Windows
 
 _PAD_TO = 8  # ragged spikes are padded to a multiple of this
-
-
-@dataclass(frozen=True)
-class _Stretches:
-    """Where windows are, over all recordings: stretch by stretch, of which nothing is listed but counts.
-
-    Attributes:
-        recording: int64 (n,), number of the recording.
-        origin: int64 (n,), where bin 0 is, ns.
-        first: int64 (n,), first bin.
-        stop: int64 (n,), the bin after the last.
-        counts: int64 (n,), windows.
-        before: int64 (n,), windows of the recording in earlier stretches.
-    """
-
-    recording: np.ndarray
-    origin: np.ndarray
-    first: np.ndarray
-    stop: np.ndarray
-    counts: np.ndarray
-    before: np.ndarray
-
-    @classmethod
-    def of(cls, recordings: Sequence[CutRecording]) -> _Stretches:
-        """Find the stretches of some recordings."""
-        parts = [(np.full(len(rows), i), *rows.T) for i, each in enumerate(recordings) if len(rows := _stretches(each))]
-        columns = (
-            [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else [np.empty(0, np.int64)] * 6
-        )
-        return cls(*columns)
-
-
-def _stretches(recording: CutRecording) -> np.ndarray:
-    """Return (origin, first bin, stop bin, windows, windows before) of each stretch of a recording: int64 (n, 5)."""
-    windows = recording.plan.windows
-    if isinstance(windows, Strided):
-        counts = windows.counts()
-        spans = [(recording.grid.origin, a, b, n) for (a, b), n in zip(windows.segments, counts, strict=True) if n]
-    else:
-        stop = windows.first + windows.length
-        spans = [(event, windows.first, stop, 1) for event in windows.events.tolist()]
-    rows = np.array(spans, np.int64).reshape(-1, 4)
-    return np.concatenate([rows, (np.cumsum(rows[:, 3]) - rows[:, 3])[:, None]], axis=1)
 
 
 class WindowReader:
@@ -77,7 +34,7 @@ class WindowReader:
     Args:
         reader: reads the shards of a dataset of segments.
         windows: how windows are cut.
-        key_prefix: what their keys begin with.
+        select: which of them, by their metadata; None: all.
 
     Attributes:
         counts: int64 (n_stretches,): windows in each stretch in which windows may be, in the dataset's order.
@@ -86,15 +43,16 @@ class WindowReader:
     Raises:
         ManifestError: the dataset does not consist of segments.
         NeurofmxError: a recording lacks what was asked for.
+        ValueError: no window fits the selection.
     """
 
-    def __init__(self, reader: ShardReader, windows: Windows, key_prefix: str = "sample_") -> None:
+    def __init__(self, reader: ShardReader, windows: Windows, select: Select | None = None) -> None:
         self._reader = reader
         self.windows = windows
-        self._key_prefix = key_prefix
         segments = Segments(reader)
         self.recordings = [CutRecording(each, windows) for each in segments.recordings]
-        self._stretches = _Stretches.of(self.recordings)
+        self._stretches = Stretches.of(self.recordings, select)
+        self._selected = select is not None
         self.counts = self._stretches.counts
         if not self.counts.sum():
             seconds = float(windows.sequence_length * windows.bin_width_ns) / NS_PER_S
@@ -128,6 +86,12 @@ class WindowReader:
         self._reader.expect_share(share)
 
     @property
+    def chosen(self) -> bytes:
+        """Which windows of the dataset these are, and how far jitter may move them, as bytes."""
+        found = self._stretches
+        return np.stack([found.number, found.counts, found.latest]).tobytes()
+
+    @property
     def where(self) -> str:
         """The directory of the shards."""
         return self._reader.where
@@ -145,19 +109,24 @@ class WindowReader:
         return self._reader.open_bytes
 
     def dataset_ids(self, ids: np.ndarray) -> np.ndarray:
-        """Return the windows' numbers, for the random numbers of transforms."""
-        return ids
+        """Return the windows' numbers among all of the dataset, for their keys and the random numbers of transforms."""
+        stretch = self._stretch_of(ids)
+        return np.asarray(self._stretches.number[stretch] + ids - self._starts[stretch])
+
+    def _stretch_of(self, ids: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self._starts, ids, side="right") - 1
 
     def file(self, sample_id: int) -> None:
         """A window may be cut from several shards."""
 
     def name(self, sample_id: int) -> tuple[Path | None, str]:
         """Return the recording and the key of a window, to name it in an error."""
-        stretch = int(np.searchsorted(self._starts, sample_id, side="right")) - 1
-        return Path(self.recordings[int(self._stretches.recording[stretch])].recording.path), self._key(sample_id)
+        ids = np.array([sample_id])
+        recording = self.recordings[int(self._stretches.recording[self._stretch_of(ids)[0]])]
+        return Path(recording.recording.path), self._keys(ids)[0]
 
-    def _key(self, sample_id: int) -> str:
-        return f"{self._key_prefix}{sample_id:09d}"
+    def _keys(self, ids: np.ndarray) -> list[str]:
+        return [f"sample_{number:09d}" for number in self.dataset_ids(ids).tolist()]
 
     def read_batch(self, ids: np.ndarray, memory: Memory | None = None) -> dict[str, Any]:
         """Cut the windows with these ids into one batch.
@@ -180,7 +149,7 @@ class WindowReader:
             batch |= spikes.padded(_PAD_TO) if self.windows.spikes == "ragged" else spikes.flat()
         batch = {name: batch.get(name, [None] * len(ids)) for name in self.fields}
         batch["metadata"] = WindowMetadata(places)
-        batch["__key__"] = [self._key(i) for i in ids.tolist()]
+        batch["__key__"] = self._keys(ids)
         return batch
 
     def read_samples(self, ids: np.ndarray) -> list[dict[str, Any]]:
@@ -200,18 +169,18 @@ class WindowReader:
         if isinstance(spikes, Events):
             for sample, (times, units) in zip(samples, spikes.each(), strict=True):
                 sample |= {"spike_times": times, "spike_units": units}
-        metadata = WindowMetadata(places)
+        metadata, keys = WindowMetadata(places), self._keys(ids)
         for row, sample in enumerate(samples):
             for name, value in sample.items():
                 if isinstance(value, torch.Tensor):
                     sample[name] = to_array(value)
-            sample |= {"metadata": metadata[row], "__key__": self._key(int(ids[row]))}
+            sample |= {"metadata": metadata[row], "__key__": keys[row]}
         return samples
 
     def _places(self, ids: np.ndarray) -> Places:
         """Return where the windows with these ids are, moved by the epoch's jitter."""
         found = self._stretches
-        stretch = np.searchsorted(self._starts, ids, side="right") - 1
+        stretch = self._stretch_of(ids)
         within = ids - self._starts[stretch]
         origins, firsts = found.origin[stretch], found.first[stretch] + within * self._stride
         if self._jitter is not None:
@@ -219,7 +188,10 @@ class WindowReader:
             room = found.stop[stretch] - firsts - self._length
             bins = np.minimum(room, self._stride)  # a whole stride, but not beyond the stretch
             below = bins * width.numerator // width.denominator + (bins == room)
-            origins = origins + jitter(*self._jitter, ids, np.maximum(below, 1))
+            if self._selected:  # the rows of tables that were asked for still run when the moved window starts
+                starts = Grid(width).starts_of(firsts)[0] + origins
+                below = np.minimum(below, found.latest[stretch] - starts + 1)
+            origins = origins + jitter(*self._jitter, self.dataset_ids(ids), np.maximum(below, 1))
         recordings = [self.recordings[i] for i in found.recording[stretch].tolist()]
         return Places(recordings, origins, firsts, found.before[stretch] + within)
 
