@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pynwb
 import pytest
 import webdataset as wds
 from hypothesis import given
@@ -12,11 +13,13 @@ from hypothesis import strategies as st
 from recordings import make_recording
 
 from neurofmx_wds import ShardedDatasetInfo, create_shards_from_arrays
+from neurofmx_wds.cli.main import main
 from neurofmx_wds.convert.append import append
 from neurofmx_wds.convert.config import Output
 from neurofmx_wds.convert.run import convert
 from neurofmx_wds.convert.sources import SourceConfig
 from neurofmx_wds.format.info import format_summary, human_size, table
+from neurofmx_wds.format.notes import note_lines
 
 words = st.text(st.characters(categories=["L", "N"], max_codepoint=0x2FF), max_size=60)
 
@@ -122,3 +125,34 @@ def test_many_sources_are_cut_short_and_summed_up(tmp_path: Path) -> None:
     lines = format_summary(ShardedDatasetInfo(tmp_path / "out").get_summary(), 80).splitlines()
     assert "  and 10 more" in lines
     assert lines[-1].split() == ["all", str(30 * 31 // 2), "0"]
+
+
+def not_taken(n: int, name: str) -> dict[str, object]:
+    objects = [{"path": f"scratch/x{i}", "type": "TimeSeries", "why": "in scratch", "take": "--x"} for i in range(n)]
+    return {"path": name, "not_taken": objects, "warnings": ["scratch/x0 left out: in scratch", "scratch/x odd"]}
+
+
+def test_objects_that_are_not_taken_are_listed_once_and_all_on_request() -> None:
+    lines = note_lines([not_taken(20, "a.nwb"), not_taken(1, "b.nwb")])
+    assert [line.strip() for line in lines[:2]] == ["a.nwb: scratch/x odd", "b.nwb: scratch/x odd"]
+    assert lines[3].strip() == "scratch/x0 (TimeSeries) of 2 sources: in scratch; --x takes it"
+    assert lines[4].strip() == "scratch/x1 (TimeSeries) of a.nwb: in scratch; --x takes it"
+    assert lines[-1].strip().startswith(f"and {20 - (len(lines) - 4)} more: --all")
+    assert len(note_lines([not_taken(20, "a.nwb"), not_taken(1, "b.nwb")], every=True)) == 2 + 1 + 20
+    assert note_lines([{"not_taken": 3}, {"not_taken": [3]}]) == []
+
+
+def test_convert_info_and_a_dry_run_name_what_is_not_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def more(nwb: pynwb.NWBFile) -> None:
+        for i in range(9):
+            nwb.add_analysis(pynwb.TimeSeries(f"y{i}", data=np.arange(900.0), unit="V", rate=100.0))
+
+    make_recording(tmp_path / "a.nwb", seconds=9, extra=more)
+    given = ["convert", "-i", str(tmp_path / "a.nwb"), "-o", str(tmp_path / "out")]
+    for command in ([*given, "--dry-run"], given, ["info", str(tmp_path / "out")]):
+        assert main(command) == 0
+        shown = capsys.readouterr().out
+        assert "analysis/y0 (TimeSeries): in analysis; --modalities spikes,analysis/y0 takes it" in shown
+        assert "and 3 more: --all" in shown and "analysis/y8" not in shown
+        assert main([*command, "--all"]) == 0
+        assert "analysis/y8 (TimeSeries)" in capsys.readouterr().out

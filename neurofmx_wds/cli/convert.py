@@ -88,6 +88,7 @@ def _add(commands: Any, name: str, without: tuple[str, ...] = (), **texts: str) 
     add = command.add_argument
     add("-i", "--input", nargs="+", action="extend", required=True, metavar="PATH", help=INPUT_HELP)
     add("-o", "--output", required=True, metavar="DIR", help="Directory of the dataset.")
+    add("--all", dest="every", action="store_true", help="Show all notes on the inputs, not the first ones.")
     add_options(command, without)
     return command
 
@@ -125,7 +126,7 @@ def _convert(request: Request, workers: Workers) -> int:
     conversions = _carry_out(request, workers)
     problems = []
     for directory, conversion in conversions.items():
-        ShardedDatasetInfo(directory).print_summary()
+        ShardedDatasetInfo(directory).print_summary(request.given["every"])
         problems += _validate(conversion, directory, workers) if "validate" in request.given else []
     if "validate" in request.given and not problems:
         show("\nvalidated: every byte was read, and samples compared with their sources")
@@ -165,6 +166,7 @@ def _validate(conversion: Conversion, directory: str, workers: Workers) -> list[
 def _dry_run(request: Request, workers: Workers) -> int:
     from ..convert.estimate import preview
     from ..format.info import count, human_size
+    from ..format.notes import note_lines
 
     plan, estimates = preview(request.files, request.output, request.config, workers, request.split)
     for name, found in estimates.items():
@@ -175,6 +177,9 @@ def _dry_run(request: Request, workers: Workers) -> int:
         whole = f"{human_size(found.n_bytes):>10}{packed} in {count(found.n_shards, 'shard')}"
         show(f"  {found.n_samples:>10,} window{'s' * (found.n_samples != 1):1}  {whole}")
         show(f"  memory: up to about {human_size(found.memory_bytes)} a worker, beside the libraries'")
+    read = [report for report in plan.reports() if "error" not in report]
+    for line in note_lines(read, request.given["every"]):
+        show(line)
     return _say_failures(plan.failures, request)
 
 

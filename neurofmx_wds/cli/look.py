@@ -26,6 +26,9 @@ def _add_info(commands: Any) -> None:
     command.set_defaults(run=_info)
     command.add_argument("dir", metavar="DIR", help="directory of the dataset, with a manifest or without")
     command.add_argument("--json", action="store_true", help="as JSON, for programs")
+    command.add_argument(
+        "--all", dest="every", action="store_true", help="all notes on the sources, not the first ones"
+    )
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -37,7 +40,7 @@ def _info(options: argparse.Namespace) -> int:
     if options.json:
         show(json.dumps(info.get_summary(), indent=1))
     else:
-        info.print_summary()
+        info.print_summary(options.every)
     return 0
 
 

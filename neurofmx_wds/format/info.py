@@ -17,6 +17,7 @@ from .finding import DEFAULT_SHARD_PATTERN
 from .groups import linked_group
 from .manifest import SPIKE_COUNTS, Manifest
 from .modalities import modalities_of
+from .notes import note_lines
 from .shards import open_shards
 
 _MOST_SOURCES = 20
@@ -77,10 +78,14 @@ class ShardedDatasetInfo:
         total_bytes = sum(shard.n_bytes for shard in self._manifest.shards)
         return {"shard_dir": self.shard_dir, "total_bytes": total_bytes, **summary}
 
-    def print_summary(self) -> None:
-        """Show the dataset as tables on the standard output, no wider than the terminal."""
+    def print_summary(self, every: bool = False) -> None:
+        """Show the dataset as tables on the standard output, no wider than the terminal.
+
+        Args:
+            every: all notes on the sources; by default the first ones.
+        """
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        sys.stdout.write(printable(format_summary(self.get_summary(), width), keep="\n") + "\n")
+        sys.stdout.write(printable(format_summary(self.get_summary(), width, every), keep="\n") + "\n")
 
 
 def _compression_of(paths: Sequence[Path]) -> str:
@@ -148,20 +153,21 @@ def _narrow(sizes: list[int], width: int) -> None:
         sizes[sizes.index(max(sizes))] -= 1
 
 
-def format_summary(summary: Mapping[str, Any], width: int | None = None) -> str:
+def format_summary(summary: Mapping[str, Any], width: int | None = None, every: bool = False) -> str:
     """A dataset's summary as text.
 
     Args:
         summary: as :meth:`ShardedDatasetInfo.get_summary` gives it.
         width: columns of the terminal; None: as wide as it gets.
+        every: all notes on the sources; by default the first ones.
     """
     parts = [_title(summary), _modality_table(summary, width)]
     sources = [source for source in summary["sources"] if "error" not in source]
     if sources:
         parts.append(_source_table(sources, width))
-    notes = _notes(summary["sources"])
+    notes = note_lines(summary["sources"], every)
     if notes:
-        parts.append("\n".join(notes))
+        parts.append("\n".join(printable(note) for note in notes))
     return "\n\n".join(parts)
 
 
@@ -261,19 +267,3 @@ def _source_table(sources: Sequence[Mapping[str, Any]], width: int | None) -> st
 
 def _total(column: Sequence[Any]) -> int | None:
     return None if any(isinstance(value, str) for value in column) else sum(value or 0 for value in column)
-
-
-def _notes(sources: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What was left out and why, and what is odd, one line each."""
-    lines = []
-    for source in sources:
-        name = source.get("path", "")
-        dropped = source.get("windows", {}).get("dropped", {})
-        lines += [f"  {name}: {count(n, 'window')} dropped: {reason}" for reason, n in dropped.items()]
-        if source.get("bins_in_tails"):
-            lines.append(f"  {name}: {count(source['bins_in_tails'], 'bin')} at the ends of segments fill no window")
-        lines += [f"  {name}: {warning}" for warning in source.get("warnings", [])]
-        if "error" in source:
-            lines.append(f"  {name}: left out: {source['error']}")
-    rest = len(lines) - _MOST_SOURCES
-    return lines if rest <= 0 else [*lines[:_MOST_SOURCES], f"  and {rest} more notes; dataset_metadata.json has all"]

@@ -5,6 +5,7 @@ Knows what objects are, and what was taken; reads no data.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 
 from .finding import Found, of_modality
@@ -52,7 +53,7 @@ def _why(found: Found, modality: str, modalities: Sequence[str]) -> tuple[str, s
     if not found.can_be_field:
         return reason_of(found), "--modalities icephys" if found.kind == "sweep" else ""
     if found.kind == "intervals":
-        return "outside acquisition and processing", f"--align {found.path}"
+        return "outside acquisition and processing", f"--align {shlex.quote(found.path)}"
     if found.kind == "units" and found.path != "units":
         return _asking("there is another table of units", found.path, modalities)
     if found.kind == "units":
@@ -71,7 +72,7 @@ def _why(found: Found, modality: str, modalities: Sequence[str]) -> tuple[str, s
 
 
 def _asking(why: str, name: str, modalities: Sequence[str]) -> tuple[str, str]:
-    return why, f"--modalities {','.join((*modalities, name))}"
+    return why, f"--modalities {shlex.quote(','.join((*modalities, name)))}"
 
 
 def _describes_columns(found: Found, objects: Sequence[Found], paths: Collection[str]) -> bool:

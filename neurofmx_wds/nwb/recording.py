@@ -77,7 +77,7 @@ class Recording:
             self._closing.close()
             raise
         self.warn(*(f"pynwb: {w.message}" for w in caught if "cached namespace" not in str(w.message)))
-        self._unread = {path: error.problem.split(" left out: ", 1)[-1] for path, error in self.left_out.items()}
+        self._unread = {path: str(error).split(" left out: ", 1)[-1] for path, error in self.left_out.items()}
         self.warn(*map(str, self.left_out.values()))
         self._interval_tables = IntervalTables(self._nwb, self._objects, self.path, self.warn)
         self._unit_tables = UnitTables(self._objects, self.path, self._options, self.warn, self._interval_ends)
