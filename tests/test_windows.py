@@ -294,3 +294,14 @@ def test_plain_webdataset_reads_segments(segments: Path) -> None:
     ]
     assert [(s["__key__"], s["metadata.json"]) for s in samples] == loaded
     assert all(np.all(np.diff(s["spike_times.npy"]) >= 0) for s in samples)
+
+
+@pytest.mark.parametrize("io", ["mmap", "pread"])
+def test_threads_cut_the_same_windows(segments: Path, io: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neurofmx_wds.loading.segments._KEPT_BYTES", 1000)  # arrays come and go
+    options = {"windows": Windows(length_s=0.5, stride_s=0.1, bin_ms=20, jitter=True), "shuffle": "full", "io": io}
+    expected = list(load(segments, **options))
+    found = list(load(segments, num_workers=4, workers="threads", prefetch_factor=4, **options))
+    assert starts(found) == starts(expected) and len(found) > 4
+    for batch, wanted in zip(found, expected, strict=True):
+        assert all(torch.equal(batch[name], v) for name, v in wanted.items() if isinstance(v, torch.Tensor))

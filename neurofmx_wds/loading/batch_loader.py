@@ -20,10 +20,11 @@ import webdataset as wds
 
 from .by_plan import BatchesByPlan, PlanSampler
 from .dataset import OpenDataset
+from .device import lane_to, on_device
 from .fetcher import Fetcher
 from .memory import BatchMemory
 from .memory_limit import Load, within
-from .options import BatchOptions, ProcessingOptions, WorkerOptions
+from .options import BatchOptions, ProcessingOptions, WorkerOptions, as_device
 from .pipeline import ResumablePipeline
 from .plans import Start
 from .prefetch import prefetched
@@ -54,11 +55,15 @@ class BatchPipeline(ResumablePipeline):
         num_workers, prefetch_factor = workers.num_workers, workers.prefetch_factor
         if num_workers is None:
             num_workers = min(_MOST_WORKERS, _n_cores()) if fetcher.does_work else 0
+        n_threads = num_workers if workers.workers == "threads" else 0
+        if n_threads:  # they lie in this process, as what one thread reads ahead
+            num_workers, prefetch_factor = 0, n_threads * (prefetch_factor or 2)
         if workers.memory_limit is not None:
             ahead = (prefetch_factor or 2) if num_workers else (prefetch_factor or 0)
             forks = _start_method(workers.multiprocessing_context) == "fork"
             load = within(fetcher, Load(batches.batch_size, num_workers, ahead), int(workers.memory_limit), forks)
             num_workers, prefetch_factor = load.num_workers, load.prefetch_factor
+            n_threads = min(n_threads, prefetch_factor)
         super().__init__(opened, processing, batches)
         if len(self.order) and not self.n_steps:
             logger.warning(
@@ -67,8 +72,11 @@ class BatchPipeline(ResumablePipeline):
                 len(self.order), self.batch_size, self.world_size,
             )  # fmt: skip
         self.num_workers = num_workers
+        self._n_threads = n_threads
         self._ahead = prefetch_factor
-        self.pin_memory = workers.pin_memory and torch.cuda.is_available()
+        self.device = as_device(workers.device)
+        to_gpu = self.device is not None and self.device.type == "cuda"
+        self.pin_memory = to_gpu or (workers.pin_memory and torch.cuda.is_available())
         self.workers = workers
         self._memory = BatchMemory(self.pin_memory)  # kept from epoch to epoch: new memory is slow to touch
         self._persistent: Workers | None = None  # those that no iterator uses
@@ -76,10 +84,14 @@ class BatchPipeline(ResumablePipeline):
     def _items(self, epoch: int, first: int, rank: int, world_size: int) -> Iterator[Any]:
         start = Start(epoch, first, rank, world_size)
         self.opened.reader.expect_share(0 if self.num_workers else 1 / world_size)
-        if self.num_workers == 0:
-            fetcher = self._fetcher(start, self._memory)
-            return prefetched(self._stages(start, fetcher.batches).iterator1(), self._ahead or 0)
-        return self._from_workers(start)
+        batches = self._from_workers(start) if self.num_workers else self._from_this_process(start)
+        return batches if self.device is None else on_device(batches, lane_to(self.device))
+
+    def _from_this_process(self, start: Start) -> Iterator[Any]:
+        fetcher, ahead = self._fetcher(start, self._memory), self._ahead or 0
+        if self._n_threads:
+            fetcher.threads, ahead = (self._n_threads, ahead), 0
+        return prefetched(self._stages(start, fetcher.batches).iterator1(), ahead)
 
     def _from_workers(self, begin: Start) -> Iterator[Any]:
         # Persistent workers serve one iterator at a time: one begun meanwhile gets its own.

@@ -5,6 +5,7 @@ Knows the order, recipes and skipping; knows nothing of how far the trainer is.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from .recipes import CollatedBatch, CopiedBatch, Recipe, SingleSample, StoredBat
 from .samples import SampleMaker
 from .skipping import BadFiles, PartialBatch, Skipper
 from .stand_ins import mark, stand_in
+from .threads import in_threads
 from .transforms import BatchTransforms, as_batch_transforms
 
 logger = logging.getLogger("neurofmx_wds")
@@ -39,6 +41,7 @@ class Fetcher:
         start: where the epoch begins.
         memory: where batches are made; None: in memory of their own.
         bad_files: file → its error, of those known to be bad as a whole; None: such as are found in an iteration.
+        threads: threads that read batches, and batches that are read ahead or under way; (0, 0): this thread reads.
     """
 
     opened: OpenDataset
@@ -46,6 +49,7 @@ class Fetcher:
     start: Start = field(default_factory=Start)
     memory: Memory | None = None
     bad_files: BadFiles | None = None
+    threads: tuple[int, int] = (0, 0)
 
     @property
     def only_copies(self) -> bool:
@@ -100,22 +104,36 @@ class Fetcher:
         """Yield what a recipe makes of all plans, or what is left of it."""
         bad_files = {} if self.bad_files is None else self.bad_files
         skipper = Skipper(self.processing.handler, recipe, opened.reader, bad_files)
-        n_ranks = self.start.get()[3]
-        for plan, ids in planned_ids(plans, opened.order):
-            item: Any = skipper.read(ids)
-            if isinstance(item, PartialBatch):
-                if not item.rest and n_ranks > 1:
-                    item.rest = [stand_in(recipe, ids, len(opened.order))]
-                if plan.fresh is False:
-                    item.n_skipped = 0  # counted where the row came first
-            if plan.fresh is not None:
-                left, n_skipped = (item.rest, item.n_skipped) if isinstance(item, PartialBatch) else ([item], 0)
-                for each in left:  # of a plan of one row: that, or one that stands in for it
-                    mark(each, plan.fresh and n_skipped == 0)
+        read = functools.partial(_item, skipper, self.start.get()[3], len(opened.order))
+        planned = planned_ids(plans, opened.order)
+        for item in in_threads(read, planned, *self.threads) if self.threads[0] else map(read, planned):
             yield item
             if recipe.reuses_memory:
                 del item  # the next may then lie in its memory; so in all that hand batches on
             # Others go when the next is there: malloc would give their memory back, and take new memory page by page.
+
+
+def _item(skipper: Skipper, n_ranks: int, n_samples: int, planned: tuple[BatchPlan, np.ndarray]) -> Any:
+    """Return what a skipper makes of one plan; where nothing is left of it and ranks step together, a stand-in.
+
+    Args:
+        skipper: reads it.
+        n_ranks: number of ranks.
+        n_samples: in an epoch.
+        planned: the plan and the ids of its samples, shape (B,), int64.
+    """
+    plan, ids = planned
+    item = skipper.read(ids)
+    if isinstance(item, PartialBatch):
+        if not item.rest and n_ranks > 1:
+            item.rest = [stand_in(skipper.recipe, ids, n_samples)]
+        if plan.fresh is False:
+            item.n_skipped = 0  # counted where the row came first
+    if plan.fresh is not None:
+        left, n_skipped = (item.rest, item.n_skipped) if isinstance(item, PartialBatch) else ([item], 0)
+        for each in left:  # of a plan of one row: that, or one that stands in for it
+            mark(each, plan.fresh and n_skipped == 0)
+    return item
 
 
 def planned_ids(plans: Iterable[BatchPlan], order: Order) -> Iterator[tuple[BatchPlan, np.ndarray]]:

@@ -11,8 +11,9 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 import webdataset as wds
 
 from ..errors import StateError, suggest_keywords
@@ -255,6 +256,8 @@ def create_webdataset_dataloader(
     worker_init_fn: Callable[[int], None] | None = None,
     in_order: bool = True,
     windows: Windows | None = None,
+    workers: Literal["processes", "threads"] = "processes",
+    device: str | torch.device | None = None,
 ) -> WebDatasetDataLoader:
     """Batches of a dataset, in a reproducible order, resumable after any of them.
 
@@ -271,7 +274,7 @@ def create_webdataset_dataloader(
             block_size, io, cache_dir, cache_size, target_transform, group, groups, checksums, windows: as
             :class:`WebDatasetLoader`.
         batch_size: samples per batch and rank.
-        num_workers: processes that read; 0: this one does, which is fastest where loading is only copying. None: 0
+        num_workers: workers that read; 0: this process does, which is fastest where loading is only copying. None: 0
             where nothing is transformed, else 4, or the number of processor cores if that is smaller.
         drop_last: drop the samples that do not fill a batch on every rank; a warning says where none would be left.
         prefetch_factor: batches read ahead by each worker (small ones that are only copied: bundles of up to 16, or 8
@@ -291,6 +294,13 @@ def create_webdataset_dataloader(
             that the trainer keeps.
         persistent_workers, multiprocessing_context, timeout, worker_init_fn: as in torch's DataLoader.
         in_order: must be True: otherwise the order would depend on the workers' speed.
+        workers: ``"processes"``, or ``"threads"`` of this process, between which nothing is copied: faster where
+            transforms spend their time in numpy, torch and the like, which let other threads run, or in a free-threaded
+            Python. They call `transform`, `collate_fn` and `batch_transform` at the same time.
+        device: where the tensors of batches are delivered, such as ``"cuda"``: copied there, out of page-locked memory
+            and on a stream of their own, while the step before is under way. ``.map(…)`` of the loader then works on
+            the device: integers cross the bus at a quarter of float32, if they are cast behind it. None: the tensors
+            stay in memory. A framework that reads the batches by itself (Accelerate) copies them itself.
 
     Returns:
         An iterable of batches with ``len()``, ``state_dict()``, ``load_state_dict()``, ``set_epoch()`` and
@@ -321,9 +331,9 @@ def create_webdataset_dataloader(
         handler=handler,
     )  # fmt: skip
     batches = BatchOptions(batch_size=batch_size, drop_last=drop_last, rank=rank, world_size=world_size)
-    workers = WorkerOptions(
+    worker_options = WorkerOptions(
         num_workers=num_workers, prefetch_factor=prefetch_factor, pin_memory=pin_memory, memory_limit=memory_limit,
         persistent_workers=persistent_workers, multiprocessing_context=multiprocessing_context, timeout=timeout,
-        worker_init_fn=worker_init_fn, in_order=in_order,
+        worker_init_fn=worker_init_fn, in_order=in_order, workers=workers, device=device,
     )  # fmt: skip
-    return as_dataloader(BatchPipeline(open_dataset(read, order), processing, batches, workers))
+    return as_dataloader(BatchPipeline(open_dataset(read, order), processing, batches, worker_options))

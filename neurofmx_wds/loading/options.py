@@ -13,6 +13,7 @@ from multiprocessing.context import BaseContext
 from typing import Any, Literal, TypedDict, TypeVar
 
 import numpy as np
+import torch
 import webdataset as wds
 
 from ..format.finding import DEFAULT_SHARD_PATTERN, ShardDir
@@ -186,16 +187,18 @@ class BatchOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerOptions:
-    """Which processes read, and how far ahead.
+    """Which processes or threads read, how far ahead, and on which device batches are delivered.
 
     Attributes:
-        num_workers: worker processes; 0: none; None: none where loading is only copying, else a few.
+        num_workers: workers; 0: none; None: none where loading is only copying, else a few.
         prefetch_factor: batches read ahead by each worker, or by the thread that reads without workers; None: 2 for
             workers, 0 for the thread.
         pin_memory: whether batches are put into page-locked memory.
         memory_limit: bytes that loading may take; None: any number.
         persistent_workers, multiprocessing_context, timeout, worker_init_fn: as in torch's DataLoader.
         in_order: must be True.
+        workers: what workers are: processes, or threads of this process.
+        device: where the tensors of batches are delivered; None: where they were made.
 
     Raises:
         ValueError: a value that is not allowed.
@@ -210,8 +213,17 @@ class WorkerOptions:
     timeout: float = 0
     worker_init_fn: Callable[[int], None] | None = None
     in_order: bool = True
+    workers: Literal["processes", "threads"] = "processes"
+    device: str | torch.device | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "device", as_device(self.device))
+        if self.workers not in ("processes", "threads"):
+            raise ValueError(f'workers must be "processes" or "threads", not {self.workers!r}')
+        if self.workers == "threads":
+            for name in ("persistent_workers", "multiprocessing_context", "timeout", "worker_init_fn"):
+                if getattr(self, name):
+                    raise ValueError(f'{name} concerns worker processes: leave it out with workers="threads"')
         for name in ("num_workers", "prefetch_factor"):
             if getattr(self, name) is not None:
                 _set_count(self, name)
@@ -275,6 +287,27 @@ def parse_size(size: MemorySize) -> int:
     if not isinstance(size, str) or found is None or found[2] not in _UNITS or not float(found[1]):
         raise ValueError(f'memory_limit must be a number of bytes, or like "2GB" or "512MiB", not {size!r}')
     return int(float(found[1]) * _UNITS[found[2]])
+
+
+def as_device(device: str | torch.device | None) -> torch.device | None:
+    """Return the device of this name.
+
+    Raises:
+        ValueError: torch knows no such device, or has no CUDA device here.
+
+    Example:
+        >>> as_device("cpu"), as_device(None)
+        (device(type='cpu'), None)
+    """
+    if device is None:
+        return None
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be the name of a torch device, such as 'cuda', not {device!r}") from error
+    if found.type == "cuda" and not (found.index or 0) < torch.cuda.device_count():
+        raise ValueError(f"device={device!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices")
+    return found
 
 
 def count_of(name: str, value: int, least: int = 0) -> int:

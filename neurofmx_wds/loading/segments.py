@@ -6,6 +6,7 @@ Knows manifests, shards and the description of recordings; knows nothing of wind
 from __future__ import annotations
 
 import bisect
+import contextlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -36,7 +37,6 @@ class Segments:
     def __init__(self, reader: ShardReader) -> None:
         self._reader = reader
         self._kept: OrderedDict[tuple[int, str], np.ndarray] = OrderedDict()
-        self._kept_bytes = 0
         self.recordings = list(self._described(reader.shards.manifest))
 
     def _described(self, manifest: Manifest | None) -> Iterator[SegmentedRecording]:
@@ -64,21 +64,26 @@ class Segments:
         """
         if self._reader.mapped:
             return self._reader.array(segment, field)
-        found = self._kept.pop((segment, field), None)
-        if found is None:
-            found = self._reader.array(segment, field)
-            self._kept_bytes += found.nbytes
+        kept = self._kept.pop((segment, field), None)
+        found = self._reader.array(segment, field) if kept is None else kept
         self._kept[segment, field] = found  # the last to leave
-        while self._kept_bytes > _KEPT_BYTES and len(self._kept) > 1:
-            self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
+        if kept is None:
+            self._drop_oldest()
         return found
+
+    def _drop_oldest(self) -> None:
+        """Keep no more bytes than allowed. They are counted anew: several threads may add the same array."""
+        excess = sum(array.nbytes for array in list(self._kept.values())) - _KEPT_BYTES
+        with contextlib.suppress(KeyError):  # another thread has dropped the rest
+            while excess > 0 and len(self._kept) > 1:
+                excess -= self._kept.popitem(last=False)[1].nbytes
 
     def metadata(self, segment: int) -> dict[str, Any]:
         """Return the metadata of a segment."""
         return self._reader.metadata(segment)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": OrderedDict(), "_kept_bytes": 0}
+        return {**self.__dict__, "_kept": OrderedDict()}
 
 
 class SegmentedRecording:

@@ -5,6 +5,7 @@ Knows recipes, readers and errors; knows nothing of order or ranks.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,13 +49,17 @@ class Skipper:
         recipe: how plans are made.
         reader: says in which file a sample is.
         bad_files: those that are known; more are added.
+
+    Attributes:
+        recipe: as given.
     """
 
     def __init__(self, handler: Handler, recipe: Recipe, reader: Reader, bad_files: BadFiles) -> None:
         self._handler = handler
-        self._recipe = recipe
+        self.recipe = recipe
         self._reader = reader
         self._bad_files = bad_files
+        self._asking = threading.Lock()  # of several threads that find the same bad file, one asks
 
     def read(self, ids: np.ndarray) -> Any:
         """Return what the recipe makes of a plan, or a :class:`PartialBatch`.
@@ -67,26 +72,27 @@ class Skipper:
         """
         if not (self._bad_files and any(self._reader.file(i) in self._bad_files for i in ids.tolist())):
             try:
-                return self._recipe.read(ids)
+                return self.recipe.read(ids)
             except Exception:
                 if self._handler is wds.reraise_exception:
                     raise
-        return self._what_is_left(ids)
+        with self._asking:
+            return self._what_is_left(ids)
 
     def _what_is_left(self, ids: np.ndarray) -> PartialBatch:
         causes: dict[str, str] = {}
         made: list[Any] = []
-        left = self._good(lambda one: made.append(self._recipe.make(one)), ids, causes)
+        left = self._good(lambda one: made.append(self.recipe.make(one)), ids, causes)
         rest: list[Any] = []
         try:
-            rest = [self._recipe.join(left, made)] if made else []
+            rest = [self.recipe.join(left, made)] if made else []
         except Exception:
             left, rest = self._joinable(left, causes)
         return PartialBatch(len(ids) - len(left), rest, causes)
 
     def _joinable(self, ids: np.ndarray, causes: dict[str, str]) -> tuple[np.ndarray, list[Any]]:
         """Return which of some samples can be in a batch, and that: those that can be in one alone, or none."""
-        read = self._recipe.read
+        read = self.recipe.read
         while len(ids):
             kept = self._good(read, ids, causes)
             try:
