@@ -15,7 +15,9 @@ import numpy as np
 import torch
 import webdataset as wds
 
+from neurofmx_wds import collate_webdataset
 from neurofmx_wds.format.index import ShardIndex, index_path
+from neurofmx_wds.loading.readers import ShardReader
 from neurofmx_wds.storage.checksums import crc32
 
 from . import datasets
@@ -133,6 +135,40 @@ class Dali:
             batch = [list(column)[:left] for column in self._pipeline.run()]
             yield batch
             left -= len(batch[0])
+
+
+def batch_of(reader: ShardReader, transform: Map, batch_size: int, i: int) -> Any:
+    """Read a batch by its number with our reader, transform its samples and collate them."""
+    ids = np.arange(i * batch_size, min((i + 1) * batch_size, int(reader.counts.sum())))
+    return collate_webdataset([transform(sample) for sample in reader.read_samples(ids)])
+
+
+class Spdl:
+    """Batches made by SPDL's threads, by a function of their number."""
+
+    def __init__(self, read: Callable[[int], Any], n_batches: int, n_threads: int) -> None:
+        self.read, self.n_batches, self.n_threads = read, n_batches, n_threads
+
+    def __iter__(self) -> Iterator[Any]:
+        from spdl.pipeline import PipelineBuilder
+
+        builder = PipelineBuilder().add_source(range(self.n_batches)).pipe(self.read, concurrency=self.n_threads)
+        pipeline = builder.add_sink(2 * self.n_threads).build(num_threads=self.n_threads)
+        with pipeline.auto_stop():
+            yield from pipeline
+
+
+class ByNumber(torch.utils.data.Dataset):
+    """Batches made by a function of their number, for torch's workers."""
+
+    def __init__(self, read: Callable[[int], Any], n_batches: int) -> None:
+        self.read, self.n_batches = read, n_batches
+
+    def __len__(self) -> int:
+        return self.n_batches
+
+    def __getitem__(self, i: int) -> Any:
+        return self.read(i)
 
 
 def ffcv(root: Path, samples: Samples) -> Batches:

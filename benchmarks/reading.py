@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch.utils.data
 
 from neurofmx_wds import create_webdataset_dataloader
+from neurofmx_wds.format.shards import open_shards
 from neurofmx_wds.loading.batch_loader import WebDatasetDataLoader
+from neurofmx_wds.loading.readers import ShardReader
 
 from . import datasets, peers
 from .datasets import Samples
@@ -199,6 +202,55 @@ def transformed(setting: Setting) -> Group:
         ],
         [Target(OURS, "webdataset", at_least=10)],
     )
+
+
+def smoothed(sample: dict[str, Any]) -> dict[str, Any]:
+    """Smooth spike counts along time: numpy does it, and lets other threads run meanwhile."""
+    spectrum = np.fft.rfft(sample["spikes"], axis=0)
+    spectrum[10:] = 0
+    return {**sample, "spikes": np.fft.irfft(spectrum, len(sample["spikes"]), axis=0).astype(np.float32)}
+
+
+def counted(sample: dict[str, Any]) -> dict[str, Any]:
+    """Compute a number in Python, which holds other threads back."""
+    return {**sample, "number": np.int64(sum(i * i for i in range(2000)))}
+
+
+def threads(setting: Setting, transform: peers.Map, what: str, target: Target) -> Group:
+    """Apply a function to every sample: in this process, in two threads and in two processes."""
+    samples, root = ordinary(setting), setting.root
+    n_batches = -(-samples.n // samples.batch_size)
+
+    def by_number() -> Callable[[int], Any]:
+        reader = ShardReader(open_shards(datasets.ours(root, samples)), checksums=False)
+        return functools.partial(peers.batch_of, reader, transform, samples.batch_size)
+
+    def torchs() -> peers.Batches:
+        kept = {"num_workers": 2, "persistent_workers": True}
+        return torch.utils.data.DataLoader(peers.ByNumber(by_number(), n_batches), batch_size=None, **kept)
+
+    def ours(**options: Any) -> Callable[[], peers.Batches]:
+        return lambda: our_loader(setting, samples, transform=transform, **options)
+
+    cases = [
+        (OURS, ours()),
+        (f"{OURS}, 2 threads", ours(num_workers=2, workers="threads")),
+        (f"{OURS}, 2 processes", ours(num_workers=2, persistent_workers=True)),
+        ("SPDL, 2 threads, on our reader", lambda: peers.Spdl(by_number(), n_batches, 2)),
+        ("torch, 2 processes, on our reader", torchs),
+    ]
+    return Group(f"transform: {what}", [reads(name, batches, samples.n) for name, batches in cases], [target])
+
+
+def numpy_threads(setting: Setting) -> Group:
+    """Apply a function that is mostly numpy's work."""
+    target = Target(f"{OURS}, 2 threads", "SPDL, 2 threads, on our reader", at_least=1)
+    return threads(setting, smoothed, "smoothing with numpy", target)
+
+
+def python_threads(setting: Setting) -> Group:
+    """Apply a function that is Python's work."""
+    return threads(setting, counted, "a loop in Python", Target(f"{OURS}, 2 threads", OURS))
 
 
 def small(setting: Setting) -> Group:
@@ -500,6 +552,8 @@ GROUPS = {
     "workers": two_workers,
     "modality": one_modality,
     "transform": transformed,
+    "threads-numpy": numpy_threads,
+    "threads-python": python_threads,
     "small": small,
     "large": large,
     "our-shards": our_shards,

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from jobs import known_work, slow_work
 
-from benchmarks import resume
+from benchmarks import datasets, gpu, resume
+from benchmarks.datasets import Samples
 from benchmarks.harness import Row, Setting, Target, judge, measure, table, to_json
 
 ROOT = Path(__file__).parents[1]
@@ -59,3 +61,10 @@ def test_every_group_runs_on_little_data(tmp_path: Path) -> None:
 def test_resuming_is_measured_wherever_the_state_stands(tmp_path: Path) -> None:
     directory = resume.sparse_dataset(tmp_path / "d", n_shards=3, shard_size=64)
     assert all(time_ms > 0 for time_ms in resume.our_row(directory, 3 * 64, shuffle=False, num_workers=0))
+
+
+def test_batches_on_a_device_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = datasets.ours(tmp_path, Samples("gpu", 40, (10, 8)))
+    assert gpu.bytes_row(directory, "cpu", batch_size=16, shuffle=True)[1:] == (0, "of 6", True)
+    if not torch.cuda.is_available():
+        assert gpu.main([]) == 0 and "nothing was measured" in capsys.readouterr().out
