@@ -94,7 +94,8 @@ class CutRecording(WindowedRecording):
     @cached_property
     def words(self) -> dict[str, str]:
         """What the metadata of each table's rows begin with."""
-        return words_of(self.segmented.heads)
+        aligned = self.aligned_table
+        return words_of(self.segmented.heads if aligned is None else {**self.segmented.heads, aligned.name: aligned})
 
     @cached_property
     def signature(self) -> Hashable:

@@ -9,6 +9,7 @@ import bisect
 import contextlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -104,7 +105,8 @@ class SegmentedRecording:
     def __init__(self, segments: Segments, first: int, source: Mapping[str, Any]) -> None:
         stored = source["stored"]
         identity = {name: source[name] for name in ("session_id", "identifier", "subject") if name in source}
-        self.about = StoredRecording(source["path"], identity, stored, self._all_rows)
+        self.about = StoredRecording(source["path"], identity, stored, self._all_rows, self._rows_to_align)
+        self._alignable = {each["path"]: each for each in stored.get("alignable", ())}
         self.segment_ns = int(stored["segment_ns"])
         self.heads = _tables(self.about.columns, [])
         self._segments = segments
@@ -152,21 +154,43 @@ class SegmentedRecording:
         run = bisect.bisect_right(self._run_places, place)
         return self._run_places[run] if run < len(self._run_places) else None
 
+    def _holder(self, place: int) -> int:
+        """Return the dataset's segment that has the rows of tables at a place in time."""
+        run = bisect.bisect_right(self._run_places, place) - 1
+        if run < 0:
+            return self._first
+        within = self._run_firsts[run] + place - self._run_places[run]
+        return self._first + min(within, self._run_firsts[run + 1] - 1)
+
     def tables(self, time: int) -> dict[str, Intervals]:
         """Return the rows of interval tables that overlap the segment at a time (ns)."""
-        place = time // self.segment_ns
-        found = self._rows.get(place)
+        number = self._holder(time // self.segment_ns)
+        found = self._rows.get(number)
         if found is None:
-            number = self.number(place)
-            found = _tables(self.about.columns, [] if number is None else [self._segments.metadata(number)])
+            found = _tables(self.about.columns, [self._segments.metadata(number)])
             if len(self._rows) > 4096:
                 self._rows.clear()
-            self._rows[place] = found
+            self._rows[number] = found
         return found
 
     def _all_rows(self) -> dict[str, Intervals]:
-        every = (self._segments.metadata(number) for number in range(self._first, self._first + self.n_segments))
-        return _tables(self.about.columns, every)
+        every = _tables(self.about.columns, self._all_metadata())
+        paths = self.about.table_paths
+        return {name: replace(table, paths=tuple(paths.get(name, ()))) for name, table in every.items()}
+
+    def _rows_to_align(self, path: str) -> Intervals:
+        """Return all rows of something that windows can be aligned to, by its path."""
+        about = self._alignable[path]
+        known = next((name for name, paths in self.about.table_paths.items() if path in paths), None)
+        if known is not None:
+            return self.about.intervals[known]
+        rows = [row for each in self._all_metadata() for row in each.get("alignable", {}).get(path, ())]
+        event = "timestamp" if about["events"] else "start_time"
+        table = _intervals(about["name"], about["columns"], [[row[0], None, None, *row[1:]] for row in rows])
+        return replace(table, event=event, paths=(path,))
+
+    def _all_metadata(self) -> Iterator[dict[str, Any]]:
+        return (self._segments.metadata(number) for number in range(self._first, self._first + self.n_segments))
 
 
 def _tables(columns: Mapping[str, list[str]], metadata: Iterable[Mapping[str, Any]]) -> dict[str, Intervals]:
@@ -179,11 +203,11 @@ def _tables(columns: Mapping[str, list[str]], metadata: Iterable[Mapping[str, An
 
 
 def _intervals(name: str, columns: list[str], rows: list[list[Any]]) -> Intervals:
-    number, start, stop = (np.array([row[k] for row in rows], np.int64) for k in range(3))
+    """Return a table of (row, start, stop, *cells); rows whose start is None are no intervals, but have cells."""
+    number, start, stop = (np.array([row[k] for row in rows if row[1] is not None], np.int64) for k in range(3))
     by_start = np.argsort(start, kind="stable")
-    cells: dict[str, Any] = {}
-    for i, each in enumerate(columns):
-        cells[each] = [None] * (int(number.max(initial=-1)) + 1)
-        for row in rows:
-            cells[each][row[0]] = row[3 + i]
+    cells: dict[str, list[Any]] = {each: [None] * (1 + max((row[0] for row in rows), default=-1)) for each in columns}
+    for row in rows:
+        for each, cell in zip(columns, row[3:], strict=True):
+            cells[each][row[0]] = cell
     return Intervals(name, number[by_start], start[by_start], stop[by_start], cells)

@@ -240,8 +240,8 @@ class Places:
         grid = Grid(recording.grid.width, int(self.origins[row]))
         first = int(self.firsts[row])
         running = dict(recording.segmented.tables(grid.start_of(first)))
-        if recording.config.align is not None:
-            running[recording.config.align] = recording.recording.intervals[recording.config.align]
+        if recording.aligned_table is not None:
+            running[recording.aligned_table.name] = recording.aligned_table
         return recording.metadata(recording.recording.path, int(self.indices[row]), grid, first, running)
 
 

@@ -41,8 +41,9 @@ class Windows:
             "count".
         lfp_method: how electrical series do: "auto", "native" (their own rate), "bin_mean", "linear".
         max_gap_s: seconds; a longer step between samples is a gap. At least that of the conversion.
-        align: name of a table of intervals: one window around each of its rows.
-        event: the column of that table with the time of the event.
+        align: name or path of a table of intervals or events, of a series of events, or of a container of events of
+            behavior: one window around each of its rows, whose cells are metadata.
+        event: the column of that table with the time of the event; events have a time of their own.
         before_s: seconds from the window's start to the event, a whole number of bins.
         after_s: seconds from the event to the window's stop, a whole number of bins.
         within: keep windows inside these intervals: pairs of seconds, or the name of a table of intervals.

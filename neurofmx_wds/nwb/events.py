@@ -5,8 +5,7 @@ Knows annotations, events of behavior, tables, and types of extensions by their 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy.typing as npt
 from hdmf.common import DynamicTable
 from pynwb.misc import AnnotationSeries
 
+from .alignable import Events
 from .clock import Int64, to_ns, union, usable
 from .columns import short_name
 from .finding import Found
@@ -28,65 +28,6 @@ MOST_CODES = 16
 LABEL_COLUMNS = ("label", "labels", "state", "behavior", "stage", "type", "condition", "name", "tags")
 #: Where types of extensions keep the texts that their integer data stand for: an attribute of the group or of the data.
 _TEXTS = ("labels", "data__labels")
-
-
-@dataclass(frozen=True)
-class Events:
-    """Events of one object.
-
-    Attributes:
-        path: where they are.
-        name: what their columns are called.
-        seconds: float64 (n,), their times.
-        labels: the kind of each event; None if all are of one kind.
-        cells: column → plain JSON value of each event.
-    """
-
-    path: str
-    name: str
-    seconds: npt.NDArray[np.float64]
-    labels: list[str] | None = None
-    cells: Mapping[str, list[Any]] = field(default_factory=dict)
-
-    @property
-    def values(self) -> dict[str, npt.NDArray[np.float64]]:
-        """The columns of numbers, NaN where an event has none."""
-        numbers = {
-            name: np.array([np.nan if cell is None else cell for cell in cells], np.float64)
-            for name, cells in self.cells.items()
-            if cells and all(cell is None or type(cell) in (int, float, bool) for cell in cells)
-        }
-        return {name: column for name, column in numbers.items() if not np.isnan(column).all()}
-
-
-def events_table(every: Sequence[Events]) -> Intervals:
-    """Return events as one table to align windows to, in the order of time; its rows are points, not intervals.
-
-    Args:
-        every: events of one object or container; those of several are told apart by a column ``label``.
-    """
-    rows = [
-        {"timestamp": time if np.isfinite(time) else None, **_label_of(each, i, len(every) > 1), **_cells_of(each, i)}
-        for each in every
-        for i, time in enumerate(each.seconds.tolist())
-    ]
-    if len(every) > 1:
-        rows.sort(key=lambda row: (row["timestamp"] is None, row["timestamp"]))
-    columns = dict.fromkeys(column for row in rows for column in row) or {"timestamp": None}
-    none, path = np.empty(0, np.int64), every[0].path
-    cells = {column: [row.get(column) for row in rows] for column in columns}
-    name = path.split("/")[-2 if len(every) > 1 else -1]
-    return Intervals(name, none, none, none, cells, "timestamp", tuple(each.path for each in every))
-
-
-def _label_of(events: Events, row: int, several: bool) -> dict[str, str]:
-    if several:
-        return {"label": events.name.rsplit("/", 1)[-1]}
-    return {} if events.labels is None else {"label": events.labels[row]}
-
-
-def _cells_of(events: Events, row: int) -> dict[str, Any]:
-    return {column: cells[row] for column, cells in events.cells.items()}
 
 
 def read_events(found: Found) -> Events:

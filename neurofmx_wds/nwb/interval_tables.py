@@ -13,9 +13,9 @@ from typing import Any
 from pynwb import NWBFile
 from pynwb.behavior import BehavioralEvents
 
-from ..errors import SourceError
+from .alignable import Alignable, Events, table_to_align
 from .clock import Int64, intervals_of, no_intervals
-from .events import events_table, read_epochs, read_events
+from .events import read_epochs, read_events
 from .finding import Found
 from .intervals import Intervals
 from .tables import read_intervals
@@ -68,47 +68,35 @@ class IntervalTables:
     def to_align(self, name: str) -> Intervals | None:
         """Return a table of intervals or events to align windows to; None if there is none of this name or path.
 
-        Args:
-            name: the name, or the path, of a table of intervals or events, of a series of events or of intervals, or of
-                a container of events of behavior, whose series are then told apart by their labels.
-
         Raises:
             SourceError: several have this name.
         """
-        known = [table for table in self.metadata.values() if name in (table.name, *table.paths)]
-        if known:
-            return known[0]
-        chosen = [each for each in self._all if name in (each.path, each.series.name, *each.links)]
-        if not chosen:
-            inside = [each for each in self._all if each.holder is not None]
-            chosen = [each for each in inside if name in (each.holder.name, each.holder_path)]
-        if not chosen:
-            return None
-        together = len({id(each.holder) for each in chosen}) == 1 and isinstance(chosen[0].holder, BehavioralEvents)
-        if len(chosen) > 1 and not together:
-            several = f"{name} stands for several: {', '.join(each.path for each in chosen)}"
-            raise SourceError(several, file=self._file, remedy="align to one of these paths")
-        table = self._to_align(chosen)
-        return table if table.name not in self.metadata else replace(table, name=f"{chosen[0].place}_{table.name}")
+        return table_to_align(name, self.metadata, self.others, self._file)
 
-    def _to_align(self, chosen: list[Found]) -> Intervals:
-        if chosen[0].kind == "intervals":
-            return self._read(chosen[0].series, chosen[0].path)
-        if chosen[0].kind == "epochs":
-            return read_epochs(chosen[0]).table
-        return events_table([read_events(each) for each in chosen])
+    @cached_property
+    def others(self) -> list[Alignable]:
+        """All that windows can be aligned to, but the tables of the file's group of intervals."""
+        kinds = ("intervals", "epochs", "events")
+        every = [each for each in self._objects if not each.path.startswith("intervals/")]
+        chosen = [each for each in every if each.kind in kinds or isinstance(each.holder, BehavioralEvents)]
+        return [self._alignable(each) for each in chosen]
+
+    def _alignable(self, found: Found) -> Alignable:
+        return Alignable(
+            found.path, found.series.name, lambda: self._rows(found), found.links, found.place,
+            None if found.holder is None else found.holder.name, isinstance(found.holder, BehavioralEvents),
+        )  # fmt: skip
+
+    def _rows(self, found: Found) -> Events | Intervals:
+        if found.kind == "intervals":
+            return self._read(found.series, found.path)
+        return read_epochs(found).table if found.kind == "epochs" else read_events(found)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the tables of intervals, and the paths of all else that windows can be aligned to."""
-        others = (each.path for each in self._all if each.kind != "intervals" or not each.in_recording)
-        return (*self.metadata, *others)
-
-    @property
-    def _all(self) -> list[Found]:
-        kinds = ("intervals", "epochs", "events")
-        every = [each for each in self._objects if not each.path.startswith("intervals/")]
-        return [each for each in every if each.kind in kinds or isinstance(each.holder, BehavioralEvents)]
+        known = {path for table in self.metadata.values() for path in table.paths}
+        return (*self.metadata, *(each.path for each in self.others if each.path not in known))
 
     def _read(self, table: Any, path: str) -> Intervals:
         intervals, notes = read_intervals(table, path)

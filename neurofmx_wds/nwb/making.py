@@ -17,8 +17,9 @@ from hdmf.common import DynamicTable
 from pynwb.behavior import BehavioralEvents, CompassDirection, SpatialSeries
 
 from .access import why_unreadable
+from .alignable import Events
 from .columns import columns_of
-from .events import MOST_LABELS, Epochs, Events, read_epochs, read_events
+from .events import MOST_LABELS, Epochs, read_epochs, read_events
 from .finding import Found
 from .options import RecordingOptions
 from .orientation import time_first

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .alignable import Alignable
 from .clock import no_intervals
 from .intervals import Intervals
 from .series import Series
@@ -32,6 +33,7 @@ class PlainRecording:
     behavior: tuple[Series, ...] = ()
     events: tuple[Series, ...] = ()
     alignable: tuple[str, ...] = ()
+    to_align: tuple[Alignable, ...] = ()
     spikes = SpikeTrains(no_intervals()[:, 0], np.empty(0, np.int32), (), {}, (), None, 0)
     spike_support = no_intervals(), "no spikes", 0
     invalid_times = no_intervals()

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from pynwb.behavior import BehavioralEvents
 
 from ..errors import SourceError
+from .alignable import Alignable
 from .clock import Int64
 from .columns import short_fields, with_distinct_columns
 from .finding import Found, at_path, find_objects, of_modality
@@ -228,6 +229,11 @@ class Recording:
     def align_table(self, name: str) -> Intervals | None:
         """Return a table to align windows to (see `IntervalTables.to_align`)."""
         return self._interval_tables.to_align(name)
+
+    @property
+    def to_align(self) -> list[Alignable]:
+        """What windows can be aligned to beside the tables of `intervals`."""
+        return self._interval_tables.others
 
     @property
     def alignable(self) -> tuple[str, ...]:

@@ -215,6 +215,8 @@ class Series:
         if self.timeline.order is None:
             return self._rows(low, high)
         rows = self.timeline.order[low:high]
+        if not len(rows):
+            return np.asarray(self.data[0:0])
         first, stop = int(rows.min()), int(rows.max()) + 1
         if stop - first <= 2 * len(rows) + 1024:
             return np.asarray(self._rows(first, stop)[rows - first])

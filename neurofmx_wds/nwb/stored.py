@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .alignable import Alignable, Events, events_table, table_to_align
 from .clock import Int64, no_intervals
 from .intervals import Intervals
 from .series import Series
@@ -49,6 +50,9 @@ class Source(Protocol):
     def invalid_times(self) -> Int64: ...
     @property
     def intervals(self) -> dict[str, Intervals]: ...
+    @property
+    def to_align(self) -> Sequence[Alignable]: ...
+    def warn(self, *lines: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,45 @@ def describe(recording: Source, modalities: Iterable[str], held: Iterable[Held],
         "videos": [_video_to_json(each, max_gap) for each in held if isinstance(each.source, Video)],
         "invalid_times": recording.invalid_times.tolist(),
         "tables": {table.name: list(table.cells) for table in recording.intervals.values()},
+        "table_paths": {table.name: list(table.paths) for table in recording.intervals.values()},
+        "alignable": [_alignable_to_json(each, rows) for each, rows in alignable_rows(recording)],
     }
+
+
+def alignable_rows(recording: Source) -> Iterator[tuple[Alignable, Events | Intervals]]:
+    """Yield all that windows can be aligned to beside the tables of intervals, with its rows.
+
+    What cannot be read is left out, with a warning of the recording.
+    """
+    known = {path: table for table in recording.intervals.values() for path in table.paths}
+    for each in recording.to_align:
+        try:
+            yield each, known.get(each.path) or each.read()
+        except Exception as error:
+            recording.warn(f"{each.path}: windows cannot be aligned to it, it cannot be read: {error}")
+
+
+def _alignable_to_json(each: Alignable, rows: Events | Intervals) -> dict[str, Any]:
+    events = {"name": rows.name, "labelled": rows.labels is not None} if isinstance(rows, Events) else None
+    return {
+        "path": each.path, "name": each.name, "links": list(each.links), "place": each.place,
+        "holder": each.holder, "together": each.together, "events": events, "columns": list(table_of(rows).cells),
+    }  # fmt: skip
+
+
+def table_of(rows: Events | Intervals) -> Intervals:
+    """Return rows to align to as a table."""
+    return rows if isinstance(rows, Intervals) else events_table([rows])
+
+
+def _events_of(path: str, about: Mapping[str, Any] | None, table: Intervals) -> Events | Intervals:
+    """Return the rows that were stored as a table as what they were made of."""
+    if about is None:
+        return table
+    cells = dict(table.cells)
+    seconds = [np.nan if time is None else time for time in cells.pop("timestamp")]
+    labels = cells.pop("label") if about["labelled"] else None
+    return Events(path, about["name"], np.array(seconds, np.float64), labels, cells)
 
 
 def _spikes_to_json(trains: SpikeTrains) -> dict[str, Any]:
@@ -141,6 +183,7 @@ class StoredRecording:
         identity: session_id and the like.
         about: what :func:`describe` returned.
         tables: reads all rows of its interval tables; called when they are first needed.
+        rows: reads all rows of something else that windows can be aligned to, by its path.
     """
 
     def __init__(
@@ -149,16 +192,19 @@ class StoredRecording:
         identity: Mapping[str, Any],
         about: Mapping[str, Any],
         tables: Callable[[], dict[str, Intervals]],
+        rows: Callable[[str], Intervals],
     ) -> None:
         self.path = path
         self.identity = dict(identity)
         self.modalities: tuple[str, ...] = tuple(about["modalities"])
         self.invalid_times = np.array(about["invalid_times"], np.int64).reshape(-1, 2)
         self.columns: dict[str, list[str]] = dict(about["tables"])
+        self.table_paths: dict[str, list[str]] = dict(about.get("table_paths", {}))
         self.warnings: list[str] = []
         self.units_table: dict[str, list[Any]] = {}
         self._spikes = about["spikes"]
         self._read_tables = tables
+        self._to_align = [self._alignable(each, rows) for each in about.get("alignable", ())]
         timelines = [each["timeline"] for each in (*about["series"], *about["videos"])]
         self.shortest_gap = max((float(each.get("shortest_gap", 0)) for each in timelines), default=0.0)
         self.held = [*(_held(each, self._series(each)) for each in about["series"])]
@@ -245,14 +291,22 @@ class StoredRecording:
         """Return False: units are stored as spikes, whatever table they are from."""
         return False
 
+    def _alignable(self, about: Mapping[str, Any], rows: Callable[[str], Intervals]) -> Alignable:
+        path = about["path"]
+        return Alignable(
+            path, about["name"], lambda: _events_of(path, about["events"], rows(path)), tuple(about["links"]),
+            about["place"], about["holder"], bool(about["together"]),
+        )  # fmt: skip
+
     @property
     def alignable(self) -> tuple[str, ...]:
-        """The names of the interval tables."""
-        return tuple(self.columns)
+        """The names of the interval tables, and the paths of all else that windows can be aligned to."""
+        known = {path for paths in self.table_paths.values() for path in paths}
+        return (*self.columns, *(each.path for each in self._to_align if each.path not in known))
 
     def align_table(self, name: str) -> Intervals | None:
-        """Return an interval table; None if there is none of this name."""
-        return self.intervals.get(name)
+        """Return a table to align windows to, by its name or path; None if there is none of this name."""
+        return table_to_align(name, self.intervals, self._to_align, self.path)
 
     def why_not(self, path: str) -> str:
         """Return "": what was not stored is not known."""

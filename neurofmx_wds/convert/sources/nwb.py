@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import SourceError
+from ...nwb.alignable import Alignable
 from ...nwb.clock import NS_PER_S, Aligned, Grid, Int64, Windows, intersection, stride_of, union
 from ...nwb.gridding import Float64
 from ...nwb.names import JOINED
@@ -31,6 +32,8 @@ MOST_EMPTY = 100
 class OpenRecording(AnyRecording, Protocol):
     """A recording whose samples can be read."""
 
+    @property
+    def to_align(self) -> Sequence[Alignable]: ...
     def close(self) -> None: ...
     def not_taken(self, modalities: Sequence[str], paths: Collection[str]) -> list[dict[str, str]]: ...
 

@@ -12,16 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from ...nwb.clock import NS_PER_S, Int64
+from ...nwb.clock import NS_PER_S, Int64, to_ns, usable
 from ...nwb.intervals import Intervals
 from ...nwb.names import JOINED, field_name
 from ...nwb.series import Series
-from ...nwb.stored import Held, describe
+from ...nwb.stored import Held, alignable_rows, describe, table_of
 from ...nwb.timeline import Timeline
 from ...nwb.video import Video
 from .contract import SourceDescription
 from .nwb import Fields, OpenRecording, RecordingSource
 from .windows import WindowConfig
+
+_ALWAYS = np.iinfo(np.int64)
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class SegmentSource(RecordingSource):
             SourceError: the file is damaged, or lacks what was asked for.
         """
         n = len(self._places)
-        stored = describe(self.recording, self.modalities, self._held, self.max_gap)
+        stored = describe(self._open, self.modalities, self._held, self.max_gap)
         stored |= {"segment_ns": self._segment_ns, "segments": self._segment_runs}
         report = self._stored_report(n) | {"stored": stored}
         return SourceDescription(n, self._described_fields(), report, "" if n else "nothing was recorded")
@@ -172,30 +174,60 @@ class SegmentSource(RecordingSource):
         return fields
 
     def _about_segment(self, span: _Span) -> dict[str, Any]:
-        tables = self.recording.intervals.values()
+        start, stop = self._reach(span)
+        tables = {each.name: _overlapping(each, start, stop) for each in self.recording.intervals.values()}
+        others = {path: _beginning(each, start, stop) for path, each in self._others.items()}
         return {
             "session_id": self.recording.identity["session_id"],
             "source": self._name,
             "segment": span.place,
             "t_start_ns": span.start,
             "t_stop_ns": span.stop,
-            "intervals": {table.name: self._rows_of(table, span) for table in tables},
+            "intervals": tables,
+            **({"alignable": others} if others else {}),
         }
 
-    def _rows_of(self, table: Intervals, span: _Span) -> list[list[Any]]:
-        """Return (row, start, stop, *cells) of the intervals that overlap a segment, by start.
+    @cached_property
+    def _others(self) -> dict[str, Intervals]:
+        """The tables that windows can be aligned to and whose rows do not stand in every window's metadata, by path."""
+        known = {path for table in self.recording.intervals.values() for path in table.paths}
+        rows = alignable_rows(self._open)
+        return {each.path: table_of(table) for each, table in rows if each.path not in known}
 
-        The first segment also has those that overlap none.
-        """
-        taken = (table.starts < span.stop) & (table.stops > span.start)
-        if span.place == self._places[0]:
-            length = self._segment_ns
-            next_place = np.searchsorted(self._places, table.starts // length)
-            following = np.r_[self._places, np.iinfo(np.int64).max // length][next_place] * length
-            taken |= table.stops <= following  # it ends before the next segment begins
-        rows = table.rows[taken].tolist()
-        times = zip(rows, table.starts[taken].tolist(), table.stops[taken].tolist(), strict=True)
-        return [[row, start, stop, *(cells[row] for cells in table.cells.values())] for row, start, stop in times]
+    def _reach(self, span: _Span) -> tuple[int, int]:
+        """Return the time (ns) of which a segment has the rows of tables: up to the next one, so that none is lost."""
+        i = int(np.searchsorted(self._places, span.place))
+        start = span.start if i else _ALWAYS.min
+        return start, int(self._places[i + 1]) * self._segment_ns if i + 1 < len(self._places) else _ALWAYS.max
+
+
+def _overlapping(table: Intervals, start: int, stop: int) -> list[list[Any]]:
+    """Return (row, start, stop, *cells) of the intervals that overlap a time, by start.
+
+    Rows without a usable start and stop are there from the beginning of time; their start and stop are None.
+    """
+    taken = (table.starts < stop) & (table.stops > start)
+    rows, starts, stops = (each[taken].tolist() for each in (table.rows, table.starts, table.stops))
+    if start == _ALWAYS.min:
+        unusable = sorted(set(range(_n_rows(table))).difference(table.rows.tolist()))
+        rows, starts, stops = rows + unusable, starts + [None] * len(unusable), stops + [None] * len(unusable)
+    times = zip(rows, starts, stops, strict=True)
+    return [[row, first, last, *(cells[row] for cells in table.cells.values())] for row, first, last in times]
+
+
+def _beginning(table: Intervals, start: int, stop: int) -> list[list[Any]]:
+    """Return (row, *cells) of the rows that begin in a time; those without a time begin at the beginning of time."""
+    seconds = table.times(table.event)
+    times = np.full(_n_rows(table), _ALWAYS.min)
+    if seconds is not None and len(seconds):
+        known = usable(seconds)
+        times[known] = to_ns(seconds[known])
+    rows = np.flatnonzero((times >= start) & (times < stop)).tolist()
+    return [[row, *(cells[row] for cells in table.cells.values())] for row in rows]
+
+
+def _n_rows(table: Intervals) -> int:
+    return len(next(iter(table.cells.values()), ()))
 
 
 def _with_distinct_fields(held: Iterable[Held]) -> list[Held]:
