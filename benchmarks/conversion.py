@@ -9,6 +9,8 @@ import datetime as dt
 import functools
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor
 from multiprocessing import get_context
@@ -25,6 +27,7 @@ from neurofmx_wds import NWBToWebDatasetConverter
 from neurofmx_wds.convert.config import Workers
 from neurofmx_wds.convert.look import look_at
 from neurofmx_wds.convert.sources import SourceConfig
+from neurofmx_wds.demo.recording import simulate, write_nwb
 
 from .datasets import made
 from .harness import Case, Group, Setting, Target, Work
@@ -170,4 +173,42 @@ def planning(setting: Setting) -> Group:
     )
 
 
-GROUPS = {"conversion": conversion, "planning": planning}
+_PLAIN = """
+import os, sys
+import h5py, pynwb
+with h5py.File(sys.argv[1]) as file:
+    file.visititems(lambda name, item: item[()] if isinstance(item, h5py.Dataset) else None)
+for i, size in enumerate(map(int, sys.argv[3:])):
+    with open(f"{sys.argv[2]}-{i}.raw", "wb") as out:
+        out.write(bytes(size))
+        os.fsync(out.fileno())
+"""
+
+
+def first_conversion(setting: Setting) -> Group:
+    """Convert one small recording as a new user does: with a command, whose start counts too."""
+    out = setting.root / "small"
+    ours, plain = "neurofmx_wds convert", "importing pynwb, reading with h5py, plain writing"
+
+    def source() -> Path:
+        return made(setting.root / "small.nwb", lambda path: write_nwb(simulate(seconds=600, seed=0), path))
+
+    def command(*arguments: object) -> Work:
+        def work() -> float:
+            subprocess.run([sys.executable, *map(str, arguments)], check=True, capture_output=True)
+            return 1.0
+
+        return work
+
+    def convert() -> Work:
+        return command("-m", "neurofmx_wds", "convert", "-i", source(), "-o", out, "--overwrite")
+
+    def plainly() -> Work:
+        convert()()
+        return command("-c", _PLAIN, source(), out, *(path.stat().st_size for path in out.glob("*.tar")))
+
+    cases = [Case(ours, convert, ours=True), Case(plain, plainly)]
+    return Group("the first conversion of a small NWB file", cases, [Target(ours, plain, at_least=0.5)], "a second", 1)
+
+
+GROUPS = {"conversion": conversion, "planning": planning, "first-conversion": first_conversion}
