@@ -20,6 +20,8 @@ REPAIR_DATASET = "repair the dataset"
 CONVERT_FIRST = "convert it first"
 MERGE_DATASETS = "merge the datasets"
 OVERWRITE = "overwrite the dataset"
+INSPECT = "inspect it"
+SHOW_DATASET = "show the dataset"
 RESTORE = f"restore the shard from a copy, or {REPAIR_DATASET} if it was converted"
 
 _MOST_NAMED = 20

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 from ..convert.options import positive
+from ..convert.sources.kinds import format_by_name
+from ..errors import CONVERT_FIRST, INSPECT, SourceError
 from .options import typed
 from .output import show, terminal_width
 
@@ -36,12 +39,21 @@ def _info(options: argparse.Namespace) -> int:
 
     from ..format.info import ShardedDatasetInfo
 
+    _refuse_recording(options.dir)
     info = ShardedDatasetInfo(options.dir)
     if options.json:
         show(json.dumps(info.get_summary(), indent=1))
     else:
         info.print_summary(options.every)
     return 0
+
+
+def _refuse_recording(path: str) -> None:
+    """Raise a SourceError if this is the name of a file that can be converted, not of a dataset."""
+    kind = format_by_name(path)
+    if kind and os.path.exists(path):
+        problem = f"is an {kind} file, not a dataset of shards"
+        raise SourceError(problem, file=path, remedy=f"{INSPECT}, or {CONVERT_FIRST}")
 
 
 def _add_read(commands: Any) -> None:
@@ -61,6 +73,7 @@ def _add_read(commands: Any) -> None:
 def _read(options: argparse.Namespace) -> int:
     from .show import sample_lines
 
+    _refuse_recording(options.dir)
     for line in sample_lines(options.dir, options.most, terminal_width()):
         show(line)
     return 0

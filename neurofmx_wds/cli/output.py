@@ -9,7 +9,17 @@ import shutil
 import sys
 from collections.abc import Sequence
 
-from ..errors import CONVERT_FIRST, INDEX_SHARDS, MERGE_DATASETS, OVERWRITE, REBUILD_INDEX, REPAIR_DATASET, printable
+from ..errors import (
+    CONVERT_FIRST,
+    INDEX_SHARDS,
+    INSPECT,
+    MERGE_DATASETS,
+    OVERWRITE,
+    REBUILD_INDEX,
+    REPAIR_DATASET,
+    SHOW_DATASET,
+    printable,
+)
 
 _MOST_PROBLEMS = 20
 
@@ -21,6 +31,8 @@ COMMANDS = {
     CONVERT_FIRST: "python -m neurofmx_wds convert",
     MERGE_DATASETS: "python -m neurofmx_wds merge",
     OVERWRITE: "--overwrite",
+    INSPECT: "python -m neurofmx_wds inspect",
+    SHOW_DATASET: "python -m neurofmx_wds info",
 }
 
 

@@ -266,6 +266,11 @@ class Recording:
         below = {where: why for where, why in reasons.items() if why and f"{where}/".startswith(f"{path.strip('/')}/")}
         return "; ".join(f"{where}: {why}" for where, why in below.items())
 
+    @property
+    def objects(self) -> list[Found]:
+        """The objects of the file that hold data, by path."""
+        return self._objects
+
     @cached_property
     def _objects(self) -> list[Found]:
         return find_objects(self._nwb, self._path_of)

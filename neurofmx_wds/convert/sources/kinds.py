@@ -22,13 +22,18 @@ _BY_SUFFIX = {".nwb": "nwb", ".npz": "npz", ".npy": "npy"}
 _BY_SIGNATURE = {b"\x89HDF\r\n\x1a\n": "nwb", b"PK\x03\x04": "npz", b"\x93NUMPY": "npy"}
 
 
+def format_by_name(path: str) -> str | None:
+    """Return which of `FILE_FORMATS` a file's name says that it has; None if it says nothing."""
+    return "nwb" if is_zarr(path) else _BY_SUFFIX.get(os.path.splitext(name_of(path))[1].lower())
+
+
 def format_of(path: str) -> str:
     """Return which of `FILE_FORMATS` a file has, by its name or else its first bytes.
 
     Raises:
         SourceError: it cannot be read, or has none.
     """
-    known = "nwb" if is_zarr(path) else _BY_SUFFIX.get(os.path.splitext(name_of(path))[1].lower())
+    known = format_by_name(path)
     if known:
         return known
     try:
