@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from .format.writer import WebDatasetWriter, create_shards_from_arrays
     from .loading.collate import collate_webdataset
     from .loading.loaders import ResumableWebDatasetLoader, WebDatasetLoader, create_webdataset_dataloader
+    from .loading.mixture import Mixture, mix
     from .loading.windows import Windows
 
 # Imported on first use: `python -m neurofmx_wds --help` need not wait for torch.
 _PLACES = {
+    "Mixture": "loading.mixture",
     "NWBToWebDatasetConverter": "convert.converter",
     "ResumableWebDatasetLoader": "loading.loaders",
     "ShardedDatasetInfo": "format.info",
@@ -26,9 +28,11 @@ _PLACES = {
     "collate_webdataset": "loading.collate",
     "create_shards_from_arrays": "format.writer",
     "create_webdataset_dataloader": "loading.loaders",
+    "mix": "loading.mixture",
 }
 
 __all__ = [
+    "Mixture",
     "NWBToWebDatasetConverter",
     "ResumableWebDatasetLoader",
     "ShardedDatasetInfo",
@@ -39,6 +43,7 @@ __all__ = [
     "collate_webdataset",
     "create_shards_from_arrays",
     "create_webdataset_dataloader",
+    "mix",
 ]
 
 

@@ -26,11 +26,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import refuse_unknown
-from ..format.finding import ShardDir
 from ..loading.batch_loader import WebDatasetDataLoader
 from ..loading.loaders import create_webdataset_dataloader
-from ..loading.options import Shuffle
-from .splits import SplitModule, by_name
+from ..loading.options import Datasets, Shuffle
+from .splits import Split, SplitModule, by_name
+
+_OF_MIXTURES = {"weights", "epoch"}  # options that hold for those splits that are mixtures
 
 
 class NeuroDataModule(SplitModule):
@@ -46,7 +47,8 @@ class NeuroDataModule(SplitModule):
 
     Args:
         train, val, test, predict: datasets, as `shard_dir` of :func:`~neurofmx_wds.create_webdataset_dataloader`;
-            only those that a stage needs. The first may also be a mapping from split (name or
+            only those that a stage needs. Each may be a mixture: :func:`~neurofmx_wds.mix`, or name → dataset (of
+            `train` only with `weights` or `epoch`). The first may also be a mapping from split (name or
             :class:`~neurofmx_wds.lightning.Split`) to dataset. Without `predict`, prediction runs on `test`.
         batch_size: samples per batch and rank; also an attribute, as Lightning's batch size finder expects.
         num_workers: processes that read. 0 is fastest unless `transform` is costly.
@@ -67,10 +69,10 @@ class NeuroDataModule(SplitModule):
 
     def __init__(
         self,
-        train: ShardDir | Mapping[Any, ShardDir] | None = None,
-        val: ShardDir | None = None,
-        test: ShardDir | None = None,
-        predict: ShardDir | None = None,
+        train: Datasets | Mapping[Any, Datasets] | None = None,
+        val: Datasets | None = None,
+        test: Datasets | None = None,
+        predict: Datasets | None = None,
         batch_size: int = 32,
         num_workers: int = 0,
         shuffle: Shuffle = True,
@@ -79,7 +81,10 @@ class NeuroDataModule(SplitModule):
         **options: Any,
     ) -> None:
         super().__init__()
-        mapped = by_name(train, self._SPLITS, "train") if isinstance(train, Mapping) else {"train": train}
+        weighted = {*options, *by_name(per_split, self._SPLITS, "per_split").get("train", {})} & _OF_MIXTURES
+        mapped: Mapping[str, Any] = {"train": train}
+        if isinstance(train, Mapping) and not (weighted and {*self._SPLITS, *Split}.isdisjoint(train)):
+            mapped = by_name(train, self._SPLITS, "train")
         datasets = {"val": val, "test": test, "predict": predict, **mapped}
         self.shard_dirs = {split: datasets[split] for split in self._SPLITS if datasets.get(split) is not None}
         self.batch_size = batch_size
@@ -105,7 +110,10 @@ class NeuroDataModule(SplitModule):
             options["shuffle"] = False
         if trainer is not None and (share := trainer.distributed_sampler_kwargs):
             options = {"rank": share["rank"], "world_size": share["num_replicas"], **options}
-        return create_webdataset_dataloader(self.shard_dirs[split], **options)
+        datasets = self.shard_dirs[split]
+        if not isinstance(datasets, Mapping):
+            options = {name: value for name, value in options.items() if name not in _OF_MIXTURES}
+        return create_webdataset_dataloader(datasets, **options)
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

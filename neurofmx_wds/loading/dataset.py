@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..format.shards import ShardSet, open_shards
-from ..order.epoch import ORDER_VERSION, EpochOrder
+from ..order.cursor import ResumableOrder
+from ..order.epoch import ORDER_VERSION
 from .interfaces import Reader
+from .mixture import MixedLabels
 from .options import OrderOptions, ReadOptions
 from .readers import ShardReader
 from .selection import choose_samples
@@ -32,13 +34,13 @@ class OpenDataset:
         order: of epoch 0.
         fingerprint: 32 hexadecimal digits that tell this dataset and selection from others, or 64, where the first 32
             stand for the shards' checksums and the last 32 for their sizes.
-        labels: the label of each sample, shape (n_samples,), int64, where the samples are those of a group; else None.
+        labels: the label of each sample, by id, int64, where the samples are those of a group; else None.
     """
 
     reader: Reader
-    order: EpochOrder
+    order: ResumableOrder
     fingerprint: str
-    labels: np.ndarray | None = None
+    labels: np.ndarray | MixedLabels | None = None
 
     def of_epoch(self, epoch: int) -> OpenDataset:
         """Return the dataset as it is read in an epoch."""
@@ -56,7 +58,7 @@ def open_dataset(read: ReadOptions, order: OrderOptions) -> OpenDataset:
     """
     if read.windows is not None:
         return _open_windows(read, order, read.windows)
-    shards = open_shards(read.shard_dir, read.shard_pattern, read.cache_dir, read.cache_size)
+    shards = open_shards(read.directory, read.shard_pattern, read.cache_dir, read.cache_size)
     selected, labels = choose_samples(shards, read.select, read.group, read.groups, read.checksums is not False)
     reader = ShardReader(shards, read.modalities, selected, read.io, checksums=read.checksums)
     fingerprint = "".join(_fingerprint(each, selected, labels) for each in shards.fingerprints())
@@ -74,7 +76,7 @@ def _fingerprint(shards: str, selected: np.ndarray | None, labels: np.ndarray | 
 
 def _open_windows(read: ReadOptions, order: OrderOptions, windows: Windows) -> OpenDataset:
     """Open a dataset of segments as the windows that are cut from them."""
-    shards = open_shards(read.shard_dir, read.shard_pattern, read.cache_dir, read.cache_size)
+    shards = open_shards(read.directory, read.shard_pattern, read.cache_dir, read.cache_size)
     stored = ShardReader(shards, None, None, read.io, checksums=read.checksums)
     modalities = None if read.modalities is None else tuple(read.modalities)
     windows = replace(windows, modalities=modalities)

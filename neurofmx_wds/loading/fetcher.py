@@ -28,7 +28,7 @@ from .threads import in_threads
 from .transforms import BatchTransforms, as_batch_transforms
 
 logger = logging.getLogger("neurofmx_wds")
-_ORDER_CHUNK = 1 << 14  # positions whose ids are computed at once
+_ORDER_CHUNK = 1 << 14  # positions whose ids are computed at once, at most
 
 
 @dataclass
@@ -137,13 +137,13 @@ def _item(skipper: Skipper, n_ranks: int, n_samples: int, planned: tuple[BatchPl
 
 
 def planned_ids(plans: Iterable[BatchPlan], order: Order) -> Iterator[tuple[BatchPlan, np.ndarray]]:
-    """Yield each plan with the ids of its samples; they are computed for many positions at once."""
+    """Yield each plan with the ids of its samples; they are computed for more and more positions at once."""
     first, ids = 0, np.empty(0, np.int64)
     for plan in plans:
         stop = plan.start + plan.n
         if not (first <= plan.start and stop <= first + len(ids)):
             first = plan.start
-            ids = order.sample_ids(first, min(len(order), max(stop, first + _ORDER_CHUNK)))
+            ids = order.sample_ids(first, min(len(order), max(stop, first + min(_ORDER_CHUNK, 8 * len(ids)))))
         yield plan, ids[plan.start - first : stop - first]
 
 

@@ -32,6 +32,10 @@ class Order(Protocol):
     def __len__(self) -> int:
         """Return the number of positions in an epoch."""
 
+    @property
+    def first_positions(self) -> np.ndarray:
+        """Some positions that show samples of every kind that there is, shape (n,), int64; none where all are alike."""
+
     def of_epoch(self, epoch: int) -> Order:
         """Return the order of another epoch."""
 

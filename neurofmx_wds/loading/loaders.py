@@ -17,18 +17,21 @@ import torch
 import webdataset as wds
 
 from ..errors import StateError, suggest_keywords
-from ..format.finding import DEFAULT_SHARD_PATTERN, ShardDir
+from ..format.finding import DEFAULT_SHARD_PATTERN
 from ..format.groups import Groups
+from ..order.mixture import Length
 from ..storage.atomic import write_atomic
 from ..storage.cache import DEFAULT_CACHE_SIZE
 from ..storage.regular import read_regular
 from .batch_loader import BatchPipeline, WebDatasetDataLoader, as_dataloader
 from .collate import collate_webdataset
-from .dataset import open_dataset
 from .labels import TargetTransform
+from .mixture import Weights
+from .open_mixture import open_datasets
 from .options import (
     BatchOptions,
     Collate,
+    Datasets,
     MemorySize,
     OrderOptions,
     ProcessingOptions,
@@ -63,7 +66,9 @@ class WebDatasetLoader(ResumablePipeline):
     have ``sample["__mask__"] == False``.
 
     Args:
-        shard_dir: a dataset's directory, or what webdataset takes: a brace pattern or a list of tars.
+        shard_dir: a dataset's directory, or what webdataset takes: a brace pattern or a list of tars. Several datasets
+            are mixed: name → directory, or what :func:`~neurofmx_wds.mix` returns; ``__dataset__`` is then the name of
+            a sample's dataset.
         shard_pattern: which files of the directory are shards.
         shuffle: False (as stored), True (blocks over the whole dataset, then samples within `buffer_size`), or
             ``"full"`` (uniform over the whole dataset).
@@ -96,6 +101,7 @@ class WebDatasetLoader(ResumablePipeline):
             :class:`~neurofmx_wds.Windows`; `modalities` then names modalities, and the first decides where windows are.
             `select` chooses among the windows by the metadata that they have without jitter, which then moves none to
             where other rows of interval tables are running than those it was chosen by.
+        weights, epoch: of a mixture, as of :func:`~neurofmx_wds.mix`.
 
     Raises:
         FileNotFoundError, ShardError, ManifestError: the dataset cannot be opened.
@@ -107,7 +113,7 @@ class WebDatasetLoader(ResumablePipeline):
     @suggest_keywords
     def __init__(
         self,
-        shard_dir: ShardDir,
+        shard_dir: Datasets,
         shard_pattern: str = DEFAULT_SHARD_PATTERN,
         shuffle: Shuffle = True,
         buffer_size: int = 1000,
@@ -127,15 +133,18 @@ class WebDatasetLoader(ResumablePipeline):
         groups: Groups | None = None,
         checksums: bool | None = None,
         windows: Windows | None = None,
+        weights: Weights | None = None,
+        epoch: Length | None = None,
     ) -> None:
         read = ReadOptions(
             shard_dir=shard_dir, shard_pattern=shard_pattern, modalities=modalities, select=select, group=group,
             groups=groups, io=io, cache_dir=cache_dir, cache_size=cache_size, checksums=checksums, windows=windows,
+            weights=weights, epoch=epoch,
         )  # fmt: skip
         order = OrderOptions(seed=seed, shuffle=shuffle, buffer_size=buffer_size, block_size=block_size)
         processing = ProcessingOptions(transform=transform, target_transform=target_transform, handler=handler)
         batches = BatchOptions(batch_size=1, rank=rank, world_size=world_size)
-        super().__init__(open_dataset(read, order), processing, batches)
+        super().__init__(open_datasets(read, order), processing, batches)
 
     def _items(self, epoch: int, first: int, rank: int, world_size: int) -> Iterator[Any]:
         fetcher = self._fetcher(Start(epoch, first, rank, world_size))
@@ -159,7 +168,7 @@ class ResumableWebDatasetLoader(WebDatasetLoader):
 
     def __init__(
         self,
-        shard_dir: ShardDir,
+        shard_dir: Datasets,
         checkpoint_path: str | os.PathLike[str] | None = None,
         checkpoint_interval: int = 1000,
         **options: Unpack[SampleLoaderOptions],
@@ -223,7 +232,7 @@ class ResumableWebDatasetLoader(WebDatasetLoader):
 
 @suggest_keywords
 def create_webdataset_dataloader(
-    shard_dir: ShardDir,
+    shard_dir: Datasets,
     batch_size: int = 32,
     num_workers: int | None = None,
     shuffle: Shuffle = True,
@@ -258,6 +267,8 @@ def create_webdataset_dataloader(
     windows: Windows | None = None,
     workers: Literal["processes", "threads"] = "processes",
     device: str | torch.device | None = None,
+    weights: Weights | None = None,
+    epoch: Length | None = None,
 ) -> WebDatasetDataLoader:
     """Batches of a dataset, in a reproducible order, resumable after any of them.
 
@@ -271,8 +282,8 @@ def create_webdataset_dataloader(
 
     Args:
         shard_dir, shard_pattern, shuffle, buffer_size, seed, modalities, select, transform, handler, rank, world_size,
-            block_size, io, cache_dir, cache_size, target_transform, group, groups, checksums, windows: as
-            :class:`WebDatasetLoader`.
+            block_size, io, cache_dir, cache_size, target_transform, group, groups, checksums, windows, weights,
+            epoch: as :class:`WebDatasetLoader`.
         batch_size: samples per batch and rank.
         num_workers: workers that read; 0: this process does, which is fastest where loading is only copying. None: 0
             where nothing is transformed, else 4, or the number of processor cores if that is smaller.
@@ -324,6 +335,7 @@ def create_webdataset_dataloader(
     read = ReadOptions(
         shard_dir=shard_dir, shard_pattern=shard_pattern, modalities=modalities, select=select, group=group,
         groups=groups, io=io, cache_dir=cache_dir, cache_size=cache_size, checksums=checksums, windows=windows,
+        weights=weights, epoch=epoch,
     )  # fmt: skip
     order = OrderOptions(seed=seed, shuffle=shuffle, buffer_size=buffer_size, block_size=block_size)
     processing = ProcessingOptions(
@@ -336,4 +348,4 @@ def create_webdataset_dataloader(
         persistent_workers=persistent_workers, multiprocessing_context=multiprocessing_context, timeout=timeout,
         worker_init_fn=worker_init_fn, in_order=in_order, workers=workers, device=device,
     )  # fmt: skip
-    return as_dataloader(BatchPipeline(open_dataset(read, order), processing, batches, worker_options))
+    return as_dataloader(BatchPipeline(open_datasets(read, order), processing, batches, worker_options))

@@ -19,7 +19,7 @@ import torch
 from ..format.info import human_size
 from ..order.cursor import BatchPlan
 from .collate import MetadataList
-from .fetcher import Fetcher, planned_ids
+from .fetcher import Fetcher
 from .memory import KEPT
 from .skipping import PartialBatch
 from .workers import BUNDLE_BYTES
@@ -87,10 +87,12 @@ def cost_of(fetcher: Fetcher, forks: bool) -> Cost:
     opened = replace(fetcher.opened, reader=copy.copy(fetcher.opened.reader))  # whose shards do not stay open
     probe = replace(fetcher, opened=opened)
     n = len(opened.order)
-    places = np.unique(np.linspace(0, n - 1, min(n, _PROBED)).astype(np.int64)).tolist()
+    evenly = np.linspace(0, n - 1, min(n, _PROBED)).astype(np.int64)
+    places = np.unique(np.concatenate([evenly, opened.order.first_positions])).tolist()
     stored, delivered = [1], [1]
-    for plan, ids in planned_ids((BatchPlan(place, 1) for place in places), opened.order):
-        batch = next(probe.batches([plan]))
+    for place in places:
+        ids = opened.order.sample_ids(place, place + 1)
+        batch = next(probe.batches([BatchPlan(place, 1)]))
         if not isinstance(batch, PartialBatch):
             delivered.append(_size_of(batch))
             stored.append(_size_of(opened.reader.read_batch(ids)))

@@ -19,8 +19,10 @@ import webdataset as wds
 from ..format.finding import DEFAULT_SHARD_PATTERN, ShardDir
 from ..format.groups import Groups
 from ..order.epoch import EpochOrder
+from ..order.mixture import Length
 from ..storage.cache import DEFAULT_CACHE_SIZE
 from .labels import TargetTransform, as_target_transform
+from .mixture import Mixture, Part, Weights
 from .readers import Handler, IOMode
 from .selection import Select
 from .transforms import BatchTransform, Transform, as_batch_transforms
@@ -28,6 +30,7 @@ from .windows import Windows
 
 Shuffle = bool | Literal["full"]
 Collate = Callable[[Sequence[Any]], Any]
+Datasets = ShardDir | Mapping[str, Part] | Mixture
 MemorySize = int | float | str
 
 _UNITS = {"": 1, "b": 1} | {f"{p}b": 1000**i for i, p in enumerate("kmgt", 1)}
@@ -40,7 +43,7 @@ class ReadOptions:
     """Which samples and fields of which dataset are read, and how. The attributes are those of the public loaders.
 
     Attributes:
-        shard_dir: a directory, a pattern, or a list of tars.
+        shard_dir: a directory, a pattern, a list of tars, or datasets that are mixed.
         windows: how windows are cut from segments; None: samples are read as they are stored.
         shard_pattern: which files of a directory are shards.
         modalities: names of the fields to read; None: all.
@@ -49,6 +52,7 @@ class ReadOptions:
         io: how shards are read.
         cache_dir, cache_size: where compressed shards are unpacked, and bytes that they may take there.
         checksums: whether payloads are compared with their checksums; None: where these are known.
+        weights, epoch: proportions, and what an epoch is, of a mixture; None: equal, "longest".
 
     Raises:
         ValueError: a value that is not allowed.
@@ -59,7 +63,7 @@ class ReadOptions:
         ValueError: io must be "auto", "mmap" or "pread", not 'magic'
     """
 
-    shard_dir: ShardDir
+    shard_dir: Datasets
     windows: Windows | None = None
     shard_pattern: str = DEFAULT_SHARD_PATTERN
     modalities: Sequence[str] | str | None = None
@@ -70,6 +74,8 @@ class ReadOptions:
     cache_dir: str | os.PathLike[str] | None = None
     cache_size: int = DEFAULT_CACHE_SIZE
     checksums: bool | None = None
+    weights: Weights | None = None
+    epoch: Length | None = None
 
     def __post_init__(self) -> None:
         if self.io not in ("auto", "mmap", "pread"):
@@ -89,6 +95,28 @@ class ReadOptions:
             if not all(isinstance(name, str) for name in names):
                 raise ValueError(f"modalities must be names of fields, not {self.modalities!r}")
             object.__setattr__(self, "modalities", names)
+        self._check_mixture()
+
+    def _check_mixture(self) -> None:
+        for name in ("weights", "epoch"):
+            if getattr(self, name) is None:
+                continue
+            if isinstance(self.shard_dir, Mixture):
+                raise ValueError(f"{name}= is a setting of mix() where a mixture is given")
+            if not self.is_mixture:
+                raise ValueError(f"{name}= is a setting of a mixture: give several datasets, by name")
+
+    @property
+    def directory(self) -> ShardDir:
+        """Where the shards of a single dataset are."""
+        if isinstance(self.shard_dir, (Mapping, Mixture)):
+            raise TypeError("several datasets are given")
+        return self.shard_dir
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether several datasets are given."""
+        return isinstance(self.shard_dir, (Mapping, Mixture))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,6 +283,8 @@ class SampleLoaderOptions(TypedDict, total=False):
     groups: Groups | None
     checksums: bool | None
     windows: Windows | None
+    weights: Weights | None
+    epoch: Length | None
 
 
 def take_options(kind: type[_Options], options: dict[str, Any], **defaults: Any) -> _Options:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import bisect
 import copy
 import mmap
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -196,44 +198,71 @@ class ShardReader:
         where, rows = self.locate(ids)
         if len(ids) > self._pool.n_at_once and len(set(where)) > self._pool.n_at_once:
             return self._read_in_parts(ids, memory)
+        opened, shards = self._open(where)
+        to_compare = self._to_compare(ids, opened)
+        batch = _read_rows(opened.values(), shards, rows, to_compare, memory or self._memory)
+        if to_compare:
+            self._mark_compared(ids, opened)
+        return batch
+
+    def _open(self, where: Sequence[int]) -> tuple[dict[int, OpenShard], list[OpenShard]]:
+        """Return shards by their number, and the shard of each sample."""
         held = self._pool.held
         opened = {i: held.get(i) or self._pool[i] for i in dict.fromkeys(where)}
-        shards = [opened[i] for i in where]
-        if all(shard.signature is shards[0].signature for shard in opened.values()):
-            return self._read_alike(ids, opened, shards, rows, memory or self._memory)
-        names = dict.fromkeys(field.name for shard in opened.values() for field in shard.signature)
-        batch = {name: _decoded(name, shards, rows) for name in names}
-        keys, texts = zip(*[shard.records[row][-2:] for shard, row in zip(shards, rows, strict=True)], strict=True)
-        return {**batch, "metadata": _metadata(texts, shards, rows), "__key__": list(keys)}
+        return opened, [opened[i] for i in where]
 
-    def _read_alike(
-        self,
-        ids: np.ndarray,
-        opened: Mapping[int, OpenShard],
-        shards: Sequence[OpenShard],
-        rows: Sequence[int],
-        memory: Memory,
-    ) -> dict[str, Any]:
-        """Read samples from shards that have the same fields; each field that can be copied is, into one tensor."""
-        records = [shard.records[row] for shard, row in zip(shards, rows, strict=True)]
-        *numbers, keys, texts = zip(*records, strict=True)
-        sources = [shard.source for shard in shards]
-        copy, copy_and_sum, _ = shards[0].access
-        is_new = any(shard.to_check for shard in opened.values()) and self._is_new(ids)
-        batch: dict[str, Any] = {}
-        for f, (name, dtype, shape, header_size) in enumerate(shards[0].signature):
-            if dtype is None:
-                batch[name] = _decoded(name, shards, rows)
-                continue
-            batch[name], out = memory.with_rows((len(ids), *shape), dtype)
-            starts, sums = numbers[2 * f : 2 * f + 2]
-            if not is_new:
-                copy(sources, starts, out)
-            else:
-                _compare(copy_and_sum(sources, starts, out, header_size), sums, f, shards, rows)
-        if is_new:
-            self._mark_compared(ids, opened)
-        return {**batch, "metadata": _metadata(texts, shards, rows), "__key__": list(keys)}
+    def with_fields(self, fields: Sequence[str]) -> ShardReader:
+        """Return a reader of the same samples all batches of which have these fields."""
+        twin = copy.copy(self)
+        twin.fields = list(fields)
+        opener = replace(self._pool.opener, fields=twin.fields)
+        twin._pool = ShardPool(opener, self._pool.max_open)
+        return twin
+
+    @property
+    def kind(self) -> tuple[str, bool]:
+        """What readers must have in common to read one batch together."""
+        return "shards", self.mapped
+
+    @staticmethod
+    def read_together(
+        parts: Sequence[tuple[ShardReader, np.ndarray]], order: np.ndarray, memory: Memory | None = None
+    ) -> dict[str, Any] | None:
+        """Read one batch by several readers of one kind; None where it has more shards than may be open at once.
+
+        Args:
+            parts: readers and the ids of their samples.
+            order: int64 (B,): the samples of the parts, one part after the other, in the order of the batch.
+            memory: where its tensors are made.
+
+        Returns:
+            As :meth:`read_batch`.
+
+        Raises:
+            ShardError: a shard is missing or damaged.
+        """
+        found = [(reader, ids, *reader.locate(ids)) for reader, ids in parts]
+        if sum(len(set(where)) for _, _, where, _ in found) > min(reader._pool.n_at_once for reader, _ in parts):
+            return None
+        opened = [reader._open(where) for reader, _, where, _ in found]
+        shards = [shard for _, each in opened for shard in each]
+        rows = [row for *_, each in found for row in each]
+        to_compare = [
+            (reader, ids, here)
+            for (reader, ids, _, _), (here, _) in zip(found, opened, strict=True)
+            if reader._to_compare(ids, here)
+        ]
+        pick = operator.itemgetter(*order.tolist())
+        batch = _read_rows(
+            [shard for here, _ in opened for shard in here.values()],
+            pick(shards),
+            pick(rows),
+            bool(to_compare),
+            memory or parts[0][0]._memory,
+        )
+        for reader, ids, here in to_compare:
+            reader._mark_compared(ids, here)
+        return batch
 
     def _read_in_parts(self, ids: np.ndarray, memory: Memory | None) -> dict[str, Any]:
         """Read a batch of samples in more shards than may be open at once."""
@@ -243,8 +272,10 @@ class ShardReader:
         batch["metadata"] = MetadataList(batch["metadata"])
         return memory.pin(batch) if isinstance(memory, BatchMemory) else batch
 
-    def _is_new(self, ids: np.ndarray) -> bool:
+    def _to_compare(self, ids: np.ndarray, opened: Mapping[int, OpenShard]) -> bool:
         """Return whether any of these samples' copied fields have not been compared with their checksums yet."""
+        if not any(shard.to_check for shard in opened.values()):
+            return False
         return b"\0" in np.frombuffer(self._compared, np.uint8)[self.dataset_ids(ids)].tobytes()
 
     def _mark_compared(self, ids: np.ndarray, opened: Mapping[int, OpenShard]) -> None:
@@ -274,6 +305,46 @@ class ShardReader:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _compared=_flags(state["shards"].n_samples))
+
+
+def _read_rows(
+    opened: Iterable[OpenShard],
+    shards: Sequence[OpenShard],
+    rows: Sequence[int],
+    compare: bool,
+    memory: Memory,
+) -> dict[str, Any]:
+    """Read samples as a batch; where their shards have the same fields, what can be copied is, into one tensor.
+
+    Args:
+        opened: each of the shards at least once.
+        shards: the shard of each sample.
+        rows: its place in the shard.
+        compare: whether what is copied is compared with its checksums.
+        memory: where tensors are made.
+    """
+    records = [shard.records[row] for shard, row in zip(shards, rows, strict=True)]
+    signature = shards[0].signature
+    if not all(shard.signature is signature for shard in opened):
+        names = dict.fromkeys(field.name for shard in opened for field in shard.signature)
+        batch = {name: _decoded(name, shards, rows) for name in names}
+        keys, texts = zip(*[record[-2:] for record in records], strict=True)
+        return {**batch, "metadata": _metadata(texts, shards, rows), "__key__": list(keys)}
+    *numbers, keys, texts = zip(*records, strict=True)
+    sources = [shard.source for shard in shards]
+    copy, copy_and_sum, _ = shards[0].access
+    batch = {}
+    for f, (name, dtype, shape, header_size) in enumerate(signature):
+        if dtype is None:
+            batch[name] = _decoded(name, shards, rows)
+            continue
+        batch[name], out = memory.with_rows((len(rows), *shape), dtype)
+        starts, sums = numbers[2 * f : 2 * f + 2]
+        if not compare:
+            copy(sources, starts, out)
+        else:
+            _compare(copy_and_sum(sources, starts, out, header_size), sums, f, shards, rows)
+    return {**batch, "metadata": _metadata(texts, shards, rows), "__key__": list(keys)}
 
 
 def _compare(

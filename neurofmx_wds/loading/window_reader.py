@@ -5,6 +5,9 @@ Knows where windows can be and how they are cut; knows nothing of epochs' order 
 
 from __future__ import annotations
 
+import copy
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,14 +145,51 @@ class WindowReader:
         Raises:
             ShardError: a shard is missing or damaged.
         """
-        places = self._places(ids)
-        batch = self._columns(places, memory or self._memory)
+        return self._read(self._places(ids), self._keys(ids), memory or self._memory)
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """What readers must have in common to read one batch together."""
+        settings = {**self.windows.to_json(), "within": None, "jitter": None, "modalities": None}
+        return "windows", json.dumps(settings, sort_keys=True)
+
+    def with_fields(self, fields: Sequence[str]) -> WindowReader:
+        """Return a reader of the same windows all batches of which have these fields."""
+        twin = copy.copy(self)
+        twin.fields = list(fields)
+        return twin
+
+    @staticmethod
+    def read_together(
+        parts: Sequence[tuple[WindowReader, np.ndarray]], order: np.ndarray, memory: Memory | None = None
+    ) -> dict[str, Any]:
+        """Cut one batch by several readers of one kind.
+
+        Args:
+            parts: readers and the ids of their windows.
+            order: int64 (B,): the windows of the parts, one part after the other, in the order of the batch.
+            memory: where its tensors are made.
+
+        Returns:
+            As :meth:`read_batch`.
+
+        Raises:
+            ShardError: a shard is missing or damaged.
+        """
+        first = parts[0][0]
+        rows = order.tolist()
+        keys = [key for reader, ids in parts for key in reader._keys(ids)]
+        places = Places.joined([reader._places(ids) for reader, ids in parts]).take(rows)
+        return first._read(places, [keys[row] for row in rows], memory or first._memory)
+
+    def _read(self, places: Places, keys: list[str], memory: Memory) -> dict[str, Any]:
+        batch = self._columns(places, memory)
         spikes = batch.pop("spike_times", None)
         if isinstance(spikes, Events):
             batch |= spikes.padded(_PAD_TO) if self.windows.spikes == "ragged" else spikes.flat()
-        batch = {name: batch.get(name, [None] * len(ids)) for name in self.fields}
+        batch = {name: batch.get(name, [None] * len(keys)) for name in self.fields}
         batch["metadata"] = WindowMetadata(places)
-        batch["__key__"] = self._keys(ids)
+        batch["__key__"] = keys
         return batch
 
     def read_samples(self, ids: np.ndarray) -> list[dict[str, Any]]:
@@ -229,6 +269,13 @@ class Places:
     origins: np.ndarray
     firsts: np.ndarray
     indices: np.ndarray
+
+    @classmethod
+    def joined(cls, parts: Sequence[Places]) -> Places:
+        """Return the windows of several, one after the other."""
+        recordings = [recording for each in parts for recording in each.recordings]
+        arrays = (np.concatenate([getattr(each, name) for each in parts]) for name in ("origins", "firsts", "indices"))
+        return cls(recordings, *arrays)
 
     def take(self, rows: list[int]) -> Places:
         """Return some of them."""

@@ -13,12 +13,14 @@ import numpy as np
 
 from ..errors import StateError
 from .epoch import LIMIT, EpochOrder
+from .mixture import MixtureOrder, differences
 
 STATE_VERSION = 1
 _STATE_KEYS = (
     "version", "epoch", "position", "shard_idx", "sample_offset", "seed", "shuffle", "buffer_size", "block_size",
     "num_samples", "fingerprint",
 )  # fmt: skip
+ResumableOrder = EpochOrder | MixtureOrder
 _REMEDY = "pass what state_dict() gave"
 _DIGEST = 32  # hexadecimal digits; a fingerprint is a digest of the content and one of the sizes, or one of the two
 
@@ -100,7 +102,7 @@ def position_after(position: int, steps: int, n_samples: int, batch_size: int, w
     return position + steps * batch_size * world_size
 
 
-def to_state(cursor: Cursor, order: EpochOrder, fingerprint: str) -> dict[str, Any]:
+def to_state(cursor: Cursor, order: ResumableOrder, fingerprint: str) -> dict[str, Any]:
     """The state that people save: a dictionary for JSON, under 1 KiB.
 
     The end of an epoch is said as the start of the next.
@@ -131,10 +133,11 @@ def to_state(cursor: Cursor, order: EpochOrder, fingerprint: str) -> dict[str, A
         "block_size": order.block_size,
         "num_samples": len(order),
         "fingerprint": fingerprint,
+        **order.about,
     }
 
 
-def from_state(state: Any, order_of_epoch: Callable[[int], EpochOrder], fingerprint: str) -> Cursor:
+def from_state(state: Any, order_of_epoch: Callable[[int], ResumableOrder], fingerprint: str) -> Cursor:
     """The cursor that a state stands for.
 
     Args:
@@ -172,7 +175,7 @@ def from_state(state: Any, order_of_epoch: Callable[[int], EpochOrder], fingerpr
     return Cursor(expected["epoch"], expected["position"])
 
 
-def _from_place(state: Mapping[str, Any], order_of_epoch: Callable[[int], EpochOrder]) -> Cursor:
+def _from_place(state: Mapping[str, Any], order_of_epoch: Callable[[int], ResumableOrder]) -> Cursor:
     epoch = _whole(state, "epoch") if "epoch" in state else 0
     order = order_of_epoch(epoch)
     try:
@@ -191,10 +194,15 @@ def _whole(state: Mapping[str, Any], key: str) -> int:
     return value
 
 
-def _compare(state: Mapping[str, Any], order: EpochOrder, fingerprint: str) -> None:
+def _compare(state: Mapping[str, Any], order: ResumableOrder, fingerprint: str) -> None:
     """Refuse a state whose order is another than here; what does not matter for the shuffle may differ."""
+    mixture = order.about.get("mixture")
+    if mixture is None and "mixture" in state:
+        raise StateError("the state is of a mixture of datasets", remedy="load it with the same datasets")
+    if mixture is not None and (found := differences(state.get("mixture"), mixture)):
+        raise StateError(f"the state is of another mixture: {found}", remedy="mix the same datasets, or start afresh")
     here: dict[str, Any] = {"num_samples": len(order), "fingerprint": fingerprint, "shuffle": order.shuffle}
-    if order.shuffle is not False:
+    if order.shuffle is not False or mixture is not None:
         here["seed"] = order.seed
     if order.shuffle is True:
         here |= {"buffer_size": order.buffer_size, "block_size": order.block_size}

@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -168,6 +168,21 @@ class EpochOrder:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    @property
+    def n_shards(self) -> int:
+        """Number of shards."""
+        return len(self._starts) - 1
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a state says of it beside the rest: nothing."""
+        return {}
+
+    @property
+    def first_positions(self) -> np.ndarray:
+        """Positions that show samples of every kind: any does."""
+        return np.empty(0, np.int64)
+
     def sample_ids(self, start: int, stop: int) -> np.ndarray:
         """Ids of the samples at positions `start` to `stop`.
 
@@ -220,7 +235,7 @@ class EpochOrder:
         Raises:
             IndexError: there is no such place.
         """
-        n_shards = len(self._starts) - 1
+        n_shards = self.n_shards
         if shard_idx == n_shards and sample_offset == 0:
             return len(self)
         if not 0 <= shard_idx < n_shards:

@@ -1,0 +1,103 @@
+"""Opening mixtures: several datasets, or the samples of one by the values of a column, as one dataset in one order.
+
+Knows how datasets are opened and mixed; knows nothing of batches, ranks or transforms.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+
+from ..errors import did_you_mean
+from ..order.epoch import key_of
+from ..order.mixture import MixtureOrder, Stage, epoch_length
+from .dataset import OpenDataset, open_dataset
+from .mixture import MixedLabels, Mixture, MixtureReader, mix
+from .options import OrderOptions, ReadOptions
+
+_OF_MIXTURES = ("weights", "epoch")
+
+
+def open_datasets(read: ReadOptions, order: OrderOptions) -> OpenDataset:
+    """Open what a loader's first argument gives: one dataset, or several that are mixed.
+
+    Raises:
+        FileNotFoundError, NeurofmxError, ValueError: as :func:`open_dataset` and :func:`open_mixture`.
+    """
+    return open_mixture(read, order) if read.is_mixture else open_dataset(read, order)
+
+
+def open_mixture(read: ReadOptions, order: OrderOptions) -> OpenDataset:
+    """Open a mixture of datasets.
+
+    Args:
+        read: its `shard_dir` is a mixture, or the mapping that :func:`mix` takes; the rest holds for all datasets
+            that say nothing else.
+        order: of the mixture.
+
+    Raises:
+        ValueError: a dataset with unknown arguments, or weights that do not go with the datasets.
+        NeurofmxError: a dataset cannot be opened.
+    """
+    mixture = read.shard_dir
+    if not isinstance(mixture, Mixture):
+        mixture = mix(mixture, read.weights, "longest" if read.epoch is None else read.epoch)  # type: ignore[arg-type]
+    opened = []
+    for name, part in mixture.datasets.items():
+        options = _options_of(name, part)
+        own = replace(read, **{**dict.fromkeys(_OF_MIXTURES), **options})
+        opened.append(open_dataset(own, replace(order, seed=_seed_of(order.seed, name))))
+    labels = [each.labels for each in opened if isinstance(each.labels, np.ndarray)]
+    if labels and len(labels) < len(opened):
+        raise ValueError("group= chooses samples of some datasets of a mixture only; give each dataset a group")
+    mixed = _order_of(mixture.stages(), list(mixture.datasets), [each.order for each in opened], order, mixture.epoch)
+    reader = MixtureReader(mixed, [each.reader for each in opened], [None] * len(opened))  # type: ignore[misc]
+    fingerprint = _fingerprint(mixed, [each.fingerprint for each in opened])
+    return OpenDataset(reader, mixed, fingerprint, MixedLabels(mixed, labels) if labels else None)
+
+
+def _options_of(name: str, part: Any) -> dict[str, Any]:
+    """Return what a dataset of a mixture says of itself, as the loader's arguments."""
+    if isinstance(part, Mixture):
+        raise ValueError(f"the dataset {name!r} of the mixture is a mixture: give its datasets instead")
+    if not isinstance(part, Mapping):
+        return {"shard_dir": part}
+    known = [each.name for each in fields(ReadOptions) if each.name not in _OF_MIXTURES]
+    for key in part:
+        if key not in known:
+            problem = f"the dataset {name!r} of the mixture: no argument {key!r}"
+            raise ValueError("; ".join(filter(None, [problem, did_you_mean(key, known)])))
+    if "shard_dir" not in part:
+        raise ValueError(f"the dataset {name!r} of the mixture needs a shard_dir")
+    return dict(part)
+
+
+def _seed_of(seed: int, name: str) -> int:
+    """Return the seed of one dataset: others than those of the other datasets, whatever else is mixed."""
+    return int(key_of(seed, "dataset", name))
+
+
+def _order_of(
+    stages: Sequence[Stage], names: Sequence[str], parts: Sequence[Any], order: OrderOptions, epoch: Any
+) -> MixtureOrder:
+    for stage in stages:
+        for part, name, count in zip(parts, names, stage.counts, strict=True):
+            if count and not len(part):
+                raise ValueError(f"the dataset {name!r} of the mixture has no samples")
+    length = epoch_length([len(part) for part in parts], stages[0].counts, epoch)
+    return MixtureOrder(parts, names, stages, length, order.seed)
+
+
+def _fingerprint(order: MixtureOrder, parts: Sequence[str]) -> str:
+    """Return what tells a mixture from others: its datasets, their orders and weights, and the epoch's length.
+
+    Like that of a dataset it has two halves where those of all its datasets do.
+    """
+    spec = [[name, part.block_size, len(part)] for name, part in zip(order.names, order.parts, strict=True)]
+    text = repr((spec, [(stage.first_epoch, stage.counts) for stage in order.stages], order.length))
+    halves = [slice(0, 32), slice(-32, None)] if all(len(part) == 64 for part in parts) else [slice(None)]
+    return "".join(hashlib.sha256(repr((text, [p[half] for p in parts])).encode()).hexdigest()[:32] for half in halves)
