@@ -16,7 +16,7 @@ from recordings import make_recording, read_all
 from neurofmx_wds.cli.main import main
 from neurofmx_wds.convert.config import Output, Workers
 from neurofmx_wds.convert.run import convert
-from neurofmx_wds.convert.sources import SourceConfig, WindowConfig
+from neurofmx_wds.convert.sources import SourceConfig, WindowConfig, open_source
 from neurofmx_wds.convert.sources.sweeps import SweepSource
 from neurofmx_wds.errors import SourceError
 from neurofmx_wds.format.info import ShardedDatasetInfo
@@ -239,3 +239,10 @@ def test_they_become_shards_of_the_same_bytes_in_any_way(tmp_path: Path, capsys:
     assert "response" in capsys.readouterr().out
     assert main([*arguments[:4], str(tmp_path / "split"), "--split", "a=0.5,b=0.5", "--split-by", "time"]) == 1
     assert "have no time to be split by" in capsys.readouterr().err
+
+
+def test_they_have_no_segments(tmp_path: Path) -> None:
+    patch = Patch()
+    patch.sweep(0, 2.0)
+    with pytest.raises(SourceError, match=r"a\.nwb.*sweeps.*no segments.*layout windows"):
+        open_source(patch.write(tmp_path / "a.nwb"), SourceConfig.of(layout="segments"))

@@ -155,7 +155,8 @@ _Job = tuple[PlannedSource, str, tuple[int, int] | None, SourceConfig]
 def _blocks_of(source: PlannedSource, how: Split, config: SourceConfig) -> Iterator[_Job]:
     """Yield the source, a name, its block of time (ns) and how to read it, for each name."""
     if "segments" not in source.description.report:
-        raise SourceError("its samples have no time to be split by", file=source.file.path, remedy="split by session")
+        remedy = "split by session, or split segments by time when they are loaded (split=)"
+        raise SourceError("its samples have no time to be split by", file=source.file.path, remedy=remedy)
     grid = Grid(config.windows.bin_width_ns, config.windows.origin_ns)
     spans = np.array(source.description.report["segments"], np.int64).reshape(-1, 2)
     # Those of windows around events begin and end inside bins, which are theirs too; two of them may share one.

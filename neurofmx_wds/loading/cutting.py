@@ -90,6 +90,7 @@ class CutRecording(WindowedRecording):
         self.segmented = segmented
         self.length = windows.sequence_length
         self.field_of = {each.source.path: each.field for each in segmented.about.held}
+        self.shape_of = {each.source.path: each.shape for each in segmented.about.held}
 
     @cached_property
     def words(self) -> dict[str, str]:
@@ -113,7 +114,7 @@ class CutRecording(WindowedRecording):
         return n_units, masked, joined, alone, videos, self.masked
 
     def _kind(self, series: Series) -> Hashable:
-        return self.ways[series.path], series.kind, len(series.columns), series.circle
+        return self.ways[series.path], series.kind, len(series.columns), series.circle, self.shape_of[series.path]
 
 
 class Cutter:
@@ -217,13 +218,16 @@ class Cutter:
     def _separate(self, field: str) -> dict[str, Column]:
         series = [each.separate[field] for each in self.recordings]
         if self.first_of_all.ways[series[0].path] == "native":
-            values: Any = self._native(series)
-            columns: dict[str, Column] = {field: values}
+            columns: dict[str, Column] = {field: self._native(series)}
             if field in self.first_of_all.masked:
-                columns[f"{field}_mask"] = ~torch.isnan(values)
+                columns[f"{field}_mask"] = ~torch.isnan(columns[field])
+        else:
+            values = self._resampled(series)
+            columns = {field: self._float32(values), f"{field}_mask": torch.from_numpy(~np.isnan(values))}
+        shape = self.first_of_all.shape_of[series[0].path]
+        if shape is None:
             return columns
-        values = self._resampled(series)
-        return {field: self._float32(values), f"{field}_mask": torch.from_numpy(~np.isnan(values))}
+        return {name: column.reshape(*column.shape[:2], *shape) for name, column in columns.items()}
 
     def _float32(self, values: np.ndarray) -> torch.Tensor:
         tensor = self.memory.empty(values.shape, torch.float32)

@@ -24,11 +24,6 @@ def numbers_field(field: str) -> str:
     return f"{field}_numbers"
 
 
-def times_field(field: str) -> str:
-    """Return the name of the array with the times of an irregular series' samples."""
-    return f"{field}_times"
-
-
 @dataclass(frozen=True)
 class Cut:
     """Where some windows lie.
@@ -172,8 +167,8 @@ def _irregular(
 ) -> tuple[int, bool]:
     """Gather the samples of an irregular series in one window; return their number, and whether they are its last."""
     start, stop = span
-    length, name = recording.segment_ns, times_field(field)
-    n = 0
+    length, n = recording.segment_ns, 0
+    name = source.timeline.field if isinstance(source.timeline, StoredTimeline) else ""
 
     def take(place: int, low: int, high: int) -> None:
         nonlocal n

@@ -29,9 +29,11 @@ class StoredTimeline(Timeline):
 
     Attributes:
         pieces: int64 (n, 2), ns, the first and the last time of each stretch without a gap, of an irregular series.
+        field: the array with the times of its samples; "" with a rate.
     """
 
     pieces: Int64 | None = None
+    field: str = ""
 
     def _pieces(self) -> tuple[Int64, Int64]:
         return super()._pieces() if self.pieces is None else (self.pieces[:, 0], self.pieces[:, 1])
@@ -63,12 +65,16 @@ class Held:
         modality: what it was asked for as; short: its name there.
         field: its name in the segments.
         source: the series or video.
+        times: the array with the times of its samples, which others with the same times share; "" with a rate.
+        shape: the shape of a row, if that is not (columns,).
     """
 
     modality: str
     short: str
     field: str
     source: Series | Video
+    times: str = ""
+    shape: tuple[int, ...] | None = None
 
 
 def describe(recording: Source, modalities: Iterable[str], held: Iterable[Held], max_gap: float) -> dict[str, Any]:
@@ -141,11 +147,12 @@ def _spikes_to_json(trains: SpikeTrains) -> dict[str, Any]:
 
 def _series_to_json(held: Held, max_gap: float) -> dict[str, Any]:
     series: Any = held.source
+    shape = {} if held.shape is None else {"shape": list(held.shape)}
     return {
         "modality": held.modality, "short": held.short, "field": held.field,
         "path": series.path, "columns": list(series.columns), "unit": series.unit, "kind": series.kind,
         "scale": np.asarray(series.scale).tolist(), "offset": series.offset, "turn": series.turn,
-        "lowest": series.lowest, "timeline": _timeline_to_json(series.timeline, max_gap),
+        "lowest": series.lowest, "timeline": _timeline_to_json(held, max_gap), **shape,
     }  # fmt: skip
 
 
@@ -155,24 +162,27 @@ def _video_to_json(held: Held, max_gap: float) -> dict[str, Any]:
     return {
         "modality": held.modality, "short": held.short, "field": held.field,
         "path": video.path, "unit": video.unit, "endless": video.endless, "frames": shape, "files": list(video.files),
-        "first_frames": video.first_frames.tolist(), "timeline": _timeline_to_json(video.timeline, max_gap),
+        "first_frames": video.first_frames.tolist(), "timeline": _timeline_to_json(held, max_gap),
     }  # fmt: skip
 
 
-def _timeline_to_json(timeline: Timeline, max_gap: float) -> dict[str, Any]:
+def _timeline_to_json(held: Held, max_gap: float) -> dict[str, Any]:
+    timeline = held.source.timeline
     about: dict[str, Any] = {"n": timeline.n, "period": timeline.period}
     if timeline.rate is None:
         firsts, lasts = timeline.pieces_at(max_gap)
-        return {**about, "pieces": np.stack([firsts, lasts], axis=1).tolist(), "shortest_gap": max_gap}
+        pieces = np.stack([firsts, lasts], axis=1).tolist()
+        return {**about, "pieces": pieces, "shortest_gap": max_gap, "field": held.times}
     return {**about, "rate": str(timeline.rate), "runs": [[run.first, run.n, run.start] for run in timeline.runs]}
 
 
-def _timeline_of(about: Mapping[str, Any]) -> StoredTimeline:
+def _timeline_of(about: Mapping[str, Any], field: str) -> StoredTimeline:
     n, period = int(about["n"]), float(about["period"])
     if "rate" in about:
         runs = tuple(Run(*map(int, run)) for run in about["runs"])
         return StoredTimeline(n, period, Fraction(about["rate"]), runs, None, None)
-    return StoredTimeline(n, period, None, (), None, None, pieces=np.array(about["pieces"], np.int64).reshape(-1, 2))
+    pieces, times = np.array(about["pieces"], np.int64).reshape(-1, 2), about.get("field", f"{field}_times")
+    return StoredTimeline(n, period, None, (), None, None, pieces=pieces, field=times)
 
 
 class StoredRecording:
@@ -211,9 +221,10 @@ class StoredRecording:
         self.held += [_held(each, self._video(each)) for each in about["videos"]]
 
     def _series(self, about: Mapping[str, Any]) -> Series:
+        timeline = _timeline_of(about["timeline"], about["field"])
         return Series(
             about["path"], self.path, tuple(about["columns"]), about["unit"], about["kind"], None,
-            _timeline_of(about["timeline"]), np.array(about["scale"], np.float64), float(about["offset"]),
+            timeline, np.array(about["scale"], np.float64), float(about["offset"]),
             about["turn"], float(about["lowest"]),
         )  # fmt: skip
 
@@ -222,16 +233,15 @@ class StoredRecording:
         if about["frames"] is not None:
             dtype, *shape = about["frames"]
             frames = np.empty((0, *shape), dtype)
+        timeline = _timeline_of(about["timeline"], about["field"])
         return Video(
-            about["path"], self.path, about["unit"], _timeline_of(about["timeline"]), bool(about["endless"]), frames,
+            about["path"], self.path, about["unit"], timeline, bool(about["endless"]), frames,
             tuple(about["files"]), np.array(about["first_frames"], np.int64),
         )  # fmt: skip
 
     def has(self, modality: str) -> bool:
         """Return whether a modality was stored, or a series at or below a path."""
-        return modality in self.modalities or any(
-            f"{each.source.path}/".startswith(f"{modality}/") for each in self.held
-        )
+        return modality in self.modalities or bool(self._of(modality))
 
     @property
     def contents(self) -> str:
@@ -279,7 +289,7 @@ class StoredRecording:
         return {each.short: each.source for each in self._of(modality) if isinstance(each.source, Video)}
 
     def _of(self, modality: str) -> list[Held]:
-        exact = [each for each in self.held if each.modality == modality]
+        exact = [each for each in self.held if each.modality in (modality, f"/{modality}")]  # an array has a slash
         return exact or [each for each in self.held if f"{each.source.path}/".startswith(f"{modality}/")]
 
     @cached_property
@@ -322,4 +332,7 @@ class StoredRecording:
 
 
 def _held(about: Mapping[str, Any], source: Series | Video) -> Held:
-    return Held(about["modality"], about["short"], about["field"], source)
+    shape = tuple(about["shape"]) if "shape" in about else None
+    timeline = source.timeline
+    times = timeline.field if isinstance(timeline, StoredTimeline) else ""
+    return Held(about["modality"], about["short"], about["field"], source, times, shape)

@@ -48,11 +48,11 @@ def open_source(path: str | os.PathLike[str], config: SourceConfig) -> Source:
 
 def _open_arrays(path: str, config: SourceConfig) -> Source:
     from .arrays import ArraySource
-    from .time_major import TimeMajorSource
+    from .time_major import open_along_time
 
     kind = None if config.format == "auto" else config.format
     if config.arrays.along_time:
-        return TimeMajorSource(path, config.arrays, config.windows, kind)
+        return open_along_time(path, config.arrays, config.windows, kind)
     return ArraySource(path, config.arrays, kind)
 
 
@@ -63,6 +63,10 @@ def _of_recording(recording: Recording, config: WindowConfig) -> SweepSource | R
 
     nothing_else = not (config.modalities or recording.modalities)
     if (nothing_else or config.modalities == ("icephys",)) and recording.sweeps:
+        if config.layout == "segments":
+            recording.close()
+            problem = "its sweeps (icephys) have clocks of their own, and no segments"
+            raise SourceError(problem, file=recording.path, remedy="convert it with layout windows")
         return SweepSource(recording, config)
     return SegmentSource(recording, config) if config.layout == "segments" else RecordingSource(recording, config)
 

@@ -6,7 +6,7 @@ Knows recordings; knows nothing of shards, nor of windows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -67,7 +67,9 @@ class SegmentSource(RecordingSource):
                 videos = {each.path: field for field, each in self.videos.items()}
                 for short, video in self.recording.videos_of(modality).items():
                     held.append(Held(modality, short, videos[video.path], video))
-        return _with_distinct_fields(held)
+        shapes = getattr(self.recording, "shapes", {})
+        held = [replace(each, shape=shapes.get(each.short)) for each in held]
+        return _with_shared_times(_with_distinct_fields(held))
 
     @cached_property
     def _places(self) -> Int64:
@@ -118,17 +120,18 @@ class SegmentSource(RecordingSource):
             fields["spike_times"] = {"dtype": "int64", "shape": [None], "unit": "ns"}
             fields["spike_units"] = {"dtype": self._unit_dtype.name, "shape": [None], "unit": "column", "columns": ids}
         for each in self._held:
-            source, timeline = each.source, each.source.timeline
+            source = each.source
             if isinstance(source, Series):
                 about = {"unit": source.unit, "columns": list(source.columns), "paths": [source.path]}
-                fields[each.field] = {"dtype": source.data.dtype.name, "shape": [None, len(source.columns)], **about}
+                shape = [None, *((len(source.columns),) if each.shape is None else each.shape)]
+                fields[each.field] = {"dtype": source.data.dtype.name, "shape": shape, **about}
             else:
                 fields[f"{each.field}_numbers"] = {"dtype": "int64", "shape": [None], "unit": "number"}
                 if source.data is not None:
                     shape = [None, *source.data.shape[1:]]
                     fields[each.field] = {"dtype": source.data.dtype.name, "shape": shape, "unit": source.unit}
-            if timeline.rate is None:
-                fields[f"{each.field}_times"] = {"dtype": "int64", "shape": [None], "unit": "ns"}
+            if each.times:
+                fields[each.times] = {"dtype": "int64", "shape": [None], "unit": "ns"}
         return fields
 
     @property
@@ -140,8 +143,8 @@ class SegmentSource(RecordingSource):
 
         Yields:
             (fields, metadata): spike_times int64 (n,), ns, and spike_units (n,); each series as stored, (n, columns),
-            in time order, with ``<field>_times`` int64 (n,), ns, where it has no rate; of a video ``<field>_numbers``
-            int64 (n,) and, if the recording holds them, its frames.
+            in time order, with ``<field>_times`` int64 (n,), ns, where it has no rate (one array for all series with
+            the same times); of a video ``<field>_numbers`` int64 (n,) and, if the recording holds them, its frames.
 
         Raises:
             IndexError: there are no such segments.
@@ -163,14 +166,15 @@ class SegmentSource(RecordingSource):
             source, timeline = each.source, each.source.timeline
             low, high = timeline.search(span.start), timeline.search(span.stop)
             if isinstance(source, Series):
-                fields[each.field] = source.stored(low, high)
+                rows = source.stored(low, high)
+                fields[each.field] = rows if each.shape is None else rows.reshape(len(rows), *each.shape)
             else:
                 numbers = _numbers(timeline, low, high)
                 fields[f"{each.field}_numbers"] = numbers
                 if source.data is not None:
                     fields[each.field] = source.frames(numbers)
-            if timeline.rate is None:
-                fields[f"{each.field}_times"] = timeline.between(low, high)
+            if each.times and each.times not in fields:
+                fields[each.times] = timeline.between(low, high)
         return fields
 
     def _about_segment(self, span: _Span) -> dict[str, Any]:
@@ -239,8 +243,22 @@ def _with_distinct_fields(held: Iterable[Held]) -> list[Held]:
         while not taken.isdisjoint({field, f"{field}_times", f"{field}_numbers"}):
             field, k = f"{each.field}_{k}", k + 1
         taken |= {field, f"{field}_times", f"{field}_numbers"}
-        distinct.append(Held(each.modality, each.short, field, each.source))
+        distinct.append(replace(each, field=field))
     return distinct
+
+
+def _with_shared_times(held: Iterable[Held]) -> list[Held]:
+    """Name the array with the times of each irregular series, one array for all that have the same times."""
+    known: list[tuple[Int64, str]] = []
+    named = []
+    for each in held:
+        times = each.source.timeline.times if each.source.timeline.rate is None else None
+        if times is not None:
+            name = next((name for other, name in known if np.array_equal(times, other)), f"{each.field}_times")
+            known += [] if any(name == other for _, other in known) else [(times, name)]
+            each = replace(each, times=name)
+        named.append(each)
+    return named
 
 
 def _numbers(timeline: Timeline, low: int, high: int) -> Int64:

@@ -24,6 +24,7 @@ from ...storage.location import name_of
 from .arrays import ArraySource, Rows
 from .contract import SourceDescription
 from .nwb import RecordingSource
+from .segments import SegmentSource
 from .settings import ArrayConfig
 from .windows import WindowConfig
 
@@ -101,6 +102,16 @@ class ArrayRecording(PlainRecording):
         self._source.close()
 
 
+def open_along_time(
+    path: str | os.PathLike[str], arrays: ArrayConfig, windows: WindowConfig, kind: str | None = None
+) -> TimeMajorSource | SegmentSource:
+    """Open arrays whose first dimension is time as windows or as segments; the arguments are those of the former."""
+    recording = ArrayRecording(path, arrays, kind)
+    asked = tuple(f"/{name}" for name in arrays.modalities or () if name != arrays.timestamps)
+    windows = replace(windows, modalities=asked or None)
+    return SegmentSource(recording, windows) if windows.layout == "segments" else TimeMajorSource(recording, windows)
+
+
 class TimeMajorSource:
     """The windows of arrays whose first dimension is time; each keeps its other dimensions.
 
@@ -108,22 +119,17 @@ class TimeMajorSource:
     (``lfp_method``); booleans hold until the next. A mask says where data is, where it may be missing.
 
     Args:
-        path: the .npz or .npy file.
-        arrays: ``rate`` or ``timestamps``, and which arrays.
+        recording: the arrays.
         windows: bins, windows and ways.
-        kind: "npz" or "npy", which the file must be; None: either.
 
     Raises:
-        SourceError: the file cannot be read, or lacks what was asked for.
+        SourceError: the file lacks what was asked for.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], arrays: ArrayConfig, windows: WindowConfig, kind: str | None = None
-    ) -> None:
+    def __init__(self, recording: ArrayRecording, windows: WindowConfig) -> None:
         self._config = windows
-        self._recording = ArrayRecording(path, arrays, kind)
-        asked = tuple(f"/{name}" for name in arrays.modalities or () if name != arrays.timestamps)
-        self._windows = RecordingSource(self._recording, replace(windows, modalities=asked or None))
+        self._recording = recording
+        self._windows = RecordingSource(recording, windows)
 
     def describe(self) -> SourceDescription:
         """Count the windows and says what is in them."""
