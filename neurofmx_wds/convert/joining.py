@@ -15,6 +15,7 @@ from ..format.manifest import Manifest
 from ..format.modalities import modalities_of
 from ..format.shard_settings import COMPRESSIONS
 from ..format.shards import ShardSet
+from ..format.units import with_unit_keys
 from ..version import CREATED_BY
 
 Fields = Mapping[str, Mapping[str, Any]]
@@ -31,7 +32,9 @@ def join_manifests(parts: Sequence[Manifest]) -> Manifest:
         compression=parts[0].compression,
         modalities=dict(sorted(modalities.items())),
         shards=[record for part in parts for record in part.shards],
-        sources=[_with_own_fields(report, part.modalities, modalities) for part in parts for report in part.sources],
+        sources=with_unit_keys(
+            [_with_own_fields(report, part.modalities, modalities) for part in parts for report in part.sources]
+        ),
         created_by=CREATED_BY,
     )
 

@@ -19,6 +19,7 @@ from ..errors import SourceError
 from ..format.index import ShardIndex, index_path
 from ..format.manifest import Manifest
 from ..format.modalities import modalities_of
+from ..format.units import with_unit_keys
 from ..format.writer import shard_record
 from ..storage.atomic import StagedDirectory
 from ..storage.location import Given, on_disk
@@ -242,7 +243,7 @@ def _manifest(plan: ConversionPlan, directory: Path) -> Manifest:
         compression=plan.storage.compression,
         modalities=modalities,
         shards=[shard_record(index) for index in indexes()],
-        sources=plan.reports(),
+        sources=with_unit_keys(plan.reports()),
         config=plan.to_json(),
         created_by=CREATED_BY,
     )

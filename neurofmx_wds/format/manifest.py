@@ -230,6 +230,13 @@ def _is_subject(value: object) -> bool:
     return isinstance(value, dict) and isinstance(value.get("subject_id") or "", str)
 
 
+def _is_table(value: object) -> bool:
+    """Return whether a value is a table of columns, all equally long."""
+    if not isinstance(value, dict) or not all(isinstance(each, list) for each in value.values()):
+        return False
+    return len({len(each) for each in value.values()}) < 2
+
+
 SPIKE_COUNTS = ("total", "binned", "outside", "invalid")
 # What is read of the manifest, of a field's entry and of a source's, where it is there.
 _MAY_BE_NULL = {"dtype", "shape", "unit", "columns", "session_id", "subject"}
@@ -258,6 +265,7 @@ _OF_SOURCE: dict[str, Callable[[Any], bool]] = {
     "warnings": _is_list_of(_is_text),
     "error": _is_text,
     "bins_in_tails": _is_count,
+    "units": _is_table,
 }
 
 

@@ -15,6 +15,7 @@ from pynwb.behavior import SpatialSeries
 from pynwb.ecephys import ElectricalSeries
 from pynwb.ophys import RoiResponseSeries
 
+from .descriptions import Columns, rows_of_region, scalar_columns
 from .finding import Found
 from .names import field_name
 from .series import Series
@@ -56,8 +57,7 @@ def columns_of(found: Found, n_columns: int, warn: Callable[..., None]) -> tuple
     """
     series: Any = found.series
     if isinstance(series, (ElectricalSeries, RoiResponseSeries)):
-        region = series.electrodes if isinstance(series, ElectricalSeries) else series.rois
-        return _row_ids(found.path, region, n_columns, warn)
+        return _row_ids(found.path, region_of(series)[1], n_columns, warn)
     name, words = short_name(found), getattr(series, "vocabulary", None)
     if n_columns == 1:
         return (name,)
@@ -68,6 +68,24 @@ def columns_of(found: Found, n_columns: int, warn: Callable[..., None]) -> tuple
         return tuple(f"{name}_{'_'.join(map(str, each))}" for each in np.ndindex(shape[1:]))
     spatial = isinstance(series, SpatialSeries) and n_columns <= 3
     return tuple(f"{name}_{axis}" for axis in ("xyz"[:n_columns] if spatial else range(n_columns)))
+
+
+def region_of(series: Any) -> tuple[str, Any]:
+    """Return what the columns of a series are ("electrodes", "rois", or ""), and the rows of their table."""
+    if isinstance(series, ElectricalSeries):
+        return "electrodes", series.electrodes
+    return ("rois", series.rois) if isinstance(series, RoiResponseSeries) else ("", None)
+
+
+def about_columns(series: Any, n_columns: int, warn: Callable[..., None]) -> Columns:
+    """Return what the table of a series' electrodes or ROIs says of each column; {} where it has no row for each."""
+    _, region = region_of(series)
+    rows = [] if region is None else [int(row) for row in region.data[:]]
+    if len(rows) != n_columns or not all(0 <= row < len(region.table) for row in rows):
+        return {}
+    columns, notes = scalar_columns(region.table)
+    warn(*notes)
+    return rows_of_region({"id": [int(i) for i in region.table.id[:]], **columns}, rows)
 
 
 def _row_ids(path: str, region: Any, n_columns: int, warn: Callable[..., None]) -> tuple[str, ...]:

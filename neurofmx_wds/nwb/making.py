@@ -18,14 +18,16 @@ from pynwb.behavior import BehavioralEvents, CompassDirection, SpatialSeries
 
 from .access import why_unreadable
 from .alignable import Events
-from .columns import columns_of
+from .choosing import Choice, rows_fulfilling
+from .columns import about_columns, columns_of, region_of
+from .descriptions import rows_of_region
 from .events import MOST_LABELS, Epochs, read_epochs, read_events
 from .finding import Found
 from .options import RecordingOptions
 from .orientation import time_first
 from .series import Series
 from .timeline import Timeline, timeline_at_rate, timeline_of_timestamps
-from .views import Confident
+from .views import Confident, SomeColumns
 
 #: Units of angle, and a full turn in each.
 TURNS = {"radian": 2 * np.pi, "rad": 2 * np.pi, "degree": 360.0, "deg": 360.0, "°": 360.0}
@@ -72,10 +74,12 @@ class SeriesMaker:
             self._leave_out(found.path, problem)
             return []
         try:
-            return self._made_of(found)
+            made = self._made_of(found)
         except (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             self._leave_out(found.path, f"it cannot be read: {type(error).__name__}: {error}")
             return []
+        chosen = [(name, self._with_chosen_columns(found, each)) for name, each in made]
+        return [(name, each) for name, each in chosen if each is not None]
 
     def _made_of(self, found: Found) -> list[tuple[str, Series]]:
         name = found.series.name
@@ -122,6 +126,36 @@ class SeriesMaker:
             scale=scale,
             offset=offset,
             turn=_turn(found, n_columns),
+            about=about_columns(found.series, n_columns, self._warn),
+        )
+
+    def _with_chosen_columns(self, found: Found, made: Series) -> Series | None:
+        """Return a series with the columns whose electrodes or ROIs are wanted; None, with a warning, if none is.
+
+        Raises:
+            SourceError: their table lacks a column, or values cannot be compared.
+        """
+        what, _ = region_of(found.series)
+        wanted = getattr(self._options, what) if what else None
+        if wanted is None:
+            return made
+        if not made.about:
+            self._leave_out(found.path, f"its table has no row for each column, so {what}={wanted!r} chooses none")
+            return None
+        rows = rows_fulfilling(Choice(wanted), made.about, what, self._file)
+        if len(rows) == len(made.columns):
+            return made
+        told = f"{len(made.columns) - len(rows)} of its {len(made.columns)} {what} do not fulfil {wanted}"
+        if not rows:
+            self._leave_out(found.path, told)
+            return None
+        self._warn(f"{found.path}: {told}: left out")
+        return replace(
+            made,
+            columns=tuple(made.columns[row] for row in rows),
+            data=SomeColumns(made.data, rows),
+            scale=np.asarray(made.scale)[rows] if np.size(made.scale) > 1 else made.scale,
+            about=rows_of_region(made.about, rows),
         )
 
     def _kind(self, found: Found, dtype: np.dtype[Any], unscaled: bool) -> Literal["voltage", "states", "continuous"]:

@@ -23,6 +23,7 @@ class RecordingOptions:
         min_confidence: pose of a lower confidence becomes NaN.
         modalities: what is asked for; the paths of Units tables in it say which are read, and "events" asked for by
             name has those of behavior, too.
+        units, electrodes, rois: expressions (see `choosing.Choice`) that choose rows of these tables; None: all.
     """
 
     time_scale: Fraction = Fraction(1)
@@ -30,3 +31,6 @@ class RecordingOptions:
     event_values: bool = False
     min_confidence: float = 0.0
     modalities: tuple[str, ...] | None = None
+    units: str | None = None
+    electrodes: str | None = None
+    rois: str | None = None

@@ -81,7 +81,8 @@ class Recording:
         self._unread = {path: str(error).split(" left out: ", 1)[-1] for path, error in self.left_out.items()}
         self.warn(*map(str, self.left_out.values()))
         self._interval_tables = IntervalTables(self._nwb, self._objects, self.path, self.warn)
-        self._unit_tables = UnitTables(self._objects, self.path, self._options, self.warn, self._interval_ends)
+        session = str(self.identity["session_id"])
+        self._unit_tables = UnitTables(self._objects, self.path, self._options, self.warn, self._interval_ends, session)
         self._maker = SeriesMaker(self.path, self._io._file, self.warn, self._options, self._unread)
 
     def close(self) -> None:

@@ -5,8 +5,8 @@ Data are read along time in bounded blocks, never whole. Knows nothing of modali
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -41,6 +41,7 @@ class Series:
         scale: float64, scalar or (columns,); offset: float.
         turn: a full turn in `unit` where values are angles, which are averaged on the circle; else None.
         lowest: where the circle is cut: values lie in [lowest, lowest + turn).
+        about: what the table of its electrodes or ROIs says of each column: name → values, as JSON.
 
     Example:
         >>> from .timeline import timeline_at_rate
@@ -65,6 +66,7 @@ class Series:
     offset: float = 0.0
     turn: float | None = None
     lowest: float = 0.0
+    about: Mapping[str, list[Any]] = field(default_factory=dict)
     _held: tuple[int, npt.NDArray[Any]] | None = None
 
     def on_grid(self, way: str, grid: Grid, first: int, stop: int, max_gap: float) -> Float64:

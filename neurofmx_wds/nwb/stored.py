@@ -136,7 +136,7 @@ def _events_of(path: str, about: Mapping[str, Any] | None, table: Intervals) -> 
 
 
 def _spikes_to_json(trains: SpikeTrains) -> dict[str, Any]:
-    support, rule, stray = support_of(trains)
+    support, rule, stray = support_of(trains)  # of all units, also those that were not chosen
     own = None if trains.unit_intervals is None else [each.tolist() for each in trains.unit_intervals]
     observed = trains.obs_intervals is not None
     return {

@@ -5,6 +5,7 @@ Knows which tables there are; knows nothing of bins or windows.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,9 @@ import numpy as np
 
 from ..errors import SourceError
 from .access import why_unreadable
+from .choosing import Choice, rows_fulfilling
 from .clock import NS_PER_S, no_intervals
+from .descriptions import joined_rows, scalar_columns
 from .finding import Found
 from .options import RecordingOptions
 from .tables import cells_of, plain
@@ -22,6 +25,8 @@ from .units import SpikeTrains, read_units
 #: Spike times are doubtful if the units that fire have a lower mean rate (spikes/s), or if the last spike is later than
 #: this many times the end of all else.
 LOWEST_RATE, LATEST_SPIKE = 0.05, 20
+#: Of ids that several units have, this many are named.
+MOST_IDS = 10
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class UnitTables:
         options: how the recording is read.
         warn: called with a line for what is doubtful.
         ends: returns when all else in the recording ends (ns), to tell whether times are in seconds.
+        session: what the keys of its units begin with.
     """
 
     def __init__(
@@ -60,7 +66,9 @@ class UnitTables:
         options: RecordingOptions,
         warn: Callable[..., None],
         ends: Callable[[], Iterable[int]],
+        session: str,
     ) -> None:
+        self._session = session
         self._ends = ends
         self._all = [found for found in objects if found.kind == "units"]
         self._file, self._options, self._warn = file, options, warn
@@ -89,6 +97,8 @@ class UnitTables:
         try:
             self.read()
         except SourceError as error:
+            if self._options.units is not None:  # what was asked for by name is not left out
+                raise
             self.left_out |= {each.path: error.problem for each in self.at()}
             self._warn(f"{', '.join(each.path for each in self.at())} left out: {error.problem}")
             return False
@@ -108,16 +118,42 @@ class UnitTables:
         if key not in self._read:
             self._check(tables)
             try:
-                trains = read_units([each.series for each in tables], self._file, self._options.time_scale)
+                columns, notes = _columns(tables, self._session)
+                trains, columns = self._chosen(tables, columns)
             except OSError as error:
                 problem = f"{', '.join(key)} cannot be read: {error}"
                 raise SourceError(problem, file=self._file, remedy="the file is damaged; copy it again") from error
-            self._warn(*trains.notes)
+            self._warn(*notes, *trains.notes, *filter(None, [_repeated(trains.ids)]))
             doubt = _why_not_seconds(trains, self._ends())
             if doubt:
                 self._warn(f"units: {doubt}: in ms or samples? set time_scale (1/1000; 1/30000 for samples at 30 kHz)")
-            self._read[key] = Units(key, trains, _columns(tables, trains))
+            self._read[key] = Units(key, trains, columns)
         return self._read[key]
+
+    def _chosen(
+        self, tables: Sequence[Found], columns: dict[str, list[Any]]
+    ) -> tuple[SpikeTrains, dict[str, list[Any]]]:
+        """Read the spikes of the units that are wanted; return them with what is said of these units."""
+        series, scale, wanted = [each.series for each in tables], self._options.time_scale, self._options.units
+        if wanted is None:
+            trains = read_units(series, self._file, scale)
+            return trains, {"id": columns.pop("id"), "n_spikes": trains.per_unit, **columns}
+        counted = {"id": columns.pop("id"), "n_spikes": [0], **columns}
+
+        def choose(n_spikes: list[int]) -> list[int]:
+            counted["n_spikes"] = n_spikes
+            rows = rows_fulfilling(Choice(wanted), counted, "units", self._file)
+            if not rows:
+                problem = f"none of its {len(n_spikes)} units fulfils {wanted}"
+                raise SourceError(problem, file=self._file, remedy="change the expression units")
+            return rows
+
+        trains = read_units(series, self._file, scale, choose)
+        rows = choose(counted["n_spikes"])
+        left, spikes = len(counted["id"]) - len(rows), sum(counted["n_spikes"]) - len(trains)
+        if left:
+            self._warn(f"units: {left} of {left + len(rows)}, with {spikes} spikes, do not fulfil {wanted}: left out")
+        return trains, {name: [cells[row] for row in rows] for name, cells in counted.items()}
 
 
 def _why_not_seconds(trains: SpikeTrains, ends: Iterable[int]) -> str | None:
@@ -136,25 +172,56 @@ def _why_not_seconds(trains: SpikeTrains, ends: Iterable[int]) -> str | None:
     return f"the units that fire do so at {rate:.2g} spikes/s" if rate < LOWEST_RATE else None
 
 
-def _columns(tables: Sequence[Found], trains: SpikeTrains) -> dict[str, list[Any]]:
-    """Return the tables' ids, spike counts, and electrode groups and locations if they have them."""
-    columns: dict[str, list[Any]] = {"id": list(trains.ids), "n_spikes": trains.per_unit}
+def _columns(tables: Sequence[Found], session: str) -> tuple[dict[str, list[Any]], list[str]]:
+    """Return the tables' scalar columns, electrodes and what is said of these; and notes on what is left out."""
+    read = [_columns_of(each.series) for each in tables]
+    ids = [int(i) for each in tables for i in each.series.id[:]]
+    columns: dict[str, list[Any]] = {"id": ids, "key": _keys(session, ids)}
     if len(tables) > 1:
         columns["table"] = [each.path for each in tables for _ in range(len(each.series))]
-    for name in dict.fromkeys(name for each in tables for name in _columns_of(each.series)):
+    for name in dict.fromkeys(name for own, _ in read for name in own if name not in columns):
+        pairs = zip(tables, read, strict=True)
         columns[name] = [
-            value for each in tables for value in _columns_of(each.series).get(name) or [None] * len(each.series)
-        ]
-    return columns
+            value for each, (own, _) in pairs for value in own.get(name) or [None] * len(each.series)
+        ]  # fmt: skip
+    return columns, [note for _, notes in read for note in notes]
 
 
-def _columns_of(table: Any) -> dict[str, list[Any]]:
+def _columns_of(table: Any) -> tuple[dict[str, list[Any]], list[str]]:
     columns: dict[str, list[Any]] = {}
     if "electrode_group" in table.colnames:
         groups = table["electrode_group"][:]
         columns["electrode_group"] = [group.name for group in groups]
         columns["location"] = [plain(getattr(group, "location", None)) for group in groups]  # None if left out
-    for name in ("location", "electrodes"):
-        if name in table.colnames:
-            columns[name] = [plain(value) for value in cells_of(table[name])]
-    return columns
+    scalars, notes = scalar_columns(table)
+    if "electrodes" in table.colnames:
+        columns["electrodes"] = [plain(value) for value in cells_of(table["electrodes"])]
+        electrodes, more = scalar_columns(getattr(table["electrodes"], "target", table["electrodes"]).table)
+        said = joined_rows(electrodes, map(_as_list, columns["electrodes"]))
+        columns |= {name if name == "location" else f"electrode_{name}": said[name] for name in said}
+        notes += more
+    return {**columns, **{name: scalars[name] for name in scalars if name != "electrode_group"}}, notes
+
+
+def _as_list(rows: Any) -> list[int]:
+    return rows if isinstance(rows, list) else [rows]
+
+
+def _keys(session: str, ids: Sequence[int]) -> list[str]:
+    """Return a key of its own for each unit: session and id, and a number from 2 on where several have one id."""
+    seen: Counter[int] = Counter()
+    keys = []
+    for i in ids:
+        seen[i] += 1
+        keys.append(f"{session}/{i}" if seen[i] == 1 else f"{session}/{i}~{seen[i]}")
+    return keys
+
+
+def _repeated(ids: Sequence[int]) -> str:
+    """Return a note on the ids that several units have; "" if there are none."""
+    seen = Counter(ids)
+    again = [i for i, n in seen.items() if n > 1]
+    shown = ", ".join(map(str, again[:MOST_IDS])) + (", …" if len(again) > MOST_IDS else "")
+    return (
+        f"units: {len(again)} ids stand for several units each ({shown}); their keys tell them apart" if again else ""
+    )

@@ -5,8 +5,8 @@ Knows the table's layout and the clock; knows nothing of windows or of other ser
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from typing import Any
@@ -50,6 +50,8 @@ class SpikeTrains:
         unit_intervals: each unit's own observation intervals (as obs_intervals), where they differ; else None.
         duplicates: spikes at the same ns as another spike of their unit; they are counted like any other.
         notes: what the tables' columns are like that they should not be, one line each.
+        support: where spikes can be, by which rule, and stray spikes (see `support_of`), of all units of the tables,
+            where these are some of them; else None.
     """
 
     times: Int64
@@ -62,9 +64,27 @@ class SpikeTrains:
     unit_intervals: tuple[Int64, ...] | None = None
     duplicates: int = 0
     notes: tuple[str, ...] = ()
+    support: tuple[Int64, str, int] | None = None
 
     def __len__(self) -> int:
         return len(self.times)
+
+    def take(self, rows: Sequence[int]) -> SpikeTrains:
+        """Return some of the units, in this order; where spikes can be stays as it is with all."""
+        number = np.full(len(self.ids), -1, np.int32)
+        number[list(rows)] = np.arange(len(rows), dtype=np.int32)
+        kept = number[self.units] >= 0
+        own = None if self.unit_intervals is None else tuple(self.unit_intervals[row] for row in rows)
+        if own is not None and self.obs_intervals is not None:
+            own = own if any(not np.array_equal(each, self.obs_intervals) for each in own) else None
+        return replace(
+            self,
+            times=self.times[kept],
+            units=number[self.units[kept]],
+            ids=tuple(self.ids[row] for row in rows),
+            unit_intervals=own,
+            support=support_of(self),
+        )
 
     def within(self, start: int, stop: int) -> slice:
         """Return the slice of the spikes with start ≤ time < stop (ns)."""
@@ -121,7 +141,12 @@ class _Table:
     notes: tuple[str, ...]
 
 
-def read_units(tables: Any, file: str, time_scale: Fraction = Fraction(1)) -> SpikeTrains:
+def read_units(
+    tables: Any,
+    file: str,
+    time_scale: Fraction = Fraction(1),
+    choose: Callable[[list[int]], Sequence[int]] | None = None,
+) -> SpikeTrains:
     """Read the spike times of one or more pynwb Units tables, side by side.
 
     Times (s) become integer ns. NaN, negative and unrepresentable times are dropped and counted; units whose times
@@ -131,6 +156,7 @@ def read_units(tables: Any, file: str, time_scale: Fraction = Fraction(1)) -> Sp
         tables: a Units table with a ``spike_times`` column, or a list of them.
         file: the file's path, for errors.
         time_scale: seconds in one unit of the tables' times.
+        choose: returns the rows of the units that are wanted, given the number of valid spikes of each; by default all.
 
     Raises:
         SourceError: spike times or observation intervals are not as the index says, or have another shape.
@@ -148,6 +174,9 @@ def read_units(tables: Any, file: str, time_scale: Fraction = Fraction(1)) -> Sp
         "beyond the clock": (seconds > 0) & ~usable(seconds),
     }
     valid = ~np.logical_or.reduce(list(reasons.values()))
+    wanted = None if choose is None else choose(np.bincount(units[valid], minlength=len(ids)).tolist())
+    is_wanted = _wanted(len(ids), wanted)
+    invalid = {reason: int(is_wanted[units[hits]].sum()) for reason, hits in reasons.items() if hits.any()}
     if not valid.all():  # else no copy: there may be many
         seconds, units = seconds[valid], units[valid]
     backwards = (seconds[1:] < seconds[:-1]) & (units[1:] == units[:-1])
@@ -159,18 +188,27 @@ def read_units(tables: Any, file: str, time_scale: Fraction = Fraction(1)) -> Sp
     differ = any(not np.array_equal(intervals, everywhere) for intervals in observed)
     grouped = times[np.lexsort((times, units))] if backwards.any() else times  # units ascend in the table already
     same = (grouped[1:] == grouped[:-1]) & (units[1:] == units[:-1])
-    return SpikeTrains(
+    trains = SpikeTrains(
         times=times[order],
         units=units[order],
         ids=ids,
-        invalid={reason: int(hits.sum()) for reason, hits in reasons.items() if hits.any()},
-        unsorted_units=tuple(ids[row] for row in np.unique(units[1:][backwards])),
+        invalid={reason: n for reason, n in invalid.items() if n},
+        unsorted_units=tuple(ids[row] for row in np.unique(units[1:][backwards]) if is_wanted[row]),
         obs_intervals=everywhere if len(everywhere) else None,
         bad_obs_intervals=bad_intervals,
         unit_intervals=observed if differ else None,
-        duplicates=int(same.sum()),
+        duplicates=int(is_wanted[units[1:][same]].sum()),
         notes=notes,
     )
+    return trains if wanted is None else trains.take(wanted)
+
+
+def _wanted(n_units: int, rows: Sequence[int] | None) -> npt.NDArray[np.bool_]:
+    if rows is None:
+        return np.ones(n_units, dtype=bool)
+    wanted = np.zeros(n_units, dtype=bool)
+    wanted[list(rows)] = True
+    return wanted
 
 
 def _read_table(table: Any, file: str, time_scale: Fraction) -> _Table:
@@ -269,11 +307,15 @@ def _spike_times(table: Any, n_units: int, file: str) -> tuple[npt.NDArray[np.fl
 def support_of(trains: SpikeTrains) -> tuple[Int64, str, int]:
     """Return where spikes can be: the union of the observation intervals, else from first to last spike of all units.
 
+    Units that were not chosen count like the others: what is recorded does not change where.
+
     A stray time (see `main_span`) does not stretch the support; an endless observation interval ends at the last spike.
 
     Returns:
         int64 (n, 2) intervals in ns, the rule in words, and the number of stray spikes.
     """
+    if trains.support is not None:
+        return trains.support
     times = trains.times[main_span(trains.times)]
     spiking = np.array([[times[0], times[-1] + 1]], dtype=np.int64) if len(times) else no_intervals()
     observed = trains.obs_intervals

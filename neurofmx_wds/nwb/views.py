@@ -6,6 +6,7 @@ Each view has ``shape``, ``dtype``, ``chunks``, a length, and rows by slice or b
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -89,3 +90,28 @@ class Confident:
         sure = np.asarray(self._confidence[rows]) >= self._least
         values[~sure] = np.nan
         return values
+
+
+class SomeColumns:
+    """Some columns of a dataset.
+
+    Args:
+        stored: 2-D sliceable dataset, time first.
+        columns: their numbers.
+
+    Example:
+        >>> SomeColumns(np.arange(8).reshape(2, 4), [0, 3])[0:2].tolist()
+        [[0, 3], [4, 7]]
+    """
+
+    def __init__(self, stored: Any, columns: Sequence[int]) -> None:
+        self._stored, self._columns = stored, list(columns)
+        self.shape = (stored.shape[0], len(self._columns))
+        self.dtype: np.dtype[Any] = stored.dtype
+        self.chunks = stored.chunks[:1] if getattr(stored, "chunks", None) else None
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> npt.NDArray[Any]:
+        return np.ascontiguousarray(np.asarray(self._stored[rows])[:, self._columns])

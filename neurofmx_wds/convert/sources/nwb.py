@@ -115,6 +115,7 @@ class RecordingSource(WindowedRecording):
                 "rate": NS_PER_S / each.timeline.period if each.timeline.period else None,
                 "regularity": each.timeline.regularity,
                 "gaps": each.timeline.gaps(self.max_gap),
+                **({"columns": dict(each.about)} if each.about else {}),
             }
             for each in self.all_series
         ]

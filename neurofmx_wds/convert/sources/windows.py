@@ -10,6 +10,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from ...nwb.choosing import Choice
 from ...nwb.clock import MAX_NS, NS_PER_S, Grid, to_ns
 from ...nwb.methods import BEHAVIOR_METHODS, LFP_METHODS
 from ...nwb.options import RecordingOptions
@@ -51,7 +52,8 @@ def _is_count_dtype(name: str) -> bool:
 
 
 #: Settings that the manifest lists only where they are set, so that older datasets stay the same.
-NEWER = ("event_values", "min_confidence")
+_CHOICES = ("units", "electrodes", "rois")
+NEWER = ("event_values", "min_confidence", *_CHOICES)
 
 
 @dataclass(frozen=True)
@@ -253,6 +255,30 @@ class WindowConfig(Chosen):
         ),
     )
 
+    units: str | None = option(
+        None,
+        Option(
+            "Take only the units for which this is true: comparisons of columns of the units table, or of their "
+            "electrodes' location, with values, joined by and, or, not.",
+            metavar="EXPR",
+            kinds=_NWB,
+            unset="all",
+        ),
+    )
+    electrodes: str | None = option(
+        None,
+        Option(
+            "The same for the channels of electrical series, by the electrodes table.",
+            metavar="EXPR",
+            kinds=_NWB,
+            unset="all",
+        ),
+    )
+    rois: str | None = option(
+        None,
+        Option("The same for the ROIs of ophys, by their table.", metavar="EXPR", kinds=_NWB, unset="all"),
+    )
+
     def __post_init__(self) -> None:
         if self.intervals is not None:
             pairs = tuple((_seconds(start), _seconds(stop)) for start, stop in self.intervals)
@@ -261,6 +287,12 @@ class WindowConfig(Chosen):
             if isinstance(value := getattr(self, each.name), Fraction):
                 object.__setattr__(self, each.name, str(value))
         super().__post_init__()
+        for name in _CHOICES:
+            if getattr(self, name) is not None:
+                try:
+                    Choice(getattr(self, name))
+                except ValueError as error:
+                    raise refused(self, name, str(error)) from None
         if "icephys" in (self.modalities or ()) and len(self.modalities or ()) > 1:
             why = "sweeps (icephys) have clocks of their own: convert them into a dataset of their own"
             raise refused(self, "modalities", why)
@@ -331,8 +363,9 @@ class WindowConfig(Chosen):
     def reading(self) -> RecordingOptions:
         """How a recording is read."""
         return RecordingOptions(
-            self.seconds_per_time, self.decode_video, self.event_values, self.min_confidence, self.modalities
-        )
+            self.seconds_per_time, self.decode_video, self.event_values, self.min_confidence, self.modalities,
+            self.units, self.electrodes, self.rois,
+        )  # fmt: skip
 
     @property
     def seconds_per_time(self) -> Fraction:
