@@ -32,6 +32,13 @@ def _add_info(commands: Any) -> None:
     command.add_argument(
         "--all", dest="every", action="store_true", help="all notes on the sources, not the first ones"
     )
+    command.add_argument(
+        "--units",
+        nargs="?",
+        const="",
+        metavar="EXPR",
+        help="the table of units; or only those for which this is true, such as 'quality == \"good\"'",
+    )
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -41,7 +48,9 @@ def _info(options: argparse.Namespace) -> int:
 
     _refuse_recording(options.dir)
     info = ShardedDatasetInfo(options.dir)
-    if options.json:
+    if options.units is not None:
+        _show_units(options, info.get_summary()["sources"])
+    elif options.json:
         show(json.dumps(info.get_summary(), indent=1))
     else:
         info.print_summary(options.every)
@@ -54,6 +63,17 @@ def _refuse_recording(path: str) -> None:
     if kind and os.path.exists(path):
         problem = f"is an {kind} file, not a dataset of shards"
         raise SourceError(problem, file=path, remedy=f"{INSPECT}, or {CONVERT_FIRST}")
+
+
+def _show_units(options: argparse.Namespace, sources: list[dict[str, Any]]) -> None:
+    import json
+
+    from ..format.info import unit_lines
+    from ..loading.sessions import Sessions
+
+    sessions = Sessions(sources, options.dir)
+    units = (sessions.choose(options.units) if options.units else sessions).table
+    show(json.dumps(units, indent=1) if options.json else unit_lines(units, terminal_width()))
 
 
 def _add_read(commands: Any) -> None:

@@ -267,3 +267,19 @@ def _source_table(sources: Sequence[Mapping[str, Any]], width: int | None) -> st
 
 def _total(column: Sequence[Any]) -> int | None:
     return None if any(isinstance(value, str) for value in column) else sum(value or 0 for value in column)
+
+
+def unit_lines(units: Mapping[str, Sequence[Any]], width: int | None = None) -> str:
+    """Return a table of units as text, without the columns in which nothing stands.
+
+    Args:
+        units: column → one value for each unit, as :func:`~neurofmx_wds.format.units.unit_table` returns it.
+        width: columns of the terminal; None: as wide as it gets.
+    """
+    columns = {name: cells for name, cells in units.items() if any(cell is not None for cell in cells)}
+    rows = [[_number(cell) for cell in row] for row in zip(*columns.values(), strict=True)]
+    return f"{table(list(columns), rows, width)}\n\n{count(len(rows), 'unit')}".lstrip()
+
+
+def _number(cell: Any) -> Any:
+    return f"{cell:.6g}" if isinstance(cell, float) else str(cell) if isinstance(cell, (bool, list)) else cell

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 #: Columns that come first, in this order.
@@ -67,27 +67,42 @@ def with_unit_keys(sources: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
     ]  # fmt: skip
 
 
-def unit_table(sources: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+def units_of(source: Mapping[str, Any], session: str) -> dict[str, list[Any]]:
+    """Return what is known of the units of one source: column → one value for each unit; see :func:`unit_table`.
+
+    Args:
+        source: its report in the manifest.
+        session: what its session is called in the dataset.
+    """
+    known, keys = source.get("units", {}), unit_keys(source, session)
+    of_source = {"session_id": source.get("session_id"), "source": source.get("path", "")}
+    first = {"key": keys, **{name: [value] * len(keys) for name, value in of_source.items()}}
+    return {**first, "column": list(range(len(keys))), **{k: v for k, v in known.items() if k != "key"}}
+
+
+def unit_table(
+    sources: Sequence[Mapping[str, Any]], rows: Sequence[Sequence[int]] | None = None
+) -> dict[str, list[Any]]:
     """Return the units of a dataset: column → one value for each unit, None where a source does not say.
 
     ``key`` is unique in the dataset, ``column`` is the unit's place along the last axis of ``spikes``, and
     the other columns are those of the recordings' unit tables. Units that several sources share, such as those of a
     recording that was cut in two, stand once.
 
+    Args:
+        sources: the reports on sources, of the manifest.
+        rows: which units of each source; by default all.
+
     Example:
         >>> unit_table([{"session_id": "s1", "path": "a.nwb", "units": {"id": [0, 0], "quality": ["good", "mua"]}}])
         {'key': ['s1/0', 's1/0~2'], 'session_id': ['s1', 's1'], 'source': ['a.nwb', 'a.nwb'], 'column': [0, 1], \
 'id': [0, 0], 'quality': ['good', 'mua']}
     """
-    rows = list({row["key"]: row for row in reversed(list(_rows(sources)))}.values())[::-1]
-    names = dict.fromkeys((*FIRST, *(name for row in rows for name in row)))
-    return {name: [row.get(name) for row in rows] for name in names}
-
-
-def _rows(sources: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    for source, session in zip(sources, sessions_of(sources), strict=True):
-        units = source.get("units", {})
-        for i, key in enumerate(unit_keys(source, session)):
-            about = {name: cells[i] for name, cells in units.items()}
-            yield {**about, "key": key, "session_id": source.get("session_id"), "source": source.get("path", ""),
-                   "column": i}  # fmt: skip
+    units: dict[str, dict[str, Any]] = {}
+    for i, (source, session) in enumerate(zip(sources, sessions_of(sources), strict=True)):
+        own = units_of(source, session)
+        taken = range(len(own["key"])) if rows is None else rows[i]
+        for column, row in enumerate(taken):
+            units.setdefault(own["key"][row], {**{name: cells[row] for name, cells in own.items()}, "column": column})
+    names = dict.fromkeys((*FIRST, *(name for each in units.values() for name in each)))
+    return {name: [each.get(name) for each in units.values()] for name in names}

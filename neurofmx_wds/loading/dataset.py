@@ -19,6 +19,8 @@ from .mixture import MixedLabels
 from .options import OrderOptions, ReadOptions
 from .readers import ShardReader
 from .selection import choose_samples
+from .sessions import NO_SESSIONS, Sessions
+from .views import TakeUnits, ViewedReader
 from .window_reader import WindowReader
 from .windows import Windows
 
@@ -35,12 +37,14 @@ class OpenDataset:
         fingerprint: 32 hexadecimal digits that tell this dataset and selection from others, or 64, where the first 32
             stand for the shards' checksums and the last 32 for their sizes.
         labels: the label of each sample, by id, int64, where the samples are those of a group; else None.
+        sessions: the recordings that the manifest lists, and their units.
     """
 
     reader: Reader
     order: ResumableOrder
     fingerprint: str
     labels: np.ndarray | MixedLabels | None = None
+    sessions: Sessions = NO_SESSIONS
 
     def of_epoch(self, epoch: int) -> OpenDataset:
         """Return the dataset as it is read in an epoch."""
@@ -60,10 +64,28 @@ def open_dataset(read: ReadOptions, order: OrderOptions) -> OpenDataset:
         return _open_windows(read, order, read.windows)
     shards = open_shards(read.directory, read.shard_pattern, read.cache_dir, read.cache_size)
     selected, labels = choose_samples(shards, read.select, read.group, read.groups, read.checksums is not False)
-    reader = ShardReader(shards, read.modalities, selected, read.io, checksums=read.checksums)
+    stored = ShardReader(shards, read.modalities, selected, read.io, checksums=read.checksums)
+    sessions = _sessions(stored, read)
+    reader = _viewed(stored, sessions)
     fingerprint = "".join(_fingerprint(each, selected, labels) for each in shards.fingerprints())
     block_size = _default_block_size(shards, order.buffer_size)
-    return OpenDataset(reader, order.order(reader.counts, block_size), fingerprint, labels)
+    return OpenDataset(reader, order.order(stored.counts, block_size), fingerprint, labels, sessions)
+
+
+def _sessions(reader: ShardReader, read: ReadOptions) -> Sessions:
+    """Return the recordings of a dataset, and those of their units that are chosen."""
+    sessions = Sessions.of(reader.shards.manifest, reader.where)
+    return sessions if read.units is None else sessions.choose(read.units)
+
+
+def _viewed(reader: ShardReader, sessions: Sessions) -> Reader:
+    """Return a reader of stored windows with the units that are chosen."""
+    if sessions.units is None:
+        return reader
+    if not {"spikes", "spike_units"} & set(reader.fields):
+        raise ValueError(f"units: {reader.where} holds no spikes, or they are not among the modalities asked for")
+    sessions.require(reader.shards.n_samples, "units")
+    return ViewedReader(reader, [TakeUnits(sessions.units)])
 
 
 def _fingerprint(shards: str, selected: np.ndarray | None, labels: np.ndarray | None) -> str:
@@ -80,12 +102,13 @@ def _open_windows(read: ReadOptions, order: OrderOptions, windows: Windows) -> O
     stored = ShardReader(shards, None, None, read.io, checksums=read.checksums)
     modalities = None if read.modalities is None else tuple(read.modalities)
     windows = replace(windows, modalities=modalities)
-    reader = WindowReader(stored, windows, read.select)
+    sessions = _sessions(stored, read)
+    reader = WindowReader(stored, windows, read.select, sessions)
     spec = json.dumps(windows.to_json(), sort_keys=True).encode()
     spec += b"" if read.select is None else reader.chosen
     fingerprint = "".join(_digest(f"{ORDER_VERSION} {each} ".encode() + spec) for each in shards.fingerprints())
     block_size = max(1, min(_BLOCK_BYTES // reader.sample_bytes, order.buffer_size // 32))
-    return OpenDataset(reader, order.order(reader.counts, block_size), fingerprint)
+    return OpenDataset(reader, order.order(reader.counts, block_size), fingerprint, sessions=sessions)
 
 
 def _digest(data: bytes) -> str:

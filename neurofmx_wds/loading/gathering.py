@@ -70,9 +70,13 @@ def gather_spikes(cut: Cut) -> Gathered:
             if found is not None and len(found):
                 low, high = found.searchsorted((start, stop)).tolist()
                 if low < high:
-                    times.append(found[low:high])
-                    units.append(recording.array(place, SPIKE_UNITS)[low:high])  # type: ignore[index]
-                    n += high - low
+                    found, of_units = found[low:high], recording.array(place, SPIKE_UNITS)[low:high]  # type: ignore[index]
+                    if recording.unit_numbers is not None:
+                        of_units = recording.unit_numbers[of_units]
+                        found, of_units = found[of_units >= 0], of_units[of_units >= 0]
+                    times.append(found)
+                    units.append(of_units)
+                    n += len(found)
         counts.append(n)
     n_each = np.array(counts, np.int64)
     if not times:

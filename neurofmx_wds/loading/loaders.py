@@ -102,6 +102,9 @@ class WebDatasetLoader(ResumablePipeline):
             `select` chooses among the windows by the metadata that they have without jitter, which then moves none to
             where other rows of interval tables are running than those it was chosen by.
         weights, epoch: of a mixture, as of :func:`~neurofmx_wds.mix`.
+        units: which units the spikes are of, as an expression over the columns of ``loader.units``, such as
+            ``'quality == "good" and location == "CA1"'``: see :class:`~neurofmx_wds.nwb.choosing.Choice`. Windows stay
+            where they are with all units.
 
     Raises:
         FileNotFoundError, ShardError, ManifestError: the dataset cannot be opened.
@@ -135,11 +138,12 @@ class WebDatasetLoader(ResumablePipeline):
         windows: Windows | None = None,
         weights: Weights | None = None,
         epoch: Length | None = None,
+        units: str | None = None,
     ) -> None:
         read = ReadOptions(
             shard_dir=shard_dir, shard_pattern=shard_pattern, modalities=modalities, select=select, group=group,
             groups=groups, io=io, cache_dir=cache_dir, cache_size=cache_size, checksums=checksums, windows=windows,
-            weights=weights, epoch=epoch,
+            weights=weights, epoch=epoch, units=units,
         )  # fmt: skip
         order = OrderOptions(seed=seed, shuffle=shuffle, buffer_size=buffer_size, block_size=block_size)
         processing = ProcessingOptions(transform=transform, target_transform=target_transform, handler=handler)
@@ -269,6 +273,7 @@ def create_webdataset_dataloader(
     device: str | torch.device | None = None,
     weights: Weights | None = None,
     epoch: Length | None = None,
+    units: str | None = None,
 ) -> WebDatasetDataLoader:
     """Batches of a dataset, in a reproducible order, resumable after any of them.
 
@@ -283,7 +288,7 @@ def create_webdataset_dataloader(
     Args:
         shard_dir, shard_pattern, shuffle, buffer_size, seed, modalities, select, transform, handler, rank, world_size,
             block_size, io, cache_dir, cache_size, target_transform, group, groups, checksums, windows, weights,
-            epoch: as :class:`WebDatasetLoader`.
+            epoch, units: as :class:`WebDatasetLoader`.
         batch_size: samples per batch and rank.
         num_workers: workers that read; 0: this process does, which is fastest where loading is only copying. None: 0
             where nothing is transformed, else 4, or the number of processor cores if that is smaller.
@@ -335,7 +340,7 @@ def create_webdataset_dataloader(
     read = ReadOptions(
         shard_dir=shard_dir, shard_pattern=shard_pattern, modalities=modalities, select=select, group=group,
         groups=groups, io=io, cache_dir=cache_dir, cache_size=cache_size, checksums=checksums, windows=windows,
-        weights=weights, epoch=epoch,
+        weights=weights, epoch=epoch, units=units,
     )  # fmt: skip
     order = OrderOptions(seed=seed, shuffle=shuffle, buffer_size=buffer_size, block_size=block_size)
     processing = ProcessingOptions(

@@ -18,6 +18,7 @@ import webdataset as wds
 
 from ..format.finding import DEFAULT_SHARD_PATTERN, ShardDir
 from ..format.groups import Groups
+from ..nwb.choosing import Choice
 from ..order.epoch import EpochOrder
 from ..order.mixture import Length
 from ..storage.cache import DEFAULT_CACHE_SIZE
@@ -53,6 +54,7 @@ class ReadOptions:
         cache_dir, cache_size: where compressed shards are unpacked, and bytes that they may take there.
         checksums: whether payloads are compared with their checksums; None: where these are known.
         weights, epoch: proportions, and what an epoch is, of a mixture; None: equal, "longest".
+        units: which units, as an expression over the columns of ``loader.units``; None: all.
 
     Raises:
         ValueError: a value that is not allowed.
@@ -76,8 +78,14 @@ class ReadOptions:
     checksums: bool | None = None
     weights: Weights | None = None
     epoch: Length | None = None
+    units: str | None = None
 
     def __post_init__(self) -> None:
+        if self.units is not None:
+            try:
+                Choice(self.units)
+            except ValueError as error:
+                raise ValueError(f"units={self.units!r:.200}: {error}") from None
         if self.io not in ("auto", "mmap", "pread"):
             raise ValueError(f'io must be "auto", "mmap" or "pread", not {self.io!r}')
         if not (self.select is None or callable(self.select) or isinstance(self.select, Mapping)):
@@ -285,6 +293,7 @@ class SampleLoaderOptions(TypedDict, total=False):
     windows: Windows | None
     weights: Weights | None
     epoch: Length | None
+    units: str | None
 
 
 def take_options(kind: type[_Options], options: dict[str, Any], **defaults: Any) -> _Options:

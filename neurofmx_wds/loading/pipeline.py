@@ -26,6 +26,7 @@ from .options import BatchOptions, Collate, ProcessingOptions
 from .plans import Chunks, PlanSource, SplitByNode, Start, flatten
 from .progress import Progress, in_worker
 from .ranks import find_rank, worker_info
+from .sessions import as_data_frame
 from .skipping import PartialBatch
 
 
@@ -83,6 +84,16 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
     def skipped(self) -> int:
         """Samples that this rank has skipped, by `handler`'s leave (in somebody else's DataLoader: not counted)."""
         return self.progress.skipped
+
+    @property
+    def units(self) -> Any:
+        """The units of the dataset, of which ``units=`` may have chosen some.
+
+        It is a pandas DataFrame where pandas is installed, else a dictionary of lists. ``key`` is unique in the
+        dataset, ``column`` is the unit's place along the last axis of its session's ``spikes``, and the other columns
+        are those of the recordings' tables of units, with None where a recording lacks one.
+        """
+        return as_data_frame(self.opened.sessions.table)
 
     def __repr__(self) -> str:
         size = f"samples={len(self.order)}, batch_size={self.batch_size}, steps={self.n_steps}"

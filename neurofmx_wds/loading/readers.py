@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bisect
 import copy
+import functools
 import mmap
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,6 +26,7 @@ from .collate import MetadataList, collate_webdataset, stack, to_array
 from .memory import BatchMemory, Memory
 from .open_shard import OpenShard, ShardOpener
 from .ragged import read_ragged, split
+from .sessions import Sessions
 from .shard_pool import ShardPool
 
 IOMode = Literal["auto", "mmap", "pread"]
@@ -178,6 +180,14 @@ class ShardReader:
     def dataset_ids(self, ids: np.ndarray) -> np.ndarray:
         """Return the samples' ids in the whole dataset, whatever the selection."""
         return ids if self.selected is None else self.selected[ids]
+
+    def sources(self, ids: np.ndarray) -> np.ndarray:
+        """Return the number of each sample's source in the manifest, int64 (B,)."""
+        return np.searchsorted(self._source_ends, self.dataset_ids(ids), side="right")
+
+    @functools.cached_property
+    def _source_ends(self) -> np.ndarray:
+        return Sessions.of(self.shards.manifest, self.where).ends
 
     def read_batch(self, ids: np.ndarray, memory: Memory | None = None) -> dict[str, Any]:
         """Read the samples with these ids as the batch that :func:`neurofmx_wds.collate_webdataset` would make of them.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,13 +30,20 @@ class Segments:
 
     Args:
         reader: reads the dataset's shards.
+        units: the units of each source that are chosen; None: all.
+
+    Attributes:
+        recordings: the recordings that segments are of.
+        source_numbers: the number of each in the manifest.
 
     Raises:
         ManifestError: the dataset does not consist of segments.
     """
 
-    def __init__(self, reader: ShardReader) -> None:
+    def __init__(self, reader: ShardReader, units: Sequence[Sequence[int]] | None = None) -> None:
         self._reader = reader
+        self._units = units
+        self.source_numbers: list[int] = []
         self._kept: OrderedDict[tuple[int, str], np.ndarray] = OrderedDict()
         self.recordings = list(self._described(reader.shards.manifest))
 
@@ -48,9 +55,10 @@ class Segments:
                 remedy="leave out windows=, or convert the recordings with layout segments",
             )
         first = 0
-        for source in manifest.sources:
+        for i, source in enumerate(manifest.sources):
             if "stored" in source:
-                recording = SegmentedRecording(self, first, source)
+                recording = SegmentedRecording(self, first, source, None if self._units is None else self._units[i])
+                self.source_numbers.append(i)
                 first += recording.n_segments
                 yield recording
         if first != self._reader.shards.n_samples:
@@ -94,19 +102,29 @@ class SegmentedRecording:
         segments: the dataset's.
         first: number of its first segment in the dataset.
         source: its entry in the manifest.
+        units: those that are chosen; None: all.
 
     Attributes:
         about: the recording, without its samples.
         segment_ns: length of a segment.
         n_segments: how many it has.
         heads: its interval tables, without their rows.
+        unit_numbers: where units are chosen, the number of each stored unit among them, -1 for the others: int32
+            (n_units,); else None.
     """
 
-    def __init__(self, segments: Segments, first: int, source: Mapping[str, Any]) -> None:
+    def __init__(
+        self, segments: Segments, first: int, source: Mapping[str, Any], units: Sequence[int] | None = None
+    ) -> None:
         stored = source["stored"]
         identity = {name: source[name] for name in ("session_id", "identifier", "subject") if name in source}
         self.about = StoredRecording(source["path"], identity, stored, self._all_rows, self._rows_to_align)
         self._alignable = {each["path"]: each for each in stored.get("alignable", ())}
+        self.unit_numbers: np.ndarray | None = None
+        if units is not None:
+            self.unit_numbers = np.full(len(self.about.spikes.ids), -1, np.int32)
+            self.unit_numbers[list(units)] = np.arange(len(units), dtype=np.int32)
+            self.about.take_units(units)
         self.segment_ns = int(stored["segment_ns"])
         self.heads = _tables(self.about.columns, [])
         self._segments = segments

@@ -25,6 +25,7 @@ from .memory import BatchMemory, Memory
 from .readers import ShardReader
 from .segments import Segments
 from .selection import Select
+from .sessions import NO_SESSIONS, Sessions
 from .stretches import Stretches
 from .windows import Windows
 
@@ -38,6 +39,7 @@ class WindowReader:
         reader: reads the shards of a dataset of segments.
         windows: how windows are cut.
         select: which of them, by their metadata; None: all.
+        sessions: the recordings that the manifest lists, and which units of each are chosen.
 
     Attributes:
         counts: int64 (n_stretches,): windows in each stretch in which windows may be, in the dataset's order.
@@ -49,10 +51,17 @@ class WindowReader:
         ValueError: no window fits the selection.
     """
 
-    def __init__(self, reader: ShardReader, windows: Windows, select: Select | None = None) -> None:
+    def __init__(
+        self,
+        reader: ShardReader,
+        windows: Windows,
+        select: Select | None = None,
+        sessions: Sessions = NO_SESSIONS,
+    ) -> None:
         self._reader = reader
         self.windows = windows
-        segments = Segments(reader)
+        segments = Segments(reader, sessions.units)
+        self._source_numbers = np.array(segments.source_numbers, np.int64)
         self.recordings = [CutRecording(each, windows) for each in segments.recordings]
         self._stretches = Stretches.of(self.recordings, select)
         self._selected = select is not None
@@ -115,6 +124,10 @@ class WindowReader:
         """Return the windows' numbers among all of the dataset, for their keys and the random numbers of transforms."""
         stretch = self._stretch_of(ids)
         return np.asarray(self._stretches.number[stretch] + ids - self._starts[stretch])
+
+    def sources(self, ids: np.ndarray) -> np.ndarray:
+        """Return the number of each window's source in the manifest, int64 (B,)."""
+        return np.asarray(self._source_numbers[self._stretches.recording[self._stretch_of(ids)]])
 
     def _stretch_of(self, ids: np.ndarray) -> np.ndarray:
         return np.searchsorted(self._starts, ids, side="right") - 1

@@ -257,7 +257,12 @@ class StoredRecording:
             times=np.empty(0, np.int64), units=np.empty(0, np.int32), ids=tuple(about["ids"]), invalid={},
             unsorted_units=(), obs_intervals=no_intervals() if about["observed"] else None, bad_obs_intervals=0,
             unit_intervals=None if own is None else tuple(np.array(each, np.int64).reshape(-1, 2) for each in own),
+            support=self.spike_support if self._spikes else None,
         )  # fmt: skip
+
+    def take_units(self, rows: Sequence[int]) -> None:
+        """Keep only some of the units; where spikes can be stays as it is with all."""
+        self.spikes = self.spikes.take(rows)
 
     @property
     def spike_support(self) -> tuple[Int64, str, int]:

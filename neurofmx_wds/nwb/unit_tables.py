@@ -219,9 +219,6 @@ def _keys(session: str, ids: Sequence[int]) -> list[str]:
 
 def _repeated(ids: Sequence[int]) -> str:
     """Return a note on the ids that several units have; "" if there are none."""
-    seen = Counter(ids)
-    again = [i for i, n in seen.items() if n > 1]
+    again = [i for i, n in Counter(ids).items() if n > 1]
     shown = ", ".join(map(str, again[:MOST_IDS])) + (", …" if len(again) > MOST_IDS else "")
-    return (
-        f"units: {len(again)} ids stand for several units each ({shown}); their keys tell them apart" if again else ""
-    )
+    return f"units: ids that several units have: {shown}; their keys differ" if again else ""

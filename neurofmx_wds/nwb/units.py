@@ -75,8 +75,9 @@ class SpikeTrains:
         number[list(rows)] = np.arange(len(rows), dtype=np.int32)
         kept = number[self.units] >= 0
         own = None if self.unit_intervals is None else tuple(self.unit_intervals[row] for row in rows)
-        if own is not None and self.obs_intervals is not None:
-            own = own if any(not np.array_equal(each, self.obs_intervals) for each in own) else None
+        if self.unit_intervals is not None and own is not None:
+            everywhere = union(self.unit_intervals)
+            own = own if any(not np.array_equal(each, everywhere) for each in own) else None
         return replace(
             self,
             times=self.times[kept],

@@ -1,0 +1,178 @@
+"""What is changed of batches while they are read, such as which units they hold; and a reader of changed batches.
+
+Knows batches and the recordings that samples are of; knows nothing of files, order or transforms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from .collate import stack, to_array
+from .interfaces import Reader
+from .memory import BatchMemory, Memory
+
+Batch = dict[str, Any]
+
+
+class View(Protocol):
+    """A change of batches that is a function of each sample alone: what else is in the batch has no influence."""
+
+    def fields(self, names: Sequence[str]) -> list[str]:
+        """Return the fields that batches have after it, of those that they had before."""
+
+    def __call__(self, batch: Batch, sources: np.ndarray, memory: Memory) -> Batch:
+        """Return the changed batch.
+
+        Args:
+            batch: field → tensor of shape (B, …), or a list of B.
+            sources: number of each sample's source in the manifest, int64 (B,).
+            memory: where new tensors are made.
+        """
+
+
+class SourcedReader(Reader, Protocol):
+    """A reader that knows of which recording a sample is."""
+
+    def sources(self, ids: np.ndarray) -> np.ndarray:
+        """Return the number of each sample's source in the manifest, int64 (B,)."""
+
+
+@dataclass(eq=False)
+class ViewedReader:
+    """Reads samples and batches of another reader, changed.
+
+    Attributes:
+        reader: the other one.
+        views: the changes, in the order in which they are made.
+    """
+
+    reader: SourcedReader
+    views: Sequence[View]
+    _memory: BatchMemory = field(default_factory=BatchMemory)
+
+    @property
+    def where(self) -> str:
+        """Where the samples are, for people."""
+        return self.reader.where
+
+    @property
+    def fields(self) -> Sequence[str]:
+        """Fields that every batch has."""
+        names: Sequence[str] = self.reader.fields
+        for view in self.views:
+            names = view.fields(names)
+        return names
+
+    @property
+    def sample_bytes(self) -> int | None:
+        """About how many bytes are copied for a sample."""
+        return self.reader.sample_bytes
+
+    @property
+    def open_bytes(self) -> int:
+        """Bytes of memory that everything kept open for reading takes, roughly."""
+        return self.reader.open_bytes
+
+    def expect_share(self, share: float) -> None:
+        """Prepare for reading this share of the samples in this process."""
+        self.reader.expect_share(share)
+
+    def read_batch(self, ids: np.ndarray, memory: Memory | None = None) -> Batch:
+        """Read samples as a batch, and change it."""
+        memory = memory or self._memory
+        batch = self.reader.read_batch(ids, memory)
+        return self._changed(batch, self.reader.sources(ids), memory) if len(ids) else batch
+
+    def read_samples(self, ids: np.ndarray) -> list[dict[str, Any]]:
+        """Read samples, and change each."""
+        samples, sources = self.reader.read_samples(ids), self.reader.sources(ids)
+        return [self._changed_alone(sample, sources[i : i + 1]) for i, sample in enumerate(samples)]
+
+    def _changed(self, batch: Batch, sources: np.ndarray, memory: Memory) -> Batch:
+        for view in self.views:
+            batch = view(batch, sources, memory)
+        return batch
+
+    def _changed_alone(self, sample: dict[str, Any], source: np.ndarray) -> dict[str, Any]:
+        whole = {name: stack([value]) for name, value in sample.items()}
+        changed = self._changed(whole, source, self._memory)
+        alone = {name: values[0] for name, values in changed.items()}
+        return {name: _single(value) for name, value in alone.items() if value is not None}
+
+    def of_epoch(self, seed: int, epoch: int) -> ViewedReader:
+        """Return the reader of an epoch."""
+        reader: Any = self.reader.of_epoch(seed, epoch)
+        return replace(self, reader=reader)
+
+    def sources(self, ids: np.ndarray) -> np.ndarray:
+        """Return the number of each sample's source in the manifest, int64 (B,)."""
+        return self.reader.sources(ids)
+
+    def dataset_ids(self, ids: np.ndarray) -> np.ndarray:
+        """Return numbers that stay with the samples whatever is selected."""
+        return self.reader.dataset_ids(ids)
+
+    def file(self, sample_id: int) -> Path | None:
+        """Return the file that holds a sample; None where no single file does."""
+        return self.reader.file(sample_id)
+
+    def name(self, sample_id: int) -> tuple[Path | None, str]:
+        """Return the file and the key of a sample, for error messages."""
+        return self.reader.name(sample_id)
+
+
+def _single(value: Any) -> Any:
+    return to_array(value) if isinstance(value, torch.Tensor) else value
+
+
+@dataclass(frozen=True)
+class TakeUnits:
+    """Keeps some of the units of stored windows.
+
+    Attributes:
+        rows: of each source, the units to keep, in this order.
+    """
+
+    rows: tuple[tuple[int, ...], ...]
+
+    def fields(self, names: Sequence[str]) -> list[str]:
+        """Return the same fields."""
+        return list(names)
+
+    def __call__(self, batch: Batch, sources: np.ndarray, memory: Memory) -> Batch:
+        """Return the batch with the chosen columns of spikes and their mask, and the chosen units' spike times."""
+        dense: list[str] = [name for name in ("spikes", "spikes_mask") if name in batch]
+        changed = {name: self._taken(batch[name], sources, memory) for name in dense}
+        if "spike_units" in batch:
+            changed |= self._events(batch, sources)
+        return {**batch, **changed}
+
+    def _taken(self, values: Any, sources: np.ndarray, memory: Memory) -> Any:
+        alike = len({self.rows[source] for source in set(sources.tolist())}) == 1
+        if isinstance(values, torch.Tensor) and alike:
+            rows = self.rows[int(sources[0])]
+            taken = memory.empty((*values.shape[:-1], len(rows)), values.dtype)
+            return torch.index_select(values, -1, torch.tensor(rows, dtype=torch.int64), out=taken)
+        pairs = zip(values, sources.tolist(), strict=True)
+        return stack([None if each is None else to_array(each)[..., list(self.rows[s])] for each, s in pairs])
+
+    def _events(self, batch: Batch, sources: np.ndarray) -> Batch:
+        kept: dict[str, list[Any]] = {"spike_times": [], "spike_units": []}
+        rows_of = [self.rows[source] for source in sources.tolist()]
+        for times, units, rows in zip(batch["spike_times"], batch["spike_units"], rows_of, strict=True):
+            if units is None:
+                kept["spike_times"].append(None)
+                kept["spike_units"].append(None)
+                continue
+            number = np.full(1 + max((*rows, int(units.max()) if len(units) else 0)), -1, np.int64)
+            number[list(rows)] = np.arange(len(rows))
+            new = number[np.asarray(units)]
+            kept["spike_times"].append(np.asarray(times)[new >= 0])
+            kept["spike_units"].append(new[new >= 0].astype(np.asarray(units).dtype))
+        return {name: stack(values) for name, values in kept.items()}
