@@ -183,16 +183,21 @@ def test_observation_intervals_of_chosen_units(tmp_path: Path) -> None:
         assert all(now[name].equal(before[name]) for name in before if name.startswith("spikes"))
 
 
-@pytest.mark.parametrize("form", ["windows", "ragged windows", "segments", "events"])
+@pytest.mark.parametrize("form", ["windows", "ragged windows", "segments", "events", "mixture"])
 def test_laws_with_units(recordings: list[Path], datasets: tuple[Path, Path], tmp_path: Path, form: str) -> None:
     options: dict[str, Any] = {"units": 'n_spikes > 40 and (quality is None or quality == "good")'}
-    directory = datasets[form in ("segments", "events")]
+    directory: Any = datasets[form in ("segments", "events")]
     if form == "ragged windows":
         directory = tmp_path / "ragged"
         convert(recordings, Output(directory, shard_size=5), SourceConfig.of(spike_format="both", **BINS))
     if form in ("segments", "events"):
         spikes: Any = "dense" if form == "segments" else "ragged"
         options["windows"] = Windows(length_s=0.5, bin_ms=20, jitter=True, spikes=spikes)
+    if form == "mixture":
+        parts: dict[str, Any] = {"windows": datasets[0], "all": {"shard_dir": datasets[0], "units": None}}
+        parts["segments"] = {"shard_dir": datasets[1], "windows": Windows(length_s=0.5, bin_ms=20)}
+        assert len({row[1:] for row in assert_laws(parts, **options)}) > 20
+        return
     padded = ("spike_times", "spike_units", "spike_mask") if form == "events" else ()
     whole = assert_laws(directory, padded, **options)
     every = assert_laws(directory, padded, **{**options, "units": "n_spikes >= 0"}) if form == "windows" else whole

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,11 +29,11 @@ def _value(value: Any) -> Any:
     return str(array.dtype), array.shape, array.tobytes()
 
 
-def assert_laws(directory: Path, without: tuple[str, ...] = (), **options: Any) -> list[Row]:
+def assert_laws(directory: Any, without: tuple[str, ...] = (), **options: Any) -> list[Row]:
     """Compare samples, ranks, workers and resumed runs with the uninterrupted run of one process, which is returned.
 
     Args:
-        directory: the dataset.
+        directory: the dataset, or mixture.
         without: fields that are not compared, since the batch decides their shape.
         **options: of the loader.
     """

@@ -20,7 +20,6 @@ from .options import OrderOptions, ReadOptions
 from .readers import ShardReader
 from .selection import choose_samples
 from .sessions import NO_SESSIONS, Sessions
-from .views import TakeUnits, ViewedReader
 from .window_reader import WindowReader
 from .windows import Windows
 
@@ -64,28 +63,23 @@ def open_dataset(read: ReadOptions, order: OrderOptions) -> OpenDataset:
         return _open_windows(read, order, read.windows)
     shards = open_shards(read.directory, read.shard_pattern, read.cache_dir, read.cache_size)
     selected, labels = choose_samples(shards, read.select, read.group, read.groups, read.checksums is not False)
-    stored = ShardReader(shards, read.modalities, selected, read.io, checksums=read.checksums)
-    sessions = _sessions(stored, read)
-    reader = _viewed(stored, sessions)
+    reader = ShardReader(shards, read.modalities, selected, read.io, checksums=read.checksums)
+    sessions = _sessions(reader, read)
     fingerprint = "".join(_fingerprint(each, selected, labels) for each in shards.fingerprints())
     block_size = _default_block_size(shards, order.buffer_size)
-    return OpenDataset(reader, order.order(stored.counts, block_size), fingerprint, labels, sessions)
+    return OpenDataset(reader, order.order(reader.counts, block_size), fingerprint, labels, sessions)
 
 
 def _sessions(reader: ShardReader, read: ReadOptions) -> Sessions:
     """Return the recordings of a dataset, and those of their units that are chosen."""
     sessions = Sessions.of(reader.shards.manifest, reader.where)
-    return sessions if read.units is None else sessions.choose(read.units)
-
-
-def _viewed(reader: ShardReader, sessions: Sessions) -> Reader:
-    """Return a reader of stored windows with the units that are chosen."""
-    if sessions.units is None:
-        return reader
+    if read.units is None:
+        return sessions
     if not {"spikes", "spike_units"} & set(reader.fields):
         raise ValueError(f"units: {reader.where} holds no spikes, or they are not among the modalities asked for")
-    sessions.require(reader.shards.n_samples, "units")
-    return ViewedReader(reader, [TakeUnits(sessions.units)])
+    if read.windows is None:
+        sessions.require(reader.shards.n_samples, "units")
+    return sessions.choose(read.units, from_stored=read.windows is None)
 
 
 def _fingerprint(shards: str, selected: np.ndarray | None, labels: np.ndarray | None) -> str:

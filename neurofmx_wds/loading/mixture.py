@@ -131,13 +131,21 @@ class MixtureReader:
         order: says which dataset an id is of.
         readers: of the datasets; several may be the same one.
         chosen: for each dataset the ids of its samples in its reader; None: all.
+        n_sources: of each dataset, how many sources its manifest lists.
 
     Attributes:
         fields: those of any of them: every batch has them, a list of None where its samples lack one.
     """
 
-    def __init__(self, order: MixtureOrder, readers: Sequence[PartReader], chosen: Sequence[np.ndarray | None]) -> None:
+    def __init__(
+        self,
+        order: MixtureOrder,
+        readers: Sequence[PartReader],
+        chosen: Sequence[np.ndarray | None],
+        n_sources: Sequence[int] = (),
+    ) -> None:
         self.order = order
+        self._first_sources = np.cumsum([0, *n_sources])
         self.fields = list(dict.fromkeys(name for reader in readers for name in reader.fields))
         given = list({id(reader): reader for reader in readers}.values())
         self.readers: list[PartReader] = [each.with_fields(self.fields) for each in given]
@@ -250,6 +258,14 @@ class MixtureReader:
                 here = datasets == i
                 ids = np.where(here, chosen[np.where(here, places, 0)], ids)
         return ids
+
+    def sources(self, ids: np.ndarray) -> np.ndarray:
+        """Return the number of each sample's source among those of all datasets, in their order: int64 (B,)."""
+        datasets, reads = self._reads(ids)
+        numbers = np.empty(len(ids), np.int64)
+        for each in reads:
+            numbers[each.rows] = each.reader.sources(each.ids)
+        return numbers + self._first_sources[datasets]
 
     def _one(self, sample_id: int) -> tuple[PartReader, int]:
         _, (read,) = self._reads(np.array([sample_id]))

@@ -18,6 +18,8 @@ from ..order.mixture import MixtureOrder, Stage, epoch_length
 from .dataset import OpenDataset, open_dataset
 from .mixture import MixedLabels, Mixture, MixtureReader, mix
 from .options import OrderOptions, ReadOptions
+from .sessions import Sessions
+from .viewed import with_views
 
 _OF_MIXTURES = ("weights", "epoch")
 
@@ -28,7 +30,8 @@ def open_datasets(read: ReadOptions, order: OrderOptions) -> OpenDataset:
     Raises:
         FileNotFoundError, NeurofmxError, ValueError: as :func:`open_dataset` and :func:`open_mixture`.
     """
-    return open_mixture(read, order) if read.is_mixture else open_dataset(read, order)
+    opened = open_mixture(read, order) if read.is_mixture else open_dataset(read, order)
+    return with_views(opened, read)
 
 
 def open_mixture(read: ReadOptions, order: OrderOptions) -> OpenDataset:
@@ -55,9 +58,12 @@ def open_mixture(read: ReadOptions, order: OrderOptions) -> OpenDataset:
     if labels and len(labels) < len(opened):
         raise ValueError("group= chooses samples of some datasets of a mixture only; give each dataset a group")
     mixed = _order_of(mixture.stages(), list(mixture.datasets), [each.order for each in opened], order, mixture.epoch)
-    reader = MixtureReader(mixed, [each.reader for each in opened], [None] * len(opened))  # type: ignore[misc]
+    n_sources = [len(each.sessions.sources) for each in opened]
+    readers: Any = [each.reader for each in opened]
+    reader = MixtureReader(mixed, readers, [None] * len(opened), n_sources)
     fingerprint = _fingerprint(mixed, [each.fingerprint for each in opened])
-    return OpenDataset(reader, mixed, fingerprint, MixedLabels(mixed, labels) if labels else None)
+    sessions = Sessions.joined([each.sessions for each in opened])
+    return OpenDataset(reader, mixed, fingerprint, MixedLabels(mixed, labels) if labels else None, sessions)
 
 
 def _options_of(name: str, part: Any) -> dict[str, Any]:

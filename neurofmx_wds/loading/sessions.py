@@ -29,16 +29,28 @@ class Sessions:
         sources: what the manifest reports on each.
         where: the dataset, for errors.
         units: the rows of each source's units that are chosen; None: all.
+        to_take: the rows that are still to be taken of what is read of each source; None: it is read as it shall be.
     """
 
     sources: Sequence[Mapping[str, Any]]
     where: str
     units: tuple[tuple[int, ...], ...] | None = None
+    to_take: tuple[tuple[int, ...] | None, ...] | None = None
 
     @classmethod
     def of(cls, manifest: Manifest | None, where: str) -> Sessions:
         """Return the sources that a manifest lists; none where there is no manifest."""
         return cls(() if manifest is None else manifest.sources, where)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Sessions]) -> Sessions:
+        """Return the sources of several datasets, one after the other."""
+        sources = [source for part in parts for source in part.sources]
+        units = to_take = None
+        if any(part.units is not None for part in parts):
+            units = tuple(rows for part in parts for rows in part.units or map(_all_units, part.sources))
+            to_take = tuple(rows for part in parts for rows in part.to_take or [None] * len(part.sources))
+        return cls(sources, ", ".join(dict.fromkeys(part.where for part in parts)), units, to_take)
 
     @cached_property
     def names(self) -> list[str]:
@@ -66,8 +78,12 @@ class Sessions:
         """The units that are chosen: see :func:`~neurofmx_wds.format.units.unit_table`."""
         return unit_table(self.sources, self.units)
 
-    def choose(self, units: str) -> Sessions:
+    def choose(self, units: str, from_stored: bool = False) -> Sessions:
         """Return the same with only the units that fulfil an expression; a warning names sources of which none does.
+
+        Args:
+            units: the expression.
+            from_stored: whether windows are stored with all units, and these still have to be taken.
 
         Raises:
             ValueError: no unit fulfils it, there is no such column, or values cannot be compared.
@@ -83,12 +99,16 @@ class Sessions:
         without = [source.get("path", "") for source, rows in zip(self.sources, chosen, strict=True) if not rows]
         if without:
             logger.warning("units=%r: no unit of %s fulfils it; their samples have none", units, join_some(without))
-        return Sessions(self.sources, self.where, tuple(chosen))
+        return Sessions(self.sources, self.where, tuple(chosen), tuple(chosen) if from_stored else None)
 
     def _rows(self, choice: Choice, source: Mapping[str, Any], session: str) -> tuple[int, ...]:
         own = units_of(source, session)
         table = {name: own.get(name, [None] * len(own["key"])) for name in choice.columns}
         return tuple(np.flatnonzero(choice.rows(table)).tolist())
+
+
+def _all_units(source: Mapping[str, Any]) -> tuple[int, ...]:
+    return tuple(range(len(source.get("units", {}).get("id", ()))))
 
 
 def as_data_frame(table: dict[str, list[Any]]) -> Any:

@@ -5,6 +5,7 @@ Knows batches and the recordings that samples are of; knows nothing of files, or
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -110,9 +111,8 @@ class ViewedReader:
         reader: Any = self.reader.of_epoch(seed, epoch)
         return replace(self, reader=reader)
 
-    def sources(self, ids: np.ndarray) -> np.ndarray:
-        """Return the number of each sample's source in the manifest, int64 (B,)."""
-        return self.reader.sources(ids)
+    def __copy__(self) -> ViewedReader:
+        return replace(self, reader=copy.copy(self.reader), _memory=BatchMemory())
 
     def dataset_ids(self, ids: np.ndarray) -> np.ndarray:
         """Return numbers that stay with the samples whatever is selected."""
@@ -136,10 +136,10 @@ class TakeUnits:
     """Keeps some of the units of stored windows.
 
     Attributes:
-        rows: of each source, the units to keep, in this order.
+        rows: of each source, the units to keep, in this order; None: all.
     """
 
-    rows: tuple[tuple[int, ...], ...]
+    rows: tuple[tuple[int, ...] | None, ...]
 
     def fields(self, names: Sequence[str]) -> list[str]:
         """Return the same fields."""
@@ -147,32 +147,36 @@ class TakeUnits:
 
     def __call__(self, batch: Batch, sources: np.ndarray, memory: Memory) -> Batch:
         """Return the batch with the chosen columns of spikes and their mask, and the chosen units' spike times."""
+        rows = [self.rows[source] for source in sources.tolist()]
+        if not any(each is not None for each in rows):
+            return batch
         dense: list[str] = [name for name in ("spikes", "spikes_mask") if name in batch]
-        changed = {name: self._taken(batch[name], sources, memory) for name in dense}
+        changed = {name: _columns(batch[name], rows, memory) for name in dense}
         if "spike_units" in batch:
-            changed |= self._events(batch, sources)
+            changed |= _events(batch, rows)
         return {**batch, **changed}
 
-    def _taken(self, values: Any, sources: np.ndarray, memory: Memory) -> Any:
-        alike = len({self.rows[source] for source in set(sources.tolist())}) == 1
-        if isinstance(values, torch.Tensor) and alike:
-            rows = self.rows[int(sources[0])]
-            taken = memory.empty((*values.shape[:-1], len(rows)), values.dtype)
-            return torch.index_select(values, -1, torch.tensor(rows, dtype=torch.int64), out=taken)
-        pairs = zip(values, sources.tolist(), strict=True)
-        return stack([None if each is None else to_array(each)[..., list(self.rows[s])] for each, s in pairs])
 
-    def _events(self, batch: Batch, sources: np.ndarray) -> Batch:
-        kept: dict[str, list[Any]] = {"spike_times": [], "spike_units": []}
-        rows_of = [self.rows[source] for source in sources.tolist()]
-        for times, units, rows in zip(batch["spike_times"], batch["spike_units"], rows_of, strict=True):
-            if units is None:
-                kept["spike_times"].append(None)
-                kept["spike_units"].append(None)
-                continue
-            number = np.full(1 + max((*rows, int(units.max()) if len(units) else 0)), -1, np.int64)
-            number[list(rows)] = np.arange(len(rows))
+_Rows = Sequence[tuple[int, ...] | None]
+
+
+def _columns(values: Any, rows: _Rows, memory: Memory) -> Any:
+    first = rows[0]
+    if isinstance(values, torch.Tensor) and first is not None and len(set(rows)) == 1:
+        taken = memory.empty((*values.shape[:-1], len(first)), values.dtype)
+        return torch.index_select(values, -1, torch.tensor(first, dtype=torch.int64), out=taken)
+    pairs = zip(values, rows, strict=True)
+    return stack([v if v is None or taken is None else to_array(v)[..., list(taken)] for v, taken in pairs])
+
+
+def _events(batch: Batch, rows: _Rows) -> Batch:
+    kept: dict[str, list[Any]] = {"spike_times": [], "spike_units": []}
+    for times, units, taken in zip(batch["spike_times"], batch["spike_units"], rows, strict=True):
+        if units is not None and taken is not None:
+            number = np.full(1 + max((*taken, int(units.max()) if len(units) else 0)), -1, np.int64)
+            number[list(taken)] = np.arange(len(taken))
             new = number[np.asarray(units)]
-            kept["spike_times"].append(np.asarray(times)[new >= 0])
-            kept["spike_units"].append(new[new >= 0].astype(np.asarray(units).dtype))
-        return {name: stack(values) for name, values in kept.items()}
+            times, units = np.asarray(times)[new >= 0], new[new >= 0].astype(np.asarray(units).dtype)
+        kept["spike_times"].append(times)
+        kept["spike_units"].append(units)
+    return {name: stack(values) for name, values in kept.items()}
