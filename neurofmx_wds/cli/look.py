@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import Any
+import re
+from typing import TYPE_CHECKING, Any
 
 from ..convert.options import positive
 from ..convert.sources.kinds import format_by_name
 from ..errors import CONVERT_FIRST, INSPECT, SourceError
 from .options import typed
 from .output import show, terminal_width
+
+if TYPE_CHECKING:
+    from ..loading.windows import Windows
 
 
 def add_commands(commands: Any) -> None:
@@ -81,19 +85,53 @@ def _add_read(commands: Any) -> None:
         "read",
         help="what single samples hold, for a look by eye",
         description="Show samples in the order in which they are stored: key, texts, image sizes, shapes of arrays.",
-        epilog="example:\n  python -m neurofmx_wds read shards -n 3",
+        epilog="examples:\n  python -m neurofmx_wds read shards -n 3\n"
+        "  python -m neurofmx_wds read segments --window-s 1 --bin-ms 20",
     )
-    command.set_defaults(run=_read)
+    command.set_defaults(run=_read, usage_error=command.error)
     add = command.add_argument
     add("dir", metavar="DIR", help="directory of the dataset, with a manifest or without")
     add("-n", dest="most", type=typed(positive), default=10, metavar="N", help="how many samples (10)")
     add("--all", dest="most", action="store_const", const=None, help="all samples of all shards")
+    cut = command.add_argument_group("windows cut from segments (a dataset made with --layout segments)")
+    for flag, name, metavar, text in _OF_WINDOWS:
+        cut.add_argument(flag, dest=f"windows_{name}", metavar=metavar, help=text)
+
+
+#: Of `read`: flag, setting of :class:`~neurofmx_wds.Windows`, metavar and help.
+_OF_WINDOWS = (
+    ("--window-s", "length_s", "S", "seconds in a window"),
+    ("--stride-s", "stride_s", "S", "seconds from the start of a window to the next (those in a window)"),
+    ("--bin-ms", "bin_ms", "MS", "width of a bin (10)"),
+    ("--spikes", "spikes", "FORM", "dense (default), ragged or events"),
+    ("--align", "align", "TABLE", "one window around each row of a table of intervals or events, such as trials"),
+    ("--event", "event", "COLUMN", "the column of that table with the time of the event (start_time)"),
+    ("--before", "before_s", "S", "seconds from the start of a window to its event (0)"),
+    ("--after", "after_s", "S", "seconds from the event to the end of its window (1)"),
+    ("--within", "within", "TABLE", "only windows inside the rows of a table of intervals"),
+)
 
 
 def _read(options: argparse.Namespace) -> int:
     from .show import sample_lines
 
     _refuse_recording(options.dir)
-    for line in sample_lines(options.dir, options.most, terminal_width()):
+    for line in sample_lines(options.dir, options.most, terminal_width(), _windows(options)):
         show(line)
     return 0
+
+
+def _windows(options: argparse.Namespace) -> Windows | None:
+    """Return how windows are cut, None if nothing was said; wrong usage exits."""
+    from ..loading.windows import Windows
+
+    given = {name: getattr(options, f"windows_{name}") for _, name, _, _ in _OF_WINDOWS}
+    given = {name: value for name, value in given.items() if value is not None}
+    if "align" in given:
+        given.setdefault("after_s", "1")
+    try:
+        return Windows(**given) if given else None
+    except ValueError as error:
+        flags = {name: flag for flag, name, _, _ in _OF_WINDOWS}
+        options.usage_error(re.sub(r"^\w+", lambda found: flags.get(found[0], found[0]), str(error)))
+        raise

@@ -19,9 +19,16 @@ from ..format.pixels import image_size
 from ..format.shards import open_shards
 from ..loading.readers import ShardReader
 from ..loading.selection import choose_samples
+from ..loading.window_reader import WindowReader
+from ..loading.windows import Windows
 
 
-def sample_lines(shard_dir: str | os.PathLike[str], most: int | None = None, width: int | None = None) -> Iterator[str]:
+def sample_lines(
+    shard_dir: str | os.PathLike[str],
+    most: int | None = None,
+    width: int | None = None,
+    windows: Windows | None = None,
+) -> Iterator[str]:
     """Describe the samples of a dataset, in the order in which they are stored; of a linked group, the group's only.
 
     Nothing that a sample holds can act on a terminal: what cannot be printed is written as an escape.
@@ -30,6 +37,7 @@ def sample_lines(shard_dir: str | os.PathLike[str], most: int | None = None, wid
         shard_dir: a directory, a shard, or a pattern.
         most: how many samples; None: all.
         width: columns to cut lines to; None: as long as they are.
+        windows: how windows are cut from segments; None: the samples as they are stored.
 
     Yields:
         For each sample its key; for each field a line with its text or JSON, its format, width and height (an image
@@ -41,8 +49,12 @@ def sample_lines(shard_dir: str | os.PathLike[str], most: int | None = None, wid
         GroupError: a linked group is damaged.
     """
     shards = open_shards(shard_dir)
-    selected, labels = choose_samples(shards, None, None, None)
-    reader = ShardReader(shards, selected=selected)
+    labels = None
+    if windows is None:
+        selected, labels = choose_samples(shards, None, None, None)
+        reader: ShardReader | WindowReader = ShardReader(shards, selected=selected)
+    else:
+        reader = WindowReader(ShardReader(shards), windows)
     total = int(reader.counts.sum())
     shown = total if most is None else min(most, total)
     for i in range(shown):
@@ -54,7 +66,7 @@ def sample_lines(shard_dir: str | os.PathLike[str], most: int | None = None, wid
         for name, value in sample.items():
             yield _cut(f"  {_escaped(name.ljust(longest))}  {_escaped(_told(value, width))}", width)
     group = linked_group(shards.manifest)
-    whole = f"{count(total, 'sample')} of the group {group.name!r}" if group else count(total, "sample")
+    whole = count(total, "sample" if windows is None else "window") + (f" of the group {group.name!r}" if group else "")
     yield _cut(f"{shown:,} of {whole} in {count(len(shards.paths), 'shard')}", width)
 
 

@@ -19,6 +19,7 @@ Example:
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import json
 import os
@@ -29,6 +30,7 @@ from ..errors import refuse_unknown
 from ..loading.batch_loader import WebDatasetDataLoader
 from ..loading.loaders import create_webdataset_dataloader
 from ..loading.options import Datasets, Shuffle
+from ..loading.windows import Windows
 from .splits import Split, SplitModule, by_name
 
 _OF_MIXTURES = {"weights", "epoch"}  # options that hold for those splits that are mixtures
@@ -54,7 +56,8 @@ class NeuroDataModule(SplitModule):
         num_workers: processes that read. 0 is fastest unless `transform` is costly.
         shuffle, drop_last: of `train`; the other splits are delivered whole and in stored order.
         per_split: options in which splits differ, such as ``{"val": {"batch_size": 64}, "test": {"shuffle": True}}``.
-        **options: for all splits: every other argument of :func:`~neurofmx_wds.create_webdataset_dataloader`.
+        **options: for all splits: every other argument of :func:`~neurofmx_wds.create_webdataset_dataloader`. `windows`
+            with jitter are those of `train`; the other splits have the same without, unless `per_split` says otherwise.
 
     Raises:
         ValueError, TypeError: an unknown split or option.
@@ -106,6 +109,9 @@ class NeuroDataModule(SplitModule):
             options |= self.train_options
         options |= self.per_split.get(split, {})
         trainer: Any = self.trainer
+        windows = options.get("windows")
+        if windows is not None and split != "train" and "windows" not in self.per_split.get(split, {}):
+            options["windows"] = dataclasses.replace(windows, jitter=False)
         if trainer is not None and split == "train" and trainer.overfit_batches:
             options["shuffle"] = False
         if trainer is not None and (share := trainer.distributed_sampler_kwargs):
@@ -126,6 +132,7 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     plain: dict[str, Any] = {}
     for name, value in values.items():
         with contextlib.suppress(TypeError):
+            value = value.to_json() if isinstance(value, Windows) else value
             nested = isinstance(value, Mapping)
             plain[name] = _plain(value) if nested else json.loads(json.dumps(value, default=os.fspath))
     return plain

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 
@@ -96,13 +96,13 @@ class Windows:
                 self._refuse("within", "each must be (start, stop) in seconds with start < stop")
             object.__setattr__(self, "within", pairs)
 
-    def _refuse(self, name: str, rule: str) -> None:
+    def _refuse(self, name: str, rule: str) -> NoReturn:
         raise ValueError(f"{name}={getattr(self, name)!r}: {rule}")
 
     def _check_grid(self) -> None:
         try:
             Grid(self.bin_width_ns, self.origin_ns)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             self._refuse("bin_ms", f"must be a number of at least 0.000001 (1 ns): {error}")
         try:
             is_count = np.dtype(self.spike_dtype).kind in "iuf"
@@ -141,7 +141,10 @@ class Windows:
     def _bins(self, name: str, default: Seconds = 0) -> int:
         """Return a time of this name in bins."""
         given = getattr(self, name)
-        bins = exact_number(default if given is None else given) * NS_PER_S / self.bin_width_ns
+        try:
+            bins = exact_number(default if given is None else given) * NS_PER_S / self.bin_width_ns
+        except ValueError:
+            self._refuse(name, "must be a number of seconds")
         if bins.denominator != 1 or abs(bins * self.bin_width_ns) > MAX_NS:
             self._refuse(name, f"must be a whole number of bins of {self.bin_ms} ms")
         return int(bins)
