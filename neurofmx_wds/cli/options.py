@@ -214,9 +214,9 @@ def as_usage(error: ValueError) -> str:
 
 
 def option_table() -> str:
-    """Return the options of ``convert`` as a Markdown table, as README has it."""
+    """Return the options of ``convert`` as a Markdown table, as README has it: all but the rare ones."""
     rows = ["| `convert` option | default | means |", "|---|---|---|"]
-    for _, each in convert_options():
+    for each in (each for _, each in convert_options() if not each.rare):
         kinds = f" For {', '.join(each.kinds)}." if each.kinds else ""
         rows.append(f"| `{each.typed}` | {default_of(each)} | {each.help}{kinds} |")
     return "\n".join(rows)

@@ -41,8 +41,8 @@ def read_events(found: Found) -> Events:
     source = found.series
     name = source.name if found.kind == "events" else short_name(found)
     if isinstance(source, DynamicTable):
-        return _of_lists(found.path, source) if "event_times" in source.colnames else _of_rows(found.path, source)
-    seconds = _times(source)
+        return _of_lists(found, source) if "event_times" in source.colnames else _of_rows(found, source)
+    seconds = _times(found)
     data = getattr(source, "data", None)
     if found.type == "SpikeEventSeries" or data is None or len(getattr(data, "shape", (len(data),))) != 1:
         return Events(found.path, name, seconds)
@@ -62,29 +62,35 @@ def _are_codes(data: npt.NDArray[Any]) -> bool:
     return data.dtype.kind in "biu" and 1 < len(np.unique(data)) <= MOST_CODES
 
 
-def _times(source: Any) -> npt.NDArray[np.float64]:
+def _times(found: Found) -> npt.NDArray[np.float64]:
+    source = found.series
     if source.timestamps is not None:
-        return np.asarray(source.timestamps[:], np.float64)
-    return float(source.starting_time or 0.0) + np.arange(len(source.data)) / float(source.rate or np.nan)
+        return _seconds(found, source.timestamps)
+    times = float(source.starting_time or 0.0) + np.arange(len(source.data)) / float(source.rate or np.nan)
+    return _seconds(found, times)
 
 
-def _of_rows(path: str, table: DynamicTable) -> Events:
+def _seconds(found: Found, times: Any) -> npt.NDArray[np.float64]:
+    return np.asarray(found.on_clock(times)[:], np.float64)
+
+
+def _of_rows(found: Found, table: DynamicTable) -> Events:
     """Return an event for each row of a table."""
     cells = {name: plain_cells(table[name]) for name in table.colnames if name != "timestamp"}
     known = {name: column for name, column in cells.items() if column is not None}
-    return Events(path, table.name, np.asarray(table["timestamp"].data[:], np.float64), None, known)
+    return Events(found.path, table.name, _seconds(found, table["timestamp"].data), None, known)
 
 
-def _of_lists(path: str, table: DynamicTable) -> Events:
+def _of_lists(found: Found, table: DynamicTable) -> Events:
     """Return the events of a table of which each row has the times of one kind of event."""
     column = table["event_times"]
     ends = np.asarray(column.data[:], np.int64)
     labels = [str(plain(label)) for label in table["label"].data[:]]
     repeats = np.diff(ends, prepend=0)
-    seconds = np.asarray(column.target.data[:], np.float64)
+    seconds = _seconds(found, column.target.data)
     order = np.argsort(seconds, kind="stable")
     each = np.repeat(np.arange(len(labels)), repeats)
-    return Events(path, table.name, seconds[order], [labels[i] for i in each[order]])
+    return Events(found.path, table.name, seconds[order], [labels[i] for i in each[order]])
 
 
 @dataclass(frozen=True)
@@ -117,13 +123,13 @@ class Epochs:
 def read_epochs(found: Found) -> Epochs:
     """Read the states of an IntervalSeries, or of a table of intervals with one of the `LABEL_COLUMNS`."""
     if isinstance(found.series, DynamicTable):
-        table, notes = read_intervals(found.series, found.path)
+        table, notes = read_intervals(found.series, found.path, found.own_clock)
         known = (table.cells[name] for name in LABEL_COLUMNS if name in table.cells)
         label = next((cells for cells in known if 1 < len(set(map(str, cells))) <= MOST_LABELS), None)
         return Epochs(found.path, short_name(found), table, label and [str(cell) for cell in label], tuple(notes))
     name, source = short_name(found), found.series
     n = min(len(source.data), len(source.timestamps))
-    spans, bad = _spans(np.asarray(source.timestamps[:n], np.float64), np.asarray(source.data[:n]))
+    spans, bad = _spans(_seconds(found, source.timestamps)[:n], np.asarray(source.data[:n]))
     spans.sort()
     starts, stops, codes = (list(column) for column in zip(*spans, strict=True)) if spans else ([], [], [])
     labels = [str(code) for code in codes]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from pynwb.misc import AnnotationSeries, IntervalSeries
 from pynwb.ophys import RoiResponseSeries
 
 from .tables import TimedColumn, timed_columns
+from .views import Rescaled
 
 BEHAVIOR_CONTAINERS = (
     Position,
@@ -57,6 +59,8 @@ _NEURAL_WORDS = re.compile(
 _RESPONSES, _IMAGES = re.compile("(FiberPhotometry|Microscopy)ResponseSeries"), re.compile("MicroscopySeries")
 #: Names of NWBFile's groups in the file, where they differ.
 _PLACES = {"stimulus": "stimulus/presentation", "stimulus_template": "stimulus/templates"}
+#: The clock of times in seconds of the session: seconds in one unit, and the second that is 0.
+SECONDS = Fraction(1), Fraction(0)
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class Found:
         kind: "series" (samples over time), "video", "sweep", "events", "epochs" (states with a start and a stop),
             "intervals" (a table of them), "units", or "timeless" (nothing says when).
         links: the other paths that lead to it.
+        clock: seconds in one unit of its times, and the second that is its 0.
     """
 
     path: str
@@ -77,11 +82,21 @@ class Found:
     series: Any
     kind: str
     links: tuple[str, ...] = ()
+    clock: tuple[Fraction, Fraction] = SECONDS
 
     @property
     def type(self) -> str:
         """The name of its NWB type."""
         return str(getattr(self.series, "neurodata_type", type(self.series).__name__))
+
+    def on_clock(self, times: Any) -> Any:
+        """Return times (a sliceable dataset) in seconds of the session."""
+        return times if self.own_clock is None else self.own_clock(times)
+
+    @property
+    def own_clock(self) -> Callable[[Any], Any] | None:
+        """What makes seconds of the session of its times; None where they are in such seconds."""
+        return None if self.clock == SECONDS else lambda times: Rescaled(times, *self.clock)
 
     @property
     def place(self) -> str:
@@ -126,10 +141,10 @@ class Found:
         if type(self.series) not in (TimeSeries, TimedColumn, IntervalSeries):
             return False
         place = "" if self.place == "acquisition" else self.place
-        if _has_word(place, _BEHAVIOR_WORDS):
+        if has_word(place, _BEHAVIOR_WORDS):
             return True
-        named = isinstance(self.series, TimeSeries) and _has_word(self.series.name, _BEHAVIOR_WORDS)
-        return named and not _has_word(place, _NEURAL_WORDS)
+        named = isinstance(self.series, TimeSeries) and has_word(self.series.name, _BEHAVIOR_WORDS)
+        return named and not has_word(place, _NEURAL_WORDS)
 
 
 def find_objects(nwb: NWBFile, path_of: Callable[[Any], str]) -> list[Found]:
@@ -226,7 +241,8 @@ def _is_a(item: Any, name: re.Pattern[str]) -> bool:
     return any(name.fullmatch(each.__name__) for each in type(item).__mro__)
 
 
-def _has_word(name: str, words: re.Pattern[str]) -> bool:
+def has_word(name: str, words: re.Pattern[str]) -> bool:
+    """Return whether one of the words of a name, such as "running" in "runningSpeed", matches."""
     return any(words.fullmatch(word.lower()) for word in re.findall("[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name))
 
 

@@ -24,16 +24,17 @@ class Circle:
 
     Attributes:
         turn: a full turn in the values' unit.
-        lowest: values lie in [lowest, lowest + turn).
+        lowest: values lie in [lowest, lowest + turn); one for each column where they differ.
     """
 
     turn: float
-    lowest: float
+    lowest: float | tuple[float, ...]
 
     def wrap(self, angles: Float64) -> Float64:
         """Return the angles as values from `lowest` on."""
-        turned = np.mod(angles - self.lowest, self.turn)
-        return np.where(turned == self.turn, 0.0, turned) + self.lowest  # mod of a tiny negative number gives a turn
+        lowest = np.asarray(self.lowest)
+        turned = np.mod(angles - lowest, self.turn)
+        return np.where(turned == self.turn, 0.0, turned) + lowest  # mod of a tiny negative number gives a turn
 
     def shorter_way(self, rise: Float64) -> Float64:
         """Return differences of two angles as the shorter way round, in [−turn/2, turn/2)."""

@@ -99,6 +99,7 @@ class IntervalTables:
         return (*self.metadata, *(each.path for each in self.others if each.path not in known))
 
     def _read(self, table: Any, path: str) -> Intervals:
-        intervals, notes = read_intervals(table, path)
+        clock = next((each.own_clock for each in self._objects if each.path == path), None)
+        intervals, notes = read_intervals(table, path, clock)
         self._warn(*notes)
         return intervals

@@ -6,15 +6,15 @@ Knows one object at a time; knows nothing of modalities or windows.
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any, Literal
 
 import h5py
 import numpy as np
 from hdmf.common import DynamicTable
-from pynwb.behavior import BehavioralEvents, CompassDirection, SpatialSeries
+from pynwb.behavior import BehavioralEvents
 
 from .access import why_unreadable
 from .alignable import Events
@@ -27,10 +27,8 @@ from .options import RecordingOptions
 from .orientation import time_first
 from .series import Series
 from .timeline import Timeline, timeline_at_rate, timeline_of_timestamps
+from .values import judged, scaling_doubt
 from .views import Confident, SomeColumns
-
-#: Units of angle, and a full turn in each.
-TURNS = {"radian": 2 * np.pi, "rad": 2 * np.pi, "degree": 360.0, "deg": 360.0, "°": 360.0}
 
 #: The datasets of a series that are read.
 _PARTS = ("data", "timestamps", "confidence")
@@ -97,7 +95,7 @@ class SeriesMaker:
 
     def series(self, found: Found) -> Series | None:
         """Make the series of a pynwb TimeSeries; None, with a warning, if its data cannot be used."""
-        data, problem = time_first(found, self._warn)
+        data, problem = time_first(found, self._warn, found.path in self._options.transposed)
         problem = self._missing_target(found) or problem
         if problem:
             self._leave_out(found.path, problem)
@@ -106,7 +104,8 @@ class SeriesMaker:
         if timeline is None:
             return None
         n_columns = data.shape[1] if len(data.shape) == 2 else 1
-        scale, offset = _scaling(found.series)
+        given = self._options.scales.get(found.path)
+        scale, offset = _scaling(found.series) if given is None else (float(given[0]), float(given[1]))
         if np.size(scale) not in (1, n_columns):
             problem = f"{np.size(scale)} channel_conversion values for data of shape {data.shape}"
             self._leave_out(found.path, problem)
@@ -115,7 +114,8 @@ class SeriesMaker:
         confidence = getattr(found.series, "confidence", None)
         if self._options.min_confidence > 0 and confidence is not None:
             data = Confident(data, confidence, self._options.min_confidence)
-        return Series(
+        self._warn(*filter(None, [scaling_doubt(found.path, scale, offset)]))
+        series = Series(
             path=found.path,
             file=self._file,
             columns=columns_of(found, n_columns, self._warn),
@@ -125,9 +125,10 @@ class SeriesMaker:
             timeline=timeline,
             scale=scale,
             offset=offset,
-            turn=_turn(found, n_columns),
             about=about_columns(found.series, n_columns, self._warn),
         )
+        raw = found.is_voltage or found.is_ophys or found.kind == "sweep"
+        return series if raw else judged(series, found, self._warn)
 
     def _with_chosen_columns(self, found: Found, made: Series) -> Series | None:
         """Return a series with the columns whose electrodes or ROIs are wanted; None, with a warning, if none is.
@@ -190,7 +191,7 @@ class SeriesMaker:
     def _timeline(self, found: Found, n_rows: int) -> Timeline:
         source = found.series
         if source.timestamps is None:
-            return timeline_at_rate(n_rows, float(source.starting_time or 0.0), float(source.rate or np.nan))
+            return _at_rate(found, n_rows)
         n_times = len(source.timestamps)
         coarse = _float32_step(source.timestamps)
         if coarse > 1e-4:
@@ -199,7 +200,7 @@ class SeriesMaker:
             self._warn(f"{found.path}: {n_rows} rows of data but {n_times} timestamps; the rest is left out")
         clock = id(source.timestamps), min(n_rows, n_times)
         if clock not in self._timelines:  # the columns of a table share one
-            self._timelines[clock] = timeline_of_timestamps(source.timestamps, clock[1])
+            self._timelines[clock] = timeline_of_timestamps(found.on_clock(source.timestamps), clock[1])
         return self._timelines[clock]
 
     def _missing_target(self, found: Found) -> str | None:
@@ -253,6 +254,18 @@ def _datasets_of(source: Any) -> list[Any]:
     return [getattr(source, name, None) for name in _PARTS]
 
 
+def _at_rate(found: Found, n_rows: int) -> Timeline:
+    """Return the timeline of samples at a rate; without a usable one, times are numbers of samples."""
+    (per_unit, start), source = found.clock, found.series
+    rate, first = float(source.rate or np.nan), float(source.starting_time or 0.0)
+    if not (np.isfinite(rate) and rate > 0):
+        if per_unit == 1:
+            remedy = f"--clock {found.path} 1/HZ START gives it one"
+            raise ValueError(f"a sampling rate of {source.rate} Hz ({remedy})")
+        rate = 1.0
+    return timeline_at_rate(n_rows, first * float(per_unit) + float(start), float(Fraction(rate) / per_unit))
+
+
 def _scaling(source: Any) -> tuple[Any, float]:
     """Return a series' conversion, with that of its channels if it has any, and its offset."""
     scale: Any = 1.0 if source.conversion is None else source.conversion
@@ -266,22 +279,3 @@ def _float32_step(times: Any) -> float:
     if getattr(times, "dtype", None) != np.float32 or len(times) == 0:
         return 0.0
     return float(np.spacing(np.abs(np.float32(times[len(times) - 1]))))
-
-
-def _turn(found: Found, n_columns: int) -> float | None:
-    """Return a full turn in the series' unit, if its values are directions."""
-    named = re.search("direction|heading", found.series.name, re.IGNORECASE) and isinstance(found.series, SpatialSeries)
-    if not (isinstance(found.holder, CompassDirection) or named) or n_columns > 1:
-        return None
-    unit = (found.series.unit or "").strip().lower()
-    return TURNS.get(unit, TURNS.get(unit.removesuffix("s")))
-
-
-def on_its_circle(series: Series) -> Series:
-    """Find where a series of angles cuts the circle; angles over more than a turn are unwrapped and stay on a line."""
-    if series.turn is None:
-        return series
-    low, high = series.value_range()
-    if not high - low <= series.turn * (1 + 1e-6):
-        return replace(series, turn=None)
-    return replace(series, lowest=0.0 if low >= 0 else min(low, -series.turn / 2))

@@ -18,11 +18,12 @@ from .views import Flattened, Transposed
 
 #: Positions have at most three columns.
 _MOST_AXES = 3
-#: More columns than this, and than rows, are believed only of a series that says how many it has.
-MOST_COLUMNS = 1000
+#: More columns than this, and than rows, are believed only of a series that says how many it has; fewer, but more than
+#: the second number, only if they are not far more than rows.
+MOST_COLUMNS, MANY_COLUMNS, FAR_MORE = 1000, 64, 4
 
 
-def time_first(found: Found, warn: Callable[..., None]) -> tuple[Any, str]:
+def time_first(found: Found, warn: Callable[..., None], transposed: bool = False) -> tuple[Any, str]:
     """Return the data of a series as (time, columns), or what is wrong with them.
 
     The number of timestamps, of electrodes, ROIs or labels, or the three axes of a position tell which axis is time.
@@ -30,6 +31,7 @@ def time_first(found: Found, warn: Callable[..., None]) -> tuple[Any, str]:
     Args:
         found: the series.
         warn: called with a line if the data are transposed.
+        transposed: whether it was said that time is on the second axis.
 
     Returns:
         A sliceable dataset of one or two dimensions, and "", or None and a reason.
@@ -39,6 +41,10 @@ def time_first(found: Found, warn: Callable[..., None]) -> tuple[Any, str]:
     kind = getattr(getattr(data, "dtype", None), "kind", "O")
     if not shape or 0 in shape or kind not in "biuf":
         return None, f"data of shape {shape} and type {getattr(data, 'dtype', 'object')} are no columns of numbers"
+    if transposed:
+        return (
+            (Transposed(data), "") if len(shape) == 2 else (None, f"data of shape {shape} have no second of two axes")
+        )
     times = found.series.timestamps
     n_times = None if times is None else len(times)
     if len(shape) > 2:
@@ -53,9 +59,16 @@ def time_first(found: Found, warn: Callable[..., None]) -> tuple[Any, str]:
     if why:
         warn(f"{found.path}: its data of shape {shape} are transposed: {why}")
         return Transposed(data), ""
-    if shape[1] > max(MOST_COLUMNS, shape[0]) and n_times != shape[0] and _columns_said(found) != shape[1]:
-        return None, _too_wide(shape)
+    if n_times != shape[0] and _columns_said(found) != shape[1] and _is_too_wide(*shape):
+        return (
+            None,
+            f"data of shape {shape} would be {shape[1]} columns of {shape[0]} samples (--transposed {found.path})",
+        )
     return data, ""
+
+
+def _is_too_wide(rows: int, columns: int) -> bool:
+    return columns > max(MOST_COLUMNS, rows) or columns > max(MANY_COLUMNS, FAR_MORE * rows)
 
 
 def _why_transposed(found: Found, shape: tuple[int, int], n_times: int | None) -> str:
@@ -85,7 +98,3 @@ def _columns_said(found: Found) -> int | None:
 def _columns_are(found: Found) -> str:
     kinds = ((ElectricalSeries, "electrodes"), (RoiResponseSeries, "ROIs"))
     return next((name for kind, name in kinds if isinstance(found.series, kind)), "labels")
-
-
-def _too_wide(shape: tuple[int, ...]) -> str:
-    return f"data of shape {shape} would be {shape[1]} columns: time must be on the first axis"

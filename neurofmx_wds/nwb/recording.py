@@ -9,6 +9,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, BinaryIO
 
@@ -22,7 +23,7 @@ from .finding import Found, at_path, find_objects, of_modality
 from .interval_tables import IntervalTables
 from .intervals import Intervals
 from .inventory import not_taken, reason_of
-from .making import SeriesMaker, on_its_circle
+from .making import SeriesMaker
 from .movie import Movie
 from .opening import open_nwb
 from .options import MODALITIES, RecordingOptions
@@ -74,6 +75,7 @@ class Recording:
                 warnings.simplefilter("always")
                 warnings.simplefilter("ignore", ResourceWarning)  # from garbage of other code
                 self._io, self._nwb, self.left_out = open_nwb(self.path, stream, self._closing, make_io)
+            self._check_paths()
         except BaseException:
             self._closing.close()
             raise
@@ -84,6 +86,17 @@ class Recording:
         session = str(self.identity["session_id"])
         self._unit_tables = UnitTables(self._objects, self.path, self._options, self.warn, self._interval_ends, session)
         self._maker = SeriesMaker(self.path, self._io._file, self.warn, self._options, self._unread)
+
+    def _check_paths(self) -> None:
+        """Refuse options for objects that are not there."""
+        options = self._options
+        lost = {*options.clocks, *options.scales, *options.transposed} - {each.path for each in self._objects}
+        if lost:
+            raise SourceError(
+                f"there is no {' and no '.join(sorted(lost))} in it that holds data",
+                file=self.path,
+                remedy="name objects by their path in the file for clock, scale and transposed",
+            )
 
     def close(self) -> None:
         """Close the file; arrays that were read stay valid."""
@@ -159,8 +172,8 @@ class Recording:
 
     @cached_property
     def behavior(self) -> tuple[Series, ...]:
-        """The behavior series, by path; angles are on their circle."""
-        return tuple(map(on_its_circle, self._joined(self._found("behavior"))))
+        """The behavior series, by path."""
+        return self._joined(self._found("behavior"))
 
     @cached_property
     def events(self) -> tuple[Series, ...]:
@@ -262,10 +275,12 @@ class Recording:
         return [each for each in others if each.path not in usual and each.kind != "timeless"]
 
     def why_not(self, path: str) -> str:
-        """Return why the objects at a path cannot be fields; "" if there are none, or nothing is wrong with them."""
-        reasons = {each.path: reason_of(each) for each in at_path(self._objects, path)} | self._maker.left_out
-        below = {where: why for where, why in reasons.items() if why and f"{where}/".startswith(f"{path.strip('/')}/")}
-        return "; ".join(f"{where}: {why}" for where, why in below.items())
+        """Return why the objects of a modality or at a path cannot be fields; "" if nothing is wrong with them."""
+        if path == "spikes":
+            return self._unit_tables.why_not()
+        found = at_path(self._objects, path) if "/" in path else self._found(path)
+        reasons = {each.path: self._maker.left_out.get(each.path) or reason_of(each) for each in found}
+        return "; ".join(f"{where}: {why}" for where, why in reasons.items() if why)
 
     @property
     def objects(self) -> list[Found]:
@@ -274,7 +289,8 @@ class Recording:
 
     @cached_property
     def _objects(self) -> list[Found]:
-        return find_objects(self._nwb, self._path_of)
+        found, clocks = find_objects(self._nwb, self._path_of), self._options.clocks
+        return [replace(each, clock=clocks[each.path]) if each.path in clocks else each for each in found]
 
     def _path_of(self, item: Any) -> str:
         return str(self._io.manager.get_builder(item).path).removeprefix("root/")

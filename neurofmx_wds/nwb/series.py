@@ -34,13 +34,13 @@ class Series:
         path: where it is in the file; file: the file, for errors.
         columns: names of its columns.
         unit: unit of the values.
-        kind: "continuous", "voltage" (electrical), "states" (boolean or integer-coded: a value holds until the next),
+        kind: "continuous", "voltage" (electrical), "states" (booleans or codes: a value holds until the next),
             "labels" (events; each column marks those of one kind), "values" (numbers that belong to events), or
             "epochs" (each column is a state, 1 or 0 from one sample to the next, and 0 before the first).
         data: sliceable dataset (rows, …) with `columns` columns.
         scale: float64, scalar or (columns,); offset: float.
         turn: a full turn in `unit` where values are angles, which are averaged on the circle; else None.
-        lowest: where the circle is cut: values lie in [lowest, lowest + turn).
+        lowest: where the circle is cut, of each column or of all: values lie in [lowest, lowest + turn).
         about: what the table of its electrodes or ROIs says of each column: name → values, as JSON.
 
     Example:
@@ -65,7 +65,7 @@ class Series:
     scale: Float64 | float = 1.0
     offset: float = 0.0
     turn: float | None = None
-    lowest: float = 0.0
+    lowest: float | tuple[float, ...] = 0.0
     about: Mapping[str, list[Any]] = field(default_factory=dict)
     _held: tuple[int, npt.NDArray[Any]] | None = None
 
@@ -181,16 +181,11 @@ class Series:
         self._fill(out, low)
         return out
 
-    def value_range(self) -> tuple[float, float]:
-        """Read all values, block by block, and return the lowest and the highest; NaN if there are none."""
-        extremes: list[float] = []
+    def blocks(self) -> Iterator[Float64]:
+        """Yield the values of all samples, block by block: float64 (rows, columns), NaN kept."""
         block = self._rows_per_block()
         for low in range(0, self.timeline.n, block):
-            values = self.values(low, min(self.timeline.n, low + block))
-            known = values[~np.isnan(values)]
-            if len(known):
-                extremes += [float(known.min()), float(known.max())]
-        return (min(extremes), max(extremes)) if extremes else (np.nan, np.nan)
+            yield self.values(low, min(self.timeline.n, low + block))
 
     def _rows_per_block(self) -> int:
         return max(1, BLOCK_BYTES // (8 * len(self.columns)))

@@ -225,7 +225,7 @@ class StoredRecording:
         return Series(
             about["path"], self.path, tuple(about["columns"]), about["unit"], about["kind"], None,
             timeline, np.array(about["scale"], np.float64), float(about["offset"]),
-            about["turn"], float(about["lowest"]),
+            about["turn"], _lowest_of(about["lowest"]),
         )  # fmt: skip
 
     def _video(self, about: Mapping[str, Any]) -> Video:
@@ -334,6 +334,10 @@ class StoredRecording:
     def warn(self, *lines: str) -> None:
         """Add lines about what is doubtful to the warnings, each once."""
         self.warnings += [line for line in dict.fromkeys(lines) if line not in self.warnings]
+
+
+def _lowest_of(about: Any) -> float | tuple[float, ...]:
+    return tuple(map(float, about)) if isinstance(about, list) else float(about)
 
 
 def _held(about: Mapping[str, Any], source: Series | Video) -> Held:

@@ -5,11 +5,13 @@ Knows pynwb's columns and the clock; knows nothing of series or of what interval
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from hdmf.common import DynamicTable, DynamicTableRegion, VectorIndex
 from pynwb.base import TimeSeriesReferenceVectorData
 
@@ -18,6 +20,8 @@ from .intervals import Intervals
 
 #: Names of columns that hold the times of a table's rows.
 TIME_COLUMNS = ("timestamps", "timestamp", "time")
+#: Names of columns of intervals that hold times.
+_TIME = re.compile("(.*_)?time(stamp)?")
 #: Lists in cells become metadata of samples up to this length.
 MOST_IN_CELL = 64
 
@@ -51,17 +55,18 @@ def timed_columns(table: DynamicTable) -> Iterator[TimedColumn]:
         yield from (TimedColumn(name, table[name].data, table[time].data) for name in flat if name != time)
 
 
-def read_intervals(table: Any, path: str) -> tuple[Intervals, list[str]]:
+def read_intervals(table: Any, path: str, on_clock: Callable[[Any], Any] | None = None) -> tuple[Intervals, list[str]]:
     """Read a pynwb TimeIntervals table.
 
     Args:
         table: the table.
         path: where it is in the file.
+        on_clock: returns times in seconds of the session, of those that are stored, where these are not.
 
     Returns:
         The intervals, and notes on what was left out of them, one line each.
     """
-    starts, stops = (np.asarray(table[name].data[:], dtype=np.float64) for name in ("start_time", "stop_time"))
+    starts, stops = (_seconds(table[name].data, on_clock) for name in ("start_time", "stop_time"))
     rows = np.flatnonzero(starts < stops)
     notes = []
     if len(rows) < len(starts):
@@ -69,10 +74,17 @@ def read_intervals(table: Any, path: str) -> tuple[Intervals, list[str]]:
     rows = rows[np.argsort(starts[rows], kind="stable")]
     cells = {name: plain_cells(table[name]) for name in table.colnames}
     known = {name: values for name, values in cells.items() if values is not None}
+    if on_clock is not None:
+        times = [name for name in known if _TIME.fullmatch(name) and getattr(table[name], "target", None) is None]
+        known |= {name: [*map(_without_nan, _seconds(table[name].data, on_clock).tolist())] for name in times}
     if len(known) < len(cells):
         left_out = ", ".join(sorted(cells.keys() - known))
         notes.append(f"{table.name}: no metadata of {left_out}: references or long lists")
     return Intervals(table.name, rows, to_ns(starts[rows]), to_ns(stops[rows]), known, paths=(path,)), notes
+
+
+def _seconds(times: Any, on_clock: Callable[[Any], Any] | None) -> npt.NDArray[np.float64]:
+    return np.asarray((times if on_clock is None else on_clock(times))[:], dtype=np.float64)
 
 
 def plain_cells(column: Any) -> list[Any] | None:

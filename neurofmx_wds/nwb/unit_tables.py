@@ -90,6 +90,12 @@ class UnitTables:
         own = [each for each in self._all if each.path == "units"]
         return own or [each for each in self._all if each.in_recording]
 
+    def why_not(self) -> str:
+        """Return why there are no units to read; "" if there are."""
+        if self.usable():
+            return ""
+        return "; ".join(f"{path}: {why}" for path, why in self.left_out.items()) or "it has no units"
+
     def usable(self) -> bool:
         """Return whether there are units in the usual places; what cannot be read is left out with a warning."""
         if not self.at():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -115,3 +116,29 @@ class SomeColumns:
 
     def __getitem__(self, rows: Any) -> npt.NDArray[Any]:
         return np.ascontiguousarray(np.asarray(self._stored[rows])[:, self._columns])
+
+
+class Rescaled:
+    """Numbers seen on another scale: ``stored · factor + offset``, in float64.
+
+    Args:
+        stored: sliceable dataset of numbers.
+        factor: what they are multiplied by; offset: what is added.
+
+    Example:
+        >>> Rescaled(np.array([0, 500]), Fraction(1, 1000), Fraction(10))[0:2].tolist()
+        [10.0, 10.5]
+    """
+
+    dtype = np.dtype(np.float64)
+
+    def __init__(self, stored: Any, factor: Fraction, offset: Fraction) -> None:
+        self._stored, self._factor, self._offset = stored, factor, offset
+        self.shape = (len(stored),)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def __getitem__(self, rows: Any) -> Any:
+        stored = np.asarray(self._stored[rows], np.float64)
+        return stored * self._factor.numerator / self._factor.denominator + float(self._offset)

@@ -216,7 +216,8 @@ class WindowedRecording:
     @cached_property
     def modalities(self) -> tuple[str, ...]:
         """What is converted: what was asked for, or all modalities; paths of units are spikes."""
-        asked = self.config.modalities or self.recording.modalities or self._all_there_is()
+        found = [name for name in self.recording.modalities if self.config.modalities is None and self._usable(name)]
+        asked = self.config.modalities or found or self._all_there_is()
         missing = [name for name in asked if not (self.recording.has(name) and self._usable(name))]
         if missing or not asked:
             known = (*self.recording.modalities, *(found.path for found in self.recording.unused()))
@@ -230,10 +231,8 @@ class WindowedRecording:
 
     def _usable(self, name: str) -> list[str]:
         """Return a modality or path: spikes if there are units, itself if there is anything else that can be used."""
-        if "/" not in name:
-            return [name]
-        spikes = ["spikes"] if self.recording.has_units(name) else []
-        return [*spikes, name] if self.recording.fields_of(name) or self.recording.videos_of(name) else spikes
+        spikes = ["spikes"] if name == "spikes" or self.recording.has_units(name) else []
+        return [*spikes, name] if self.series_of(name) or self._videos_of(name) else spikes
 
     def _all_there_is(self) -> tuple[str, ...]:
         """Return the paths of the series of a recording that has no modality."""

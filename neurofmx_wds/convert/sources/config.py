@@ -43,6 +43,9 @@ class MoreOptions(TypedDict, total=False):
     units: str | None
     electrodes: str | None
     rois: str | None
+    clock: Sequence[tuple[str, Number, Number]] | None
+    scale: Sequence[tuple[str, Number, Number]] | None
+    transposed: Sequence[str] | None
     field: str
     rate: float | None
     timestamps: str | None
@@ -65,7 +68,7 @@ _IN_MANIFEST = (
     "format", "modalities", "bin_size_ms", "sequence_length", "overlap", "spike_dtype", "behavior_method", "lfp_method",
     "max_gap_s", "field", "intervals", "origin_ns", "spike_format", "time_scale", "align", "event", "before_s",
     "after_s", "rate", "timestamps", "allow_missing", "keep_encoded", "subset", "decode_video", "layout", "segment_s",
-    "event_values", "min_confidence", "units", "electrodes", "rois",
+    "event_values", "min_confidence", "units", "electrodes", "rois", "clock", "scale", "transposed",
 )  # fmt: skip
 _OF_SEGMENTS = ("layout", "segment_s")  # which datasets of windows do not list: they were made before there were others
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from ..options import (
     integer,
     is_positive,
     is_whole,
+    names,
     number,
     option,
     options_of,
@@ -51,9 +53,17 @@ def _is_count_dtype(name: str) -> bool:
         return False
 
 
+def _are_lines(value: tuple[tuple[str, Number, Number], ...] | None) -> bool:
+    """Return whether each is a path and two numbers."""
+    try:
+        return all(isinstance(path, str) and path and [exact(a), exact(b)] for path, a, b in value or ())
+    except (TypeError, ValueError):
+        return False
+
+
 #: Settings that the manifest lists only where they are set, so that older datasets stay the same.
 _CHOICES = ("units", "electrodes", "rois")
-NEWER = ("event_values", "min_confidence", *_CHOICES)
+NEWER = ("event_values", "min_confidence", *_CHOICES, "clock", "scale", "transposed")
 
 
 @dataclass(frozen=True)
@@ -235,6 +245,46 @@ class WindowConfig(Chosen):
             unset="all",
         ),
     )
+    clock: tuple[tuple[str, Number, Number], ...] | None = option(
+        None,
+        Option(
+            "Times of an object that are not seconds of the session: its path in the file, the seconds in one unit of "
+            "its times (1/1000 for ms, 1/30000 for samples at 30 kHz; of a series without a usable rate, the seconds "
+            "from sample to sample), and the second at which they are 0. May be given several times.",
+            metavar="PATH SCALE START",
+            check=lambda value: _are_lines(value) and all(exact(scale) > 0 for _, scale, _ in value or ()),
+            rule="each must be (path, seconds per unit, second of 0)",
+            kinds=_NWB,
+            unset="seconds",
+            rare=True,
+        ),
+    )
+    scale: tuple[tuple[str, Number, Number], ...] | None = option(
+        None,
+        Option(
+            "Values of a series: its path in the file, and the factor and the offset that make values of what is "
+            "stored, instead of its own conversion and offset. May be given several times.",
+            metavar="PATH FACTOR OFFSET",
+            check=lambda value: _are_lines(value),
+            rule="each must be (path, factor, offset)",
+            kinds=_NWB,
+            unset="as the file says",
+            rare=True,
+        ),
+    )
+    transposed: tuple[str, ...] | None = option(
+        None,
+        Option(
+            "Paths of series that have time on the second axis of their data, where the file does not tell.",
+            parse=names,
+            metavar="PATH,PATH",
+            check=lambda value: value is None or len(value) > 0,
+            rule="must name at least one",
+            kinds=_NWB,
+            unset="found out",
+            rare=True,
+        ),
+    )
     layout: str = option(
         "windows",
         Option(
@@ -283,6 +333,11 @@ class WindowConfig(Chosen):
         if self.intervals is not None:
             pairs = tuple((_seconds(start), _seconds(stop)) for start, stop in self.intervals)
             object.__setattr__(self, "intervals", pairs)
+        for name in ("clock", "scale"):
+            if (lines := getattr(self, name)) is not None:
+                object.__setattr__(self, name, tuple(tuple(map(_as_text, line)) for line in lines))
+        if self.transposed is not None:
+            object.__setattr__(self, "transposed", tuple(self.transposed))
         for each in options_of(self):  # as JSON holds it, so that a configuration read from a manifest is equal
             if isinstance(value := getattr(self, each.name), Fraction):
                 object.__setattr__(self, each.name, str(value))
@@ -365,6 +420,7 @@ class WindowConfig(Chosen):
         return RecordingOptions(
             self.seconds_per_time, self.decode_video, self.event_values, self.min_confidence, self.modalities,
             self.units, self.electrodes, self.rois,
+            clocks=_lines(self.clock), scales=_lines(self.scale), transposed=self.transposed or (),
         )  # fmt: skip
 
     @property
@@ -378,6 +434,15 @@ class WindowConfig(Chosen):
         cut = [(max(a, start), min(b, stop)) for a, b in ([(start, stop)] if given is None else given)]
         inside = tuple((Fraction(a, NS_PER_S), Fraction(b, NS_PER_S)) for a, b in cut if a < b)
         return replace(self, intervals=inside)
+
+
+def _as_text(value: Any) -> Any:
+    """Return a number as its digits, so that JSON holds it exactly."""
+    return str(value) if isinstance(value, (int, float, Fraction)) and not isinstance(value, bool) else value
+
+
+def _lines(lines: tuple[tuple[str, Number, Number], ...] | None) -> dict[str, tuple[Fraction, Fraction]]:
+    return {path: (exact(a), exact(b)) for path, a, b in lines or ()}
 
 
 def _seconds(value: Number) -> float | Fraction:
