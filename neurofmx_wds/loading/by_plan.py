@@ -19,6 +19,7 @@ from ..order.cursor import BatchPlan
 from .accelerate_shards import dealing_wrapper
 from .pipeline import ResumablePipeline
 from .plans import Start
+from .queued import report_unsendable
 from .skipping import BadFiles, PartialBatch
 
 
@@ -54,6 +55,7 @@ class BatchesByPlan(Dataset[Any]):
         Raises:
             NeurofmxError: a stage drops batches, or makes several of one or one of several.
         """
+        report_unsendable()
         batches = self.batches
         # As one of two ranks: a batch of which all samples are skipped is replaced, for it cannot be left out here.
         fetcher = batches._fetcher(Start(planned.epoch, planned.plan.start, 0, 2))

@@ -10,7 +10,7 @@ import functools
 import io
 import pickle
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -60,12 +60,12 @@ def pack(item: Any, writer: SlotWriter) -> bytes:
     """Return what a worker sends of a batch (or of what is left of one).
 
     Raises:
-        NeurofmxError: something in it cannot be pickled; the error names the field.
+        NeurofmxError: something in it cannot be pickled.
     """
     try:
         return _dumped(item, writer)
     except Exception as error:
-        raise _unsendable(item, error, writer) from error
+        raise unsendable(item, error, lambda value: _dumped(value, writer)) from error
 
 
 def _dumped(item: Any, writer: SlotWriter) -> bytes:
@@ -83,18 +83,27 @@ def _dumped(item: Any, writer: SlotWriter) -> bytes:
     return file.getvalue()
 
 
-def _unsendable(item: Any, error: Exception, writer: SlotWriter) -> NeurofmxError:
-    """Return the error for a batch that cannot be pickled, with the field that cannot, where it has fields."""
-    key, member = None, None
-    if isinstance(item, Mapping):
-        keys = item.get("__key__")
-        key = keys[0] if isinstance(keys, list) and keys and isinstance(keys[0], str) else None
-        for name, value in item.items():
-            try:
-                _dumped(value, writer)
-            except Exception as cause:
-                error, member = cause, str(name)
-                break
+def unsendable(item: Any, error: Exception, dumps: Callable[[Any], object]) -> NeurofmxError:
+    """Return the error for an item that cannot be pickled. It names the sample and the field, where there are any.
+
+    Args:
+        item: a batch, a sample, or a list or tuple that holds one.
+        error: raised when the item was pickled.
+        dumps: pickles a value, or raises.
+    """
+    is_mapping, member = isinstance(item, Mapping), None
+    parts = item.items() if is_mapping else enumerate(item) if isinstance(item, (list, tuple)) else ()
+    for name, value in parts:
+        try:
+            dumps(value)
+        except Exception as cause:
+            if not is_mapping:
+                return unsendable(value, cause, dumps)
+            error, member = cause, str(name)
+            break
+    keys = item.get("__key__") if is_mapping else None
+    first = keys[0] if isinstance(keys, list) and keys else keys
+    key = first if isinstance(first, str) else None
     which = "a batch" if key is None else "the batch that begins with this sample"
     problem = f"a worker cannot send {which} to the trainer: {type(error).__name__}: {error}"
     return NeurofmxError(problem, sample=key, member=member, remedy=_REMEDY)

@@ -25,6 +25,7 @@ from .memory import Memory
 from .options import BatchOptions, Collate, ProcessingOptions
 from .plans import Chunks, PlanSource, SplitByNode, Start, flatten
 from .progress import Progress, in_worker
+from .queued import report_unsendable
 from .ranks import find_rank, worker_info
 from .sessions import as_data_frame
 from .skipping import PartialBatch
@@ -214,6 +215,7 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
         # left to the garbage collector take torch five seconds each to stop.
         if not begin_iteration(self):
             return
+        report_unsendable()
         run = self.progress.begin()
         items = self._deliver(run)
         for stage in self.pipeline:
