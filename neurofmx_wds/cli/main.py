@@ -21,7 +21,7 @@ from typing import NoReturn
 from ..errors import NeurofmxError, hide_secrets, missing_package
 from ..storage.processes import do_without
 from ..version import __version__
-from . import check, convert, datasets, demo, inspect, look
+from . import check, convert, datasets, demo, inspect, look, view
 from .output import show_error
 
 
@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"neurofmx_wds {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
-    for group in (inspect, convert, datasets, look, check, demo):
+    for group in (inspect, convert, datasets, look, view, check, demo):
         group.add_commands(commands)
     for command in commands.choices.values():
         command.formatter_class = argparse.RawDescriptionHelpFormatter  # keeps the examples as they are

@@ -13,8 +13,9 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..pictures.panels import Raster, Traces
 from .heldout import HeldOut
-from .recording import ARENA_M, N_PLACE
+from .recording import ARENA_M, N_BORDER, N_DIRECTION, N_PLACE
 
 TRUE, DECODED, KILLED = "black", "tab:orange", "tab:red"
 
@@ -74,12 +75,11 @@ def _window(raster: Axes, lfp: Axes, heldout: HeldOut) -> None:
     spikes, volts = heldout.spikes[0].numpy(), heldout.lfp[0].numpy()
     span = float(heldout.start_s[1] - heldout.start_s[0]) * 2
     bins, units = np.nonzero(spikes)
-    raster.scatter((bins + 0.5) * span / len(spikes), units, s=4 * spikes[bins, units], c=TRUE, marker="|")
-    raster.axhline(N_PLACE - 0.5, color="tab:gray", linewidth=0.5)
-    raster.set(
-        title="one window, as the model receives it: spikes and LFP", ylabel="unit", xlim=(0, span), xticklabels=[]
-    )
-    spacing = 4 * volts.std()
-    time = np.arange(len(volts)) * span / len(volts)
-    lfp.plot(time, volts - spacing * np.arange(volts.shape[1]), color="tab:blue", linewidth=0.6)
-    lfp.set(xlabel="time in the window (s)", ylabel="LFP channel", yticks=[], xlim=(0, span))
+    names = ["place"] * N_PLACE + ["direction"] * N_DIRECTION + ["border"] * N_BORDER
+    times, counts = (bins + 0.5) * span / len(spikes), spikes[bins, units].astype(int)
+    raster.set_xlim(0, span)
+    title = "one window, as the model receives it: spikes and LFP"
+    Raster(times, units, spikes.shape[1], names, counts, title).draw(raster)
+    raster.set(xlim=(0, span), xticklabels=[])
+    Traces(np.arange(len(volts)) * span / len(volts), volts, unit="V", stacked=True).draw(lfp)
+    lfp.set(xlabel="time in the window (s)", xlim=(0, span))
