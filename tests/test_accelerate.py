@@ -20,17 +20,16 @@ JOB = """
 import os, sys
 os.environ["ACCELERATE_USE_CPU"] = "true"
 sys.path.insert(0, {tests!r})
-import test_accelerate
-test_accelerate.{name}({directory!r}, {out!r})
+import {module} as jobs
+jobs.{name}({directory!r}, {out!r})
 """
 
 
-def on_two_ranks(tmp_path: Path, name: str, directory: Path) -> list[Any]:
-    """Run a function of this module on two ranks; return what each has written."""
+def on_two_ranks(tmp_path: Path, name: str, directory: Path, module: str = __name__) -> list[Any]:
+    """Run a function of a test module on two ranks; return what each has written."""
     script = tmp_path / "job.py"
-    script.write_text(
-        JOB.format(tests=str(Path(__file__).parent), name=name, directory=str(directory), out=str(tmp_path))
-    )
+    places = {"tests": str(Path(__file__).parent), "directory": str(directory), "out": str(tmp_path)}
+    script.write_text(JOB.format(module=module, name=name, **places))
     done = torchrun([str(script)], 2, timeout=240)
     assert done.returncode == 0, done.stdout[-3000:]
     return [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
