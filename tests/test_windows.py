@@ -13,38 +13,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from recordings import make_recording
-from windows import DATA, REAL, assert_same_batches, convert_both, load, starts
+from windows import DATA, REAL, assert_same_batches, convert_both, load, recordings, starts
 
 from neurofmx_wds import ShardedDatasetInfo, Windows
 from neurofmx_wds.convert.config import Output
 from neurofmx_wds.convert.run import convert
 from neurofmx_wds.convert.sources import SourceConfig
 from neurofmx_wds.errors import ManifestError, NeurofmxError, StateError
-
-
-@st.composite
-def recordings(draw: st.DrawFn) -> dict[str, Any]:
-    """Arguments of `make_recording`: regular, irregular and missing behavior, fast and slow LFP, gaps, trials."""
-    seconds = draw(st.integers(3, 9))
-    made: dict[str, Any] = {"seconds": seconds, "n_units": draw(st.integers(1, 3)), "seed": draw(st.integers(0, 99))}
-    made["spike_rate"] = draw(st.sampled_from([0.5, 20.0]))
-    made["trials"] = draw(st.sampled_from([0, 3]))
-    times = np.arange(0, seconds, draw(st.sampled_from([0.008, 0.05, 0.4])))
-    if draw(st.booleans()):
-        times = np.sort(times + np.random.default_rng(made["seed"]).uniform(0, 0.004, len(times)))
-    if draw(st.booleans()):
-        gap = draw(st.floats(0.5, seconds - 1))
-        times = times[(times < gap) | (times > gap + 0.8)]
-    made["behavior_times"] = times
-    made["compass_unit"] = draw(st.sampled_from([None, "radians"]))
-    if draw(st.booleans()):
-        made |= {"lfp_channels": 2, "lfp_rate": draw(st.sampled_from([30.0, 512.0])), "lfp_start": 0.3}
-    if draw(st.booleans()):
-        stop = draw(st.floats(1.0, seconds))
-        made["obs_intervals"] = [[[0.1, stop / 2], [stop / 2 + 0.3, stop + 0.5]]] * made["n_units"]
-    if draw(st.booleans()):
-        made["invalid_times"] = [(1.0, 1.25)]
-    return made
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))

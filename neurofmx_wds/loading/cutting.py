@@ -15,6 +15,7 @@ import torch
 
 from ..errors import NeurofmxError
 from ..nwb.clock import NS_PER_S, Grid
+from ..nwb.clock import Windows as Strided
 from ..nwb.gridding import Centres, previous
 from ..nwb.names import JOINED, words_of
 from ..nwb.series import Series, at_centres
@@ -89,6 +90,7 @@ class CutRecording(WindowedRecording):
         super().__init__(segmented.about, windows, windows.stride)
         self.segmented = segmented
         self.length = windows.sequence_length
+        self._jitter = windows.jitter
         self.field_of = {each.source.path: each.field for each in segmented.about.held}
         self.shape_of = {each.source.path: each.shape for each in segmented.about.held}
 
@@ -97,6 +99,13 @@ class CutRecording(WindowedRecording):
         """What the metadata of each table's rows begin with."""
         aligned = self.aligned_table
         return words_of(self.segmented.heads if aligned is None else {**self.segmented.heads, aligned.name: aligned})
+
+    def _spans(self, windows: Strided) -> list[tuple[int, int]]:
+        if not self._jitter:
+            return windows.spans()
+        return [
+            span for span, n in zip(windows.segments, windows.counts(), strict=True) if n
+        ]  # it moves them up to there
 
     @cached_property
     def signature(self) -> Hashable:

@@ -341,8 +341,12 @@ class WindowedRecording:
                 and series.native_start(start_of(self.grid, stop - windows.length), run) + n <= run.first + run.n
                 for run in series.timeline.runs
             )
-            for first, stop in windows.spans()
+            for first, stop in self._spans(windows)
         )
+
+    def _spans(self, windows: Windows) -> list[tuple[int, int]]:
+        """Return the bins that windows can cover."""
+        return windows.spans()
 
     def describe_fields(self) -> dict[str, dict[str, Any]]:
         length = self.config.sequence_length
