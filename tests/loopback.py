@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import socket
@@ -38,6 +39,7 @@ class Loopback:
         self.tags = True
         self.retry_after: str | None = None
         self.queries: list[str] = []
+        self.connections: set[socket.socket] = set()
         self._gets = 0
         self._lock = threading.Lock()
         owner = self
@@ -45,7 +47,7 @@ class Loopback:
         class Handler(_Handler):
             server_of = owner
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
@@ -63,8 +65,11 @@ class Loopback:
         return self.fault(path, number, wanted) if self.fault else None
 
     def close(self) -> None:
-        """Ends it."""
+        """Ends it, and the connections that clients keep."""
         self._server.shutdown()
+        for connection in list(self.connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         self._server.server_close()
         self._thread.join()
 
@@ -75,9 +80,26 @@ class Loopback:
         self.close()
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 256
+
+    def handle_error(self, *_: Any) -> None:
+        """Clients may hang up."""
+
+
 class _Handler(BaseHTTPRequestHandler):
     server_of: Loopback
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # headers and body in one piece
+    disable_nagle_algorithm = True
+
+    def setup(self) -> None:
+        self.server_of.connections.add(self.request)
+        super().setup()
+
+    def finish(self) -> None:
+        super().finish()
+        self.server_of.connections.discard(self.request)
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -114,7 +136,8 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Accept-Ranges"] = "none"
         if head:
             return self._send(200, whole, headers, head=True)
-        fault = owner.next_fault(path, len(body))
+        is_other = self.headers.get("If-Match", headers.get("ETag")) != headers.get("ETag")
+        fault = 412 if is_other else owner.next_fault(path, len(body))
         if isinstance(fault, int):
             return self._send(fault, b"no", {"Retry-After": owner.retry_after} if owner.retry_after else {})
         if fault == "short":

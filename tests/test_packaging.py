@@ -120,8 +120,9 @@ def test_importing_changes_nothing_for_others() -> None:
         "os.register_at_fork(before=_bookkeeping.acquire, after_in_parent=_bookkeeping.release, "
         "after_in_child=_unlock_child)"
     )
+    for_locks_of_ours = "os.register_at_fork(after_in_child=_renew)"
     for_a_thread_of_ours = "os.register_at_fork(after_in_child=_forget_parents_thread)"
-    assert sorted(calls) == [under_a_name_of_ours, for_a_thread_of_ours, for_a_lock_of_ours]
+    assert sorted(calls) == [under_a_name_of_ours, for_a_thread_of_ours, for_locks_of_ours, for_a_lock_of_ours]
 
 
 def test_the_command_is_there() -> None:

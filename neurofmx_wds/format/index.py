@@ -171,7 +171,7 @@ class ShardIndex:
         write_atomic(path, self.to_bytes())
 
     @classmethod
-    def from_bytes(cls, data: bytes, path: str | Path) -> ShardIndex:
+    def from_bytes(cls, data: bytes, path: str | os.PathLike[str]) -> ShardIndex:
         """Read and check a sidecar file's content.
 
         Raises:

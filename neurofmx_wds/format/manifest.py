@@ -135,8 +135,17 @@ class Manifest:
             ManifestError: it is damaged or contradicts itself.
         """
         path = Path(directory) / MANIFEST_NAME
+        return cls.from_bytes(read_regular(path, _MAX_BYTES, ManifestError), path)
+
+    @classmethod
+    def from_bytes(cls, text: bytes, path: str | os.PathLike[str]) -> Manifest:
+        """Parse the content of ``dataset_metadata.json``; `path` names it in errors.
+
+        Raises:
+            ManifestError: it is damaged or contradicts itself.
+        """
         try:
-            return cls._parse(json.loads(read_regular(path, _MAX_BYTES, ManifestError)))
+            return cls._parse(json.loads(text))
         except ManifestError as error:
             raise ManifestError(error.problem, file=path, remedy="restore it, or convert again") from error
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -18,6 +19,7 @@ import numpy as np
 
 from ..errors import REBUILD_INDEX, RESTORE, ShardError, ShardIndexError
 from ..storage.cache import DEFAULT_CACHE_SIZE, ShardCache, is_compressed
+from .columns import Column
 from .finding import DEFAULT_SHARD_PATTERN, ShardDir, find_shards
 from .index import ShardIndex, index_path
 from .manifest import Manifest, ShardRecord
@@ -89,12 +91,28 @@ class ShardSet:
         """
         index = self._indexes.pop(i, None)
         if index is None:
-            index = read_index(self.paths[i], self.cache, self.records[i])
+            index = self._read_index(i)
             self._index_bytes += index.n_bytes
+        return self._keep_index(i, index)
+
+    def _keep_index(self, i: int, index: ShardIndex) -> ShardIndex:
         self._indexes[i] = index  # now the most recently used
         while self._index_bytes > _INDEX_MEMORY and len(self._indexes) > 1:
             self._index_bytes -= self._indexes.popitem(last=False)[1].n_bytes
         return index
+
+    def _read_index(self, i: int) -> ShardIndex:
+        return read_index(self.paths[i], self.cache, self.records[i])
+
+    def expect_indexes(self, which: Iterable[int]) -> None:
+        """Prepare for using the indexes of some shards soon."""
+
+    def expect_field(self, i: int, column: Column) -> None:
+        """Prepare for reading one field of all samples of shard i."""
+
+    def copy_of(self, i: int) -> Path:
+        """Return the place of a compressed shard's unpacked copy."""
+        return self.cache.copy_of(self.paths[i])
 
     def open(self, i: int) -> IO[bytes]:
         """Open the tar of shard i, unpacked. Its size and its first and last member must be what its index says.
@@ -208,7 +226,20 @@ def read_index(path: Path, cache: ShardCache, record: ShardRecord | None = None)
         index = build_index(path, cache, checksum=record is not None and record.sha256 is not None)
         with contextlib.suppress(OSError):
             index.save(sidecar)
-    if index.shard_name != path.name:
+    check_index(index, path.name, record, sidecar)
+    if record is None and index.file_size != path.stat().st_size:
+        problem = f"the index tells of {index.file_size} bytes, {path.name} has {path.stat().st_size}"
+        raise ShardIndexError(problem, file=sidecar, remedy=REBUILD_INDEX)
+    return index
+
+
+def check_index(index: ShardIndex, name: str, record: ShardRecord | None, sidecar: str | os.PathLike[str]) -> None:
+    """Refuse an index that is not of the shard of this name that the manifest describes.
+
+    Raises:
+        ShardIndexError: naming the sidecar.
+    """
+    if index.shard_name != name:
         index_problem = f"the index is of {index.shard_name!r}"
     elif record is not None and (index.n_samples, index.file_size) != (record.n_samples, record.n_bytes):
         index_problem = (
@@ -217,8 +248,6 @@ def read_index(path: Path, cache: ShardCache, record: ShardRecord | None = None)
         )
     elif record is not None and None not in (index.sha256, record.sha256) and index.sha256 != record.sha256:
         index_problem = "the index and the manifest have different checksums for the shard"
-    elif record is None and index.file_size != path.stat().st_size:
-        index_problem = f"the index tells of {index.file_size} bytes, {path.name} has {path.stat().st_size}"
     else:
-        return index
+        return
     raise ShardIndexError(index_problem, file=sidecar, remedy=REBUILD_INDEX)

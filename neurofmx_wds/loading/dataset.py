@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..format.remote_shards import RemoteShardSet, open_remote_shards, urls_in
 from ..format.shards import ShardSet, open_shards
 from ..order.cursor import ResumableOrder
 from ..order.epoch import ORDER_VERSION
+from ..storage.cache import ShardCache
 from .interfaces import Reader
 from .mixture import MixedLabels
 from .options import OrderOptions, ReadOptions
 from .readers import ShardReader
+from .remote_reader import RemoteShardReader
 from .selection import choose_samples
 from .sessions import NO_SESSIONS, Sessions
 from .window_reader import WindowReader
@@ -61,9 +65,9 @@ def open_dataset(read: ReadOptions, order: OrderOptions) -> OpenDataset:
     """
     if read.windows is not None:
         return _open_windows(read, order, read.windows)
-    shards = open_shards(read.directory, read.shard_pattern, read.cache_dir, read.cache_size)
+    shards = _open_shards(read)
     selected, labels = choose_samples(shards, read.select, read.group, read.groups, read.checksums is not False)
-    reader = ShardReader(shards, read.modalities, selected, read.io, checksums=read.checksums)
+    reader = _open_reader(shards, read, read.modalities, selected)
     sessions = _sessions(reader, read)
     fingerprint = "".join(_fingerprint(each, selected, labels) for each in shards.fingerprints())
     block_size = _default_block_size(shards, order.buffer_size)
@@ -82,6 +86,22 @@ def _sessions(reader: ShardReader, read: ReadOptions) -> Sessions:
     return sessions.choose(read.units, from_stored=read.windows is None)
 
 
+def _open_shards(read: ReadOptions) -> ShardSet:
+    urls = urls_in(read.directory)
+    if urls:
+        cache = ShardCache(read.cache_dir, read.cache_size)
+        return open_remote_shards(urls, read.shard_pattern, cache, read.storage_options)
+    return open_shards(read.directory, read.shard_pattern, read.cache_dir, read.cache_size)
+
+
+def _open_reader(
+    shards: ShardSet, read: ReadOptions, modalities: Sequence[str] | None = None, selected: np.ndarray | None = None
+) -> ShardReader:
+    if isinstance(shards, RemoteShardSet):
+        return RemoteShardReader(shards, modalities, selected, read.checksums, int(read.prefetch_bytes))
+    return ShardReader(shards, modalities, selected, read.io, checksums=read.checksums)
+
+
 def _fingerprint(shards: str, selected: np.ndarray | None, labels: np.ndarray | None) -> str:
     fingerprint = _digest(f"{ORDER_VERSION} {shards}".encode())
     for chosen in (selected, labels):
@@ -92,8 +112,8 @@ def _fingerprint(shards: str, selected: np.ndarray | None, labels: np.ndarray | 
 
 def _open_windows(read: ReadOptions, order: OrderOptions, windows: Windows) -> OpenDataset:
     """Open a dataset of segments as the windows that are cut from them."""
-    shards = open_shards(read.directory, read.shard_pattern, read.cache_dir, read.cache_size)
-    stored = ShardReader(shards, None, None, read.io, checksums=read.checksums)
+    shards = _open_shards(read)
+    stored = _open_reader(shards, read)
     modalities = None if read.modalities is None else tuple(read.modalities)
     windows = replace(windows, modalities=modalities)
     sessions = _sessions(stored, read)

@@ -16,6 +16,7 @@ import numpy as np
 from ..order.cursor import BatchPlan
 from .collate import collate_webdataset
 from .dataset import OpenDataset
+from .expecting import expecting
 from .interfaces import Order
 from .memory import BatchMemory, Memory
 from .options import ProcessingOptions
@@ -105,7 +106,7 @@ class Fetcher:
         bad_files = {} if self.bad_files is None else self.bad_files
         skipper = Skipper(self.processing.handler, recipe, opened.reader, bad_files)
         read = functools.partial(_item, skipper, self.start.get()[3], len(opened.order))
-        planned = planned_ids(plans, opened.order)
+        planned = expecting(planned_ids(plans, opened.order), opened.reader)
         for item in in_threads(read, planned, *self.threads) if self.threads[0] else map(read, planned):
             yield item
             if recipe.reuses_memory:

@@ -22,6 +22,7 @@ from ..format.groups import Groups
 from ..order.mixture import Length
 from ..storage.atomic import write_atomic
 from ..storage.cache import DEFAULT_CACHE_SIZE
+from ..storage.objects import StorageOptions
 from ..storage.regular import read_regular
 from .batch_loader import BatchPipeline, WebDatasetDataLoader, as_dataloader
 from .collate import collate_webdataset
@@ -29,6 +30,7 @@ from .labels import TargetTransform
 from .mixture import Weights
 from .open_mixture import open_datasets
 from .options import (
+    DEFAULT_PREFETCH,
     BatchOptions,
     Collate,
     Datasets,
@@ -68,7 +70,8 @@ class WebDatasetLoader(ResumablePipeline):
     Args:
         shard_dir: a dataset's directory, or what webdataset takes: a brace pattern or a list of tars. Several datasets
             are mixed: name → directory, or what :func:`~neurofmx_wds.mix` returns; ``__dataset__`` is then the name of
-            a sample's dataset.
+            a sample's dataset. Each may be a URL:
+            ``s3://``, ``gs://``, ``az://``, ``https://`` (extra ``cloud``), with the same order and bytes as on disk.
         shard_pattern: which files of the directory are shards.
         shuffle: False (as stored), True (blocks over the whole dataset, then samples within `buffer_size`), or
             ``"full"`` (uniform over the whole dataset).
@@ -96,7 +99,6 @@ class WebDatasetLoader(ResumablePipeline):
             loader (or a worker forked for it) reads their sample, everything else whenever it is decoded. No byte that
             has changed since it was written can then come as data. None: where the index has checksums (those of this
             package's writers, and of the command ``index``); True: a shard without them is an error; False: never.
-
         windows: how windows are cut from a dataset of segments (made with layout "segments"), see
             :class:`~neurofmx_wds.Windows`; `modalities` then names modalities, and the first decides where windows are.
             `select` chooses among the windows by the metadata that they have without jitter, which then moves none to
@@ -105,6 +107,10 @@ class WebDatasetLoader(ResumablePipeline):
         units: which units the spikes are of, as an expression over the columns of ``loader.units``, such as
             ``'quality == "good" and location == "CA1"'``: see :class:`~neurofmx_wds.nwb.choosing.Choice`. Windows stay
             where they are with all units.
+        storage_options: for URLs: ``endpoint``, ``region``, ``access_key_id``, … as obstore takes them, and
+            ``timeout``, seconds for which a server may fail. What is not given comes from the environment
+            (``AWS_…``, ``GOOGLE_…``, ``AZURE_…``).
+        prefetch_bytes: for URLs: how much is requested before it is needed, a number or like ``"256MB"``.
 
     Raises:
         FileNotFoundError, ShardError, ManifestError: the dataset cannot be opened.
@@ -139,11 +145,14 @@ class WebDatasetLoader(ResumablePipeline):
         weights: Weights | None = None,
         epoch: Length | None = None,
         units: str | None = None,
+        storage_options: StorageOptions | None = None,
+        prefetch_bytes: MemorySize = DEFAULT_PREFETCH,
     ) -> None:
         read = ReadOptions(
             shard_dir=shard_dir, shard_pattern=shard_pattern, modalities=modalities, select=select, group=group,
             groups=groups, io=io, cache_dir=cache_dir, cache_size=cache_size, checksums=checksums, windows=windows,
             weights=weights, epoch=epoch, units=units,
+            storage_options=storage_options, prefetch_bytes=prefetch_bytes,
         )  # fmt: skip
         order = OrderOptions(seed=seed, shuffle=shuffle, buffer_size=buffer_size, block_size=block_size)
         processing = ProcessingOptions(transform=transform, target_transform=target_transform, handler=handler)
@@ -274,6 +283,8 @@ def create_webdataset_dataloader(
     weights: Weights | None = None,
     epoch: Length | None = None,
     units: str | None = None,
+    storage_options: StorageOptions | None = None,
+    prefetch_bytes: MemorySize = DEFAULT_PREFETCH,
 ) -> WebDatasetDataLoader:
     """Batches of a dataset, in a reproducible order, resumable after any of them.
 
@@ -288,7 +299,7 @@ def create_webdataset_dataloader(
     Args:
         shard_dir, shard_pattern, shuffle, buffer_size, seed, modalities, select, transform, handler, rank, world_size,
             block_size, io, cache_dir, cache_size, target_transform, group, groups, checksums, windows, weights,
-            epoch, units: as :class:`WebDatasetLoader`.
+            epoch, units, storage_options, prefetch_bytes: as :class:`WebDatasetLoader`.
         batch_size: samples per batch and rank.
         num_workers: workers that read; 0: this process does, which is fastest where loading is only copying. None: 0
             where nothing is transformed, else 4, or the number of processor cores if that is smaller.
@@ -341,6 +352,7 @@ def create_webdataset_dataloader(
         shard_dir=shard_dir, shard_pattern=shard_pattern, modalities=modalities, select=select, group=group,
         groups=groups, io=io, cache_dir=cache_dir, cache_size=cache_size, checksums=checksums, windows=windows,
         weights=weights, epoch=epoch, units=units,
+        storage_options=storage_options, prefetch_bytes=prefetch_bytes,
     )  # fmt: skip
     order = OrderOptions(seed=seed, shuffle=shuffle, buffer_size=buffer_size, block_size=block_size)
     processing = ProcessingOptions(

@@ -93,7 +93,7 @@ class OpenShard:
         self.is_cached = False
         self._remedy = _RESTORE
         if is_compressed(self.path):  # whose own checksum was compared when it was unpacked
-            self._remedy = f"remove its unpacked copy, {shards.cache.copy_of(self.path)}; else {_RESTORE}"
+            self._remedy = f"remove its unpacked copy, {shards.copy_of(i)}; else {_RESTORE}"
         if mapped:
             with stream:
                 self.is_cached = is_cached(stream.fileno(), self.index.tar_size)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from multiprocessing.context import BaseContext
 from typing import Any, Literal, TypedDict, TypeVar
 
@@ -22,6 +22,7 @@ from ..nwb.choosing import Choice
 from ..order.epoch import EpochOrder
 from ..order.mixture import Length
 from ..storage.cache import DEFAULT_CACHE_SIZE
+from ..storage.objects import Objects, StorageOptions
 from .labels import TargetTransform, as_target_transform
 from .mixture import Mixture, Part, Weights
 from .readers import Handler, IOMode
@@ -33,6 +34,8 @@ Shuffle = bool | Literal["full"]
 Collate = Callable[[Sequence[Any]], Any]
 Datasets = ShardDir | Mapping[str, Part] | Mixture
 MemorySize = int | float | str
+
+DEFAULT_PREFETCH = 128 << 20  # bytes
 
 _UNITS = {"": 1, "b": 1} | {f"{p}b": 1000**i for i, p in enumerate("kmgt", 1)}
 _UNITS |= {f"{p}ib": 1024**i for i, p in enumerate("kmgt", 1)}
@@ -55,6 +58,8 @@ class ReadOptions:
         checksums: whether payloads are compared with their checksums; None: where these are known.
         weights, epoch: proportions, and what an epoch is, of a mixture; None: equal, "longest".
         units: which units, as an expression over the columns of ``loader.units``; None: all.
+        storage_options: of the object store, where the shards are behind URLs.
+        prefetch_bytes: how much is requested from there before it is needed.
 
     Raises:
         ValueError: a value that is not allowed.
@@ -79,6 +84,8 @@ class ReadOptions:
     weights: Weights | None = None
     epoch: Length | None = None
     units: str | None = None
+    storage_options: StorageOptions | None = field(default=None, repr=False)  # may hold credentials
+    prefetch_bytes: MemorySize = DEFAULT_PREFETCH
 
     def __post_init__(self) -> None:
         if self.units is not None:
@@ -86,6 +93,8 @@ class ReadOptions:
                 Choice(self.units)
             except ValueError as error:
                 raise ValueError(f"units={self.units!r:.200}: {error}") from None
+        Objects(self.storage_options)  # refuses bad ones
+        object.__setattr__(self, "prefetch_bytes", parse_size(self.prefetch_bytes, "prefetch_bytes"))
         if self.io not in ("auto", "mmap", "pread"):
             raise ValueError(f'io must be "auto", "mmap" or "pread", not {self.io!r}')
         if not (self.select is None or callable(self.select) or isinstance(self.select, Mapping)):
@@ -294,6 +303,8 @@ class SampleLoaderOptions(TypedDict, total=False):
     weights: Weights | None
     epoch: Length | None
     units: str | None
+    storage_options: StorageOptions | None
+    prefetch_bytes: MemorySize
 
 
 def take_options(kind: type[_Options], options: dict[str, Any], **defaults: Any) -> _Options:
@@ -310,7 +321,7 @@ def take_options(kind: type[_Options], options: dict[str, Any], **defaults: Any)
     return kind(**{**defaults, **{name: options.pop(name) for name in names}})
 
 
-def parse_size(size: MemorySize) -> int:
+def parse_size(size: MemorySize, name: str = "memory_limit") -> int:
     """Return a number of bytes, also given as ``"2GB"`` or ``"512 MiB"``.
 
     Raises:
@@ -324,7 +335,7 @@ def parse_size(size: MemorySize) -> int:
     if isinstance(size, (int, float)) and not isinstance(size, bool) and 0 < size < 1 << 60:
         return int(size)
     if not isinstance(size, str) or found is None or found[2] not in _UNITS or not float(found[1]):
-        raise ValueError(f'memory_limit must be a number of bytes, or like "2GB" or "512MiB", not {size!r}')
+        raise ValueError(f'{name} must be a number of bytes, or like "2GB" or "512MiB", not {size!r}')
     return int(float(found[1]) * _UNITS[found[2]])
 
 

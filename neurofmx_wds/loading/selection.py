@@ -120,6 +120,7 @@ def select_samples(shards: ShardSet, select: Select) -> np.ndarray:
         >>> select_samples(open_shards(out), {"subject": ["A", "C"]})
         array([0, 2, 3])
     """
+    shards.expect_indexes(range(len(shards.paths)))
     fits = as_function(select)
     selected = []
     first = 0
@@ -235,6 +236,7 @@ def group_samples(shards: ShardSet, group: Group, checksums: bool = True) -> tup
     """
     names = _class_names(shards)
     place_of = _places(group, names)
+    shards.expect_indexes(range(len(shards.paths)))
     everywhere: Counter[tuple[Any, Any]] = Counter()
     places: list[np.ndarray] = [np.empty(0, np.int64)]
     for i in range(len(shards.paths)):
@@ -282,6 +284,7 @@ def _labels(shards: ShardSet, i: int, checksums: bool) -> list[tuple[Any, Any]]:
 def _read_labels(shards: ShardSet, i: int, column: Column, checksums: bool) -> list[Any]:
     """The field ``label`` of each sample of shard i, None where it has none; no other byte of the tar is read."""
     places = list(zip(column.offset.tolist(), column.size.tolist(), strict=True))
+    shards.expect_field(i, column)
     with shards.open(i) as stream:
         payloads = [os.pread(stream.fileno(), size, at) if at >= 0 else b"" for at, size in places]
     if checksums and column.crc32 is not None:

@@ -118,20 +118,23 @@ class ShardCache:
         name = f"{os.path.abspath(path)}\n{stat.st_size}\n{stat.st_mtime_ns}"
         return self.directory / f"{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.tar"
 
-    def open(self, path: Path, expected_size: int | None = None, expand: Expand | None = None) -> IO[bytes]:
+    def open(
+        self, path: Path, expected_size: int | None = None, expand: Expand | None = None, name: str | None = None
+    ) -> IO[bytes]:
         """Open the unpacked copy of a shard. It is made first if necessary.
 
         Args:
             path: the compressed shard.
             expected_size: bytes of the unpacked tar, if its index says so.
-            expand: yields the unpacked bytes of a shard that is not compressed, but sparse.
+            expand: yields the unpacked bytes of a shard that is not a compressed file, but sparse or elsewhere.
+            name: of the copy, if the shard is no file.
 
         Raises:
             ShardError: it cannot be unpacked, or not to the size expected.
             OutputError: the cache cannot be written.
             OSError: there is no such shard, or it cannot be read.
         """
-        copy = self.copy_of(path)
+        copy = self.copy_of(path) if name is None else self.directory / f"{name}.tar"
         while True:
             try:
                 stream = open_regular(copy)
@@ -155,7 +158,7 @@ class ShardCache:
             self.directory.mkdir(parents=True, exist_ok=True)
             with filelock.FileLock(lock):
                 if not copy.exists():
-                    self._write(path, copy, expected_size, expand or _decompressed)
+                    self._write(path, copy, expected_size, expand or decompressed)
             lock.unlink(missing_ok=True)
         except (OSError, NotImplementedError) as error:  # the latter: the file system has no locks
             if is_out_of_files(error):
@@ -216,7 +219,12 @@ class ShardCache:
             total -= size
 
 
-def _decompressed(path: Path) -> Iterator[bytes]:
+def decompressed(path: Path) -> Iterator[bytes]:
+    """Yield the unpacked bytes of a file in pieces.
+
+    Raises:
+        ShardError: it is not compressed.
+    """
     with io.BufferedReader(open_regular(path)) as packed:
         opener = _opener_of(packed.peek(6))
         if opener is None:
