@@ -22,6 +22,8 @@ from neurofmx_wds.nwb.units import read_units, support_of
 class Table:
     """The part of a pynwb Units table that is read, without a file."""
 
+    name = "units"
+
     def __init__(self, spikes: list[Any], ends: list[int] | None = None) -> None:
         flat = VectorData(name="spike_times", description="s", data=np.concatenate([np.empty(0), *spikes]))
         ends = np.cumsum([len(s) for s in spikes]).tolist() if ends is None else ends

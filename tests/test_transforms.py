@@ -227,7 +227,7 @@ def test_names_compose_and_normalising_comes_last() -> None:
     with pytest.raises(ValueError, match="unknown data transform 'cifar'; choose one of train, test, train_mnist,"):
         get_data_transform("cifar")
     for wrong in (3, ["train", 3]):
-        with pytest.raises(TypeError, match="a name, a function of images or a list of them, not 3"):
+        with pytest.raises(TypeError, match="must be a name, a function of images, or a list of these, not 3"):
             get_data_transform(wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="normalise the same images in 2 different ways"):
         get_data_transform(["cifar10", "cifar100"])
