@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import sys
 import warnings
@@ -61,6 +62,17 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture
 def store(pair: tuple[Path, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(pair[1], tmp_path / "b.nwb.zarr"))
+
+
+def refusal(store: Path) -> str:
+    """Returns why a store is not converted; or, where the rest of it is, why its units are left out."""
+    try:
+        description, _ = read_all(store)
+    except SourceError as error:
+        assert error.file == str(store) and error.remedy
+        return str(error)
+    assert "spikes" not in description.fields
+    return " ".join(each["why"] for each in description.report["not_taken"] if each["path"] == "units")
 
 
 def same(first: Any, second: Any) -> None:
@@ -273,10 +285,10 @@ def test_no_link_leads_out(
     watching = True
     sys.addaudithook(watch)
     try:
-        with pytest.raises(SourceError, match=r"leads to .* which is not looked for"):
-            read_all(store)
+        told = refusal(store)
     finally:
         watching = False
+    assert re.search(r"leads to .* which is not looked for", told)
     mine = str(tmp_path)
     assert not [each for each in opened if each.startswith((mine, "/etc", "socket"))]
 
@@ -324,9 +336,7 @@ def test_symbolic_links_that_lead_out_are_refused(store: Path, tmp_path: Path, k
 )
 def test_false_metadata_is_refused(store: Path, change: Edit, told: str) -> None:
     edit(store / "units" / "spike_times" / ".zarray", change)
-    with pytest.raises(SourceError, match=told) as caught:
-        read_all(store)
-    assert caught.value.file == str(store) and caught.value.remedy
+    assert re.search(told, refusal(store))
 
 
 def test_nothing_is_believed_of_consolidated_metadata(store: Path, pair: tuple[Path, Path]) -> None:
