@@ -239,6 +239,20 @@ def test_a_relative_address_survives_a_change_of_directory(
     assert os.listdir(tmp_path / "run") == []
 
 
+@pytest.mark.parametrize("address", RELATIVE.values(), ids=RELATIVE)
+def test_a_data_module_opens_relative_addresses_where_it_was_made(
+    tmp_path: Path, address: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modules = pytest.importorskip("neurofmx_wds.lightning")
+    make(tmp_path / "d")
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path)
+    data = modules.NeuroDataModule(train=address, val={"a": address}, batch_size=2, shuffle=False)
+    monkeypatch.chdir(tmp_path / "run")
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        assert sorted(int(x) for batch in loader for x in batch["x"][:, 0]) == list(range(7))
+
+
 def test_a_relative_checkpoint_survives_a_change_of_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path / "d")
     (tmp_path / "run").mkdir()

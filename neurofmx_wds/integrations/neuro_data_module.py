@@ -89,7 +89,8 @@ class NeuroDataModule(SplitModule):
         if isinstance(train, Mapping) and not (weighted and {*self._SPLITS, *Split}.isdisjoint(train)):
             mapped = by_name(train, self._SPLITS, "train")
         datasets = {"val": val, "test": test, "predict": predict, **mapped}
-        self.shard_dirs = {split: datasets[split] for split in self._SPLITS if datasets.get(split) is not None}
+        present = [split for split in self._SPLITS if datasets.get(split) is not None]
+        self.shard_dirs = {split: _absolute(datasets[split]) for split in present}  # opened later, perhaps elsewhere
         self.batch_size = batch_size
         self.per_split = by_name(per_split, self._SPLITS, "per_split")
         self.options = {"num_workers": num_workers, **options}
@@ -120,6 +121,23 @@ class NeuroDataModule(SplitModule):
         if not isinstance(datasets, Mapping):
             options = {name: value for name, value in options.items() if name not in _OF_MIXTURES}
         return create_webdataset_dataloader(datasets, **options)
+
+
+def _absolute(datasets: Any) -> Any:
+    """Return the address of a dataset, or of each of several, with local paths made absolute.
+
+    Example:
+        >>> _absolute({"a": "s3://bucket/a", "b": ["/data/{0..3}.tar"]})
+        {'a': 's3://bucket/a', 'b': ['/data/{0..3}.tar']}
+    """
+    if isinstance(datasets, Mapping):
+        return {name: each if isinstance(each, Mapping) else _absolute(each) for name, each in datasets.items()}
+    if isinstance(datasets, (list, tuple)):
+        return [_absolute(each) for each in datasets]
+    if not isinstance(datasets, (str, os.PathLike)):
+        return datasets
+    address = os.fspath(datasets)
+    return address if ":" in address and not os.path.exists(address) else os.path.abspath(address)
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
