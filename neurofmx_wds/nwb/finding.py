@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -34,6 +33,7 @@ from pynwb.misc import AnnotationSeries, IntervalSeries
 from pynwb.ophys import RoiResponseSeries
 
 from .tables import TimedColumn, timed_columns
+from .units import SECONDS, Clock
 from .views import Rescaled
 
 BEHAVIOR_CONTAINERS = (
@@ -59,8 +59,6 @@ _NEURAL_WORDS = re.compile(
 _RESPONSES, _IMAGES = re.compile("(FiberPhotometry|Microscopy)ResponseSeries"), re.compile("MicroscopySeries")
 #: Names of NWBFile's groups in the file, where they differ.
 _PLACES = {"stimulus": "stimulus/presentation", "stimulus_template": "stimulus/templates"}
-#: The clock of times in seconds of the session: seconds in one unit, and the second that is 0.
-SECONDS = Fraction(1), Fraction(0)
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ class Found:
     series: Any
     kind: str
     links: tuple[str, ...] = ()
-    clock: tuple[Fraction, Fraction] = SECONDS
+    clock: Clock = SECONDS
 
     @property
     def type(self) -> str:

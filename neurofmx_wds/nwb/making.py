@@ -179,7 +179,8 @@ class SeriesMaker:
 
     def _usable(self, path: str, timeline: Timeline) -> Timeline | None:
         if timeline.n == 0:
-            self._leave_out(path, "it has no usable timestamp")
+            remedy = f"--clock {path} SCALE START if they are not seconds of the session"
+            self._leave_out(path, f"it has no usable timestamp ({remedy})")
             return None
         self._warn(*(f"{path}: {count} {what}" for what, count in timeline.notes.items()))
         return timeline

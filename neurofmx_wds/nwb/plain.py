@@ -33,6 +33,7 @@ class PlainRecording:
     behavior: tuple[Series, ...] = ()
     events: tuple[Series, ...] = ()
     alignable: tuple[str, ...] = ()
+    unit_paths: tuple[str, ...] = ()
     to_align: tuple[Alignable, ...] = ()
     spikes = SpikeTrains(no_intervals()[:, 0], np.empty(0, np.int32), (), {}, (), None, 0)
     spike_support = no_intervals(), "no spikes", 0

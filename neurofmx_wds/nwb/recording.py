@@ -152,6 +152,11 @@ class Recording:
         asked = [name for name in self._options.modalities or () if "/" in name and self.has_units(name)]
         return self._unit_tables.read(asked)
 
+    @property
+    def unit_paths(self) -> tuple[str, ...]:
+        """The tables that the units are from."""
+        return self.units.paths
+
     def _interval_ends(self) -> list[int]:
         return [int(max(each.stops)) for each in self.intervals.values() if len(each.stops)]
 

@@ -12,7 +12,12 @@ from typing import Any
 import numpy as np
 
 from .clock import NS_PER_S, Int64, main_span, to_ns, union, usable
+from .restarts import kept_of
 
+_RESTARTED = (
+    "samples left out, since the clock starts again or goes back there, as at the start of another recording: convert "
+    "that as a file of its own"
+)
 #: Timestamps are read in blocks of about this size.
 BLOCK_BYTES = 8 * 2**20
 
@@ -142,8 +147,8 @@ def timeline_of_timestamps(seconds: Any, n: int) -> Timeline:
 
     Timestamps are regular if ``t0 + i/rate`` moves none by more than min(1 µs, 0.1 period), where the rate is that of
     the first and last timestamp or the nearest integer; they are then not kept. Otherwise all are read: unusable (NaN)
-    and stray ones are dropped, unsorted ones stably sorted, with a note of each, and regular runs between gaps are
-    looked for.
+    and stray ones are dropped, what follows when the clock starts again is left out, unsorted ones are stably sorted,
+    with a note of each, and regular runs between gaps are looked for.
 
     Args:
         seconds: a sliceable 1-D dataset of times in seconds.
@@ -155,7 +160,12 @@ def timeline_of_timestamps(seconds: Any, n: int) -> Timeline:
     raw = np.asarray(seconds[:n], dtype=np.float64)
     rows = np.flatnonzero(usable(raw))
     times = to_ns(raw[rows])
-    notes = {"unusable timestamps dropped": n - len(rows), "timestamps out of order": int((np.diff(times) < 0).sum())}
+    notes = {"unusable timestamps dropped": n - len(rows)}
+    if (np.diff(times) < 0).any():
+        kept_rows = kept_of(times)
+        notes[_RESTARTED] = int((~kept_rows).sum())
+        rows, times = rows[kept_rows], times[kept_rows]
+    notes["timestamps out of order"] = int((np.diff(times) < 0).sum())
     if notes["timestamps out of order"]:
         ascending = np.argsort(times, kind="stable")
         rows, times = rows[ascending], times[ascending]

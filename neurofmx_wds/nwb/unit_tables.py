@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -140,9 +141,13 @@ class UnitTables:
         self, tables: Sequence[Found], columns: dict[str, list[Any]]
     ) -> tuple[SpikeTrains, dict[str, list[Any]]]:
         """Read the spikes of the units that are wanted; return them with what is said of these units."""
-        series, scale, wanted = [each.series for each in tables], self._options.time_scale, self._options.units
+        series, wanted = [each.series for each in tables], self._options.units
+        clocks = [
+            each.clock if each.path in self._options.clocks else (self._options.time_scale, Fraction(0))
+            for each in tables
+        ]
         if wanted is None:
-            trains = read_units(series, self._file, scale)
+            trains = read_units(series, self._file, clocks)
             return trains, {"id": columns.pop("id"), "n_spikes": trains.per_unit, **columns}
         counted = {"id": columns.pop("id"), "n_spikes": [0], **columns}
 
@@ -154,7 +159,7 @@ class UnitTables:
                 raise SourceError(problem, file=self._file, remedy="change the expression units")
             return rows
 
-        trains = read_units(series, self._file, scale, choose)
+        trains = read_units(series, self._file, clocks, choose)
         rows = choose(counted["n_spikes"])
         left, spikes = len(counted["id"]) - len(rows), sum(counted["n_spikes"]) - len(trains)
         if left:

@@ -16,6 +16,13 @@ import numpy.typing as npt
 
 from ..errors import SourceError
 from .clock import MAX_NS, Grid, Int64, intersection, intervals_of, main_span, no_intervals, to_ns, union, usable
+from .restarts import FEWEST, kept_of
+
+#: Seconds in one unit of some times, and the second that is their 0.
+Clock = tuple[Fraction, Fraction]
+SECONDS: Clock = Fraction(1), Fraction(0)
+#: Times that are known less exactly than this (s) can be in another bin than they were.
+COARSE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -145,7 +152,7 @@ class _Table:
 def read_units(
     tables: Any,
     file: str,
-    time_scale: Fraction = Fraction(1),
+    clocks: Sequence[Clock] = (),
     choose: Callable[[list[int]], Sequence[int]] | None = None,
 ) -> SpikeTrains:
     """Read the spike times of one or more pynwb Units tables, side by side.
@@ -156,13 +163,16 @@ def read_units(
     Args:
         tables: a Units table with a ``spike_times`` column, or a list of them.
         file: the file's path, for errors.
-        time_scale: seconds in one unit of the tables' times.
+        clocks: of each table, the seconds in one unit of its times, and the second that is its 0; none: seconds.
         choose: returns the rows of the units that are wanted, given the number of valid spikes of each; by default all.
 
     Raises:
         SourceError: spike times or observation intervals are not as the index says, or have another shape.
     """
-    read = [_read_table(table, file, time_scale) for table in (tables if isinstance(tables, list) else [tables])]
+    given = tables if isinstance(tables, list) else [tables]
+    read = [
+        _read_table(table, file, clock) for table, clock in zip(given, clocks or [SECONDS] * len(given), strict=True)
+    ]
     ids = tuple(i for each in read for i in each.ids)
     bad_intervals = sum(each.bad_intervals for each in read)
     notes = tuple(note for each in read for note in each.notes)
@@ -173,6 +183,9 @@ def read_units(
         "NaN": np.isnan(seconds),
         "negative": seconds < 0,
         "beyond the clock": (seconds > 0) & ~usable(seconds),
+        "after the clock starts again, as in another recording: convert it as a file of its own": _restarted(
+            seconds, units
+        ),
     }
     valid = ~np.logical_or.reduce(list(reasons.values()))
     wanted = None if choose is None else choose(np.bincount(units[valid], minlength=len(ids)).tolist())
@@ -212,18 +225,57 @@ def _wanted(n_units: int, rows: Sequence[int] | None) -> npt.NDArray[np.bool_]:
     return wanted
 
 
-def _read_table(table: Any, file: str, time_scale: Fraction) -> _Table:
+def _restarted(seconds: npt.NDArray[np.float64], units: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+    """Return which spikes come after their clock starts again, which it does for several units at once.
+
+    Single units whose times are in several ascending stretches were merged when they were sorted.
+    """
+    lost = np.zeros(len(seconds), bool)
+    backwards = (seconds[1:] < seconds[:-1]) & (units[1:] == units[:-1])
+    if not backwards.any():
+        return lost
+    stops = np.flatnonzero(np.r_[np.diff(units) > 0, True]) + 1
+    trains = [slice(a, b) for a, b in zip(np.r_[0, stops[:-1]].tolist(), stops.tolist(), strict=True)]
+    restarts = 0
+    for train in trains:
+        times = to_ns(np.nan_to_num(seconds[train], nan=0.0))
+        known = np.flatnonzero(usable(seconds[train]))
+        lost[train.start + known[~kept_of(times[known])]] = True
+        restarts += bool(lost[train].any())
+    full = sum(train.stop - train.start >= 2 * FEWEST for train in trains)
+    return lost if restarts >= 2 and 2 * restarts > full else np.zeros_like(lost)
+
+
+def _read_table(table: Any, file: str, clock: Clock) -> _Table:
     ids = tuple(int(i) for i in table.id[:])
     seconds, ends = _spike_times(table, len(ids), file)
-    if time_scale != 1:
-        seconds = seconds * time_scale.numerator / time_scale.denominator
+    notes = _coarse(table, seconds, clock)
+    seconds = _on_clock(seconds, clock)
     rows = np.repeat(np.arange(len(ids), dtype=np.int32), np.diff(ends, prepend=0))
     try:
-        observed, bad = _observation(table, len(ids), time_scale)
-        notes: tuple[str, ...] = ()
+        observed, bad = _observation(table, len(ids), clock)
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        observed, bad, notes = (), 0, (f"{table.name}/obs_intervals left out: {error}",)
+        observed, bad, notes = (), 0, (*notes, f"{table.name}/obs_intervals left out: {error}")
     return _Table(ids, seconds, rows, observed, bad, notes)
+
+
+def _on_clock(times: npt.NDArray[np.float64], clock: Clock) -> npt.NDArray[np.float64]:
+    scale, start = clock
+    scaled = times if scale == 1 else times * scale.numerator / scale.denominator
+    return scaled if start == 0 else scaled + float(start)
+
+
+def _coarse(table: Any, times: npt.NDArray[np.float64], clock: Clock) -> tuple[str, ...]:
+    """Return how exactly times stored as float32 or float16 are known, in a line; none if that is enough for a bin."""
+    dtype = np.dtype(getattr(table["spike_times"].target.data, "dtype", np.float64))
+    if dtype.kind != "f" or dtype.itemsize >= 8 or not len(times):
+        return ()
+    step = np.spacing(np.abs(times).astype(dtype)).astype(np.float64) * float(clock[0])
+    n, worst = int((step > COARSE).sum()), float(np.nanmax(step))
+    told = (
+        f"{table.name}/spike_times are stored as {dtype}: {n} of {len(times)} are known to ±{worst / 2:.2g} s at worst"
+    )
+    return (f"{told}; use bins far wider than that, or write them as float64",) if n else ()
 
 
 def _side_by_side(read: Sequence[_Table]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]:
@@ -248,7 +300,7 @@ def _observed_by_all(tables: Sequence[tuple[int, tuple[Int64, ...]]], times: Int
     return tuple(own for n, observed in tables for own in observed or [always] * n)
 
 
-def _observation(table: Any, n_units: int, time_scale: Fraction) -> tuple[tuple[Int64, ...], int]:
+def _observation(table: Any, n_units: int, clock: Clock) -> tuple[tuple[Int64, ...], int]:
     """Return each unit's observation intervals (none without such a column) and the number of unusable ones.
 
     Raises:
@@ -263,7 +315,7 @@ def _observation(table: Any, n_units: int, time_scale: Fraction) -> tuple[tuple[
     pairs = _as_pairs(values, int(ends[-1]) if len(ends) else 0)
     if len(ends) != n_units or not _fits(ends, len(pairs)):
         raise ValueError(f"its index does not fit its shape {values.shape} and {n_units} units")
-    pairs = pairs * time_scale.numerator / time_scale.denominator
+    pairs = _on_clock(pairs, clock)
     read = [intervals_of(*pairs[low:high].T) for low, high in zip(np.r_[0, ends[:-1]], ends, strict=True)]
     return tuple(intervals for intervals, _ in read), sum(bad for _, bad in read)
 

@@ -6,6 +6,7 @@ Reads what :mod:`neurofmx_wds.nwb.windows` plans, and reports on it; knows nothi
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from datetime import datetime
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,7 +14,8 @@ import numpy.typing as npt
 
 from ...errors import SourceError
 from ...nwb.alignable import Alignable
-from ...nwb.clock import NS_PER_S, Aligned, Grid, Int64, Windows, intersection, stride_of, union
+from ...nwb.clock import NS_PER_S, Aligned, Grid, Int64, Windows, intersection, main_span, stride_of, union
+from ...nwb.doubts import Extent, clock_doubts, events_outside
 from ...nwb.gridding import Float64
 from ...nwb.names import JOINED
 from ...nwb.series import Series
@@ -35,6 +37,8 @@ class OpenRecording(AnyRecording, Protocol):
     @property
     def to_align(self) -> Sequence[Alignable]: ...
     def close(self) -> None: ...
+    @property
+    def unit_paths(self) -> tuple[str, ...]: ...
     def not_taken(self, modalities: Sequence[str], paths: Collection[str]) -> list[dict[str, str]]: ...
 
 
@@ -130,9 +134,43 @@ class RecordingSource(WindowedRecording):
         report["intervals"] = {name: len(table.rows) for name, table in recording.intervals.items()}
         renamed = [name for name, table in self.tables.items() if self.words[name] != table.word]
         recording.warn(*(f"intervals/{n}: its metadata begin with {self.words[n]}: others are taken" for n in renamed))
-        recording.warn(*filter(None, [empty]))
+        recording.warn(*self._doubts(), *filter(None, [empty]))
         report["warnings"] = list(recording.warnings)
         return report
+
+    def _doubts(self) -> Iterator[str]:
+        """Yield what does not fit together of the times of the objects that are taken."""
+        if len(self.plan.support):
+            zero = self.recording.identity.get("timestamps_reference_time")
+            known = None if zero is None else datetime.fromisoformat(zero).timestamp()
+            yield from clock_doubts(self._reference(), self._extents(), known)
+        table = self.aligned_table
+        if table is not None and len(table.starts):
+            seconds = table.times(self.event)
+            yield from filter(None, [] if seconds is None else [events_outside(table, self.event, seconds)])
+
+    def _reference(self) -> Extent:
+        first = self.plan.modalities[0]
+        start, stop = (int(each) for each in self.plan.support[[0, -1], [0, 1]])
+        if first == "spikes":
+            return Extent.of(" and ".join(self._open.unit_paths), start, stop, len(self.recording.spikes))
+        return Extent.of(first, start, stop, sum(each.timeline.n for each in self.series_of(first)))
+
+    def _extents(self) -> Iterator[Extent]:
+        """Yield when each object begins and ends but those that decide where windows are."""
+        first = {each.path for each in self.series_of(self.plan.modalities[0])}
+        if "spikes" in self.plan.modalities[1:] and len(self.recording.spikes):
+            times = self.recording.spikes.times
+            start, stop = times[main_span(times)][[0, -1]].tolist()
+            yield Extent.of(" and ".join(self._open.unit_paths), start, stop, len(times))
+        for each in self.all_series:
+            if each.path not in first and each.timeline.n:
+                steady = each.timeline.rate is not None and not each.is_sparse
+                yield Extent.of(each.path, *each.extent(), each.timeline.n, steady)
+        for table in self.tables.values():
+            if len(table.starts):
+                path = table.paths[0] if table.paths else table.name
+                yield Extent.of(path, int(table.starts.min()), int(table.stops.max()), len(table.starts))
 
     def _segments(self) -> list[list[int]]:
         windows = self.plan.windows
