@@ -23,7 +23,7 @@ CORE = {"webdataset", "torch", "numpy", "pynwb", "h5py", "tqdm", "isal"}
 COMES_WITH = {"hdmf": "pynwb", "filelock": "torch"}  # what a core package cannot be without
 # imported on use only
 OPTIONAL_MODULES = {"convert/sources/zarr_store.py", "demo/picture.py", "integrations/splits.py", "lightning.py"}
-OPTIONAL_MODULES |= {"pictures/figure.py", "pictures/panels.py"}
+OPTIONAL_MODULES |= {"pictures/distributions.py", "pictures/figure.py", "pictures/panels.py"}
 
 pyproject = (ROOT / "pyproject.toml").read_text()  # Python 3.10 has no TOML reader
 

@@ -1,9 +1,10 @@
-"""The commands that draw: ``view``."""
+"""The commands that draw: ``view`` and ``report``."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..convert.options import decimal, integer, positive
@@ -25,6 +26,45 @@ In a window the arrow keys turn the pages. Without a screen, give --output."""
 
 def add_commands(commands: Any) -> None:
     """Add the commands of this group."""
+    _add_view(commands)
+    _add_report(commands)
+
+
+def _add_report(commands: Any) -> None:
+    command = commands.add_parser(
+        "report",
+        help="one page about a dataset, for a wiki (extra: plot)",
+        description="Write a self-contained HTML page about a dataset, or the datasets of a split: sources, what was "
+        "left out, fields in numbers, distributions, samples drawn, how well shuffling mixes, how to load it.",
+        epilog="examples:\n  python -m neurofmx_wds report shards -o report.html\n"
+        "  python -m neurofmx_wds report sets/train sets/val sets/test -o report.html",
+    )
+    command.set_defaults(run=_report, usage_error=command.error)
+    add = command.add_argument
+    add("dirs", nargs="+", metavar="DIR", help="datasets, or one directory that holds the datasets of a split")
+    add("-o", "--output", required=True, metavar="FILE", help="the page, FILE.html")
+    add("--samples", type=typed(positive), default=256, metavar="N", help="samples read of each dataset (256)")
+    add("--drawn", type=typed(positive), default=3, metavar="N", help="samples drawn of each dataset (3)")
+    add("--seconds", type=typed(decimal), default=2.0, metavar="S", help="windows that are cut from segments (2)")
+    add("--title", default="", metavar="TEXT", help="title of the page (the datasets' names)")
+
+
+def _report(options: argparse.Namespace) -> int:
+    from ..pictures.report import ReportOptions, report
+    from ..storage.atomic import write_atomic
+
+    try:
+        chosen = ReportOptions(options.samples, options.drawn, options.seconds, options.title)
+        if not options.output.lower().endswith((".html", ".htm")):
+            raise ValueError(f"output={options.output!r}: must end in .html")
+    except ValueError as error:
+        options.usage_error(as_usage(error))
+    write_atomic(Path(options.output), report(options.dirs, chosen).encode())
+    show(options.output)
+    return 0
+
+
+def _add_view(commands: Any) -> None:
     command = commands.add_parser(
         "view",
         help="a recording or the samples of a dataset, drawn (extra: plot)",

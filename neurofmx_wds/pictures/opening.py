@@ -16,9 +16,9 @@ from ..convert.file_state import as_source_error
 from ..convert.sources import Source, SourceConfig, open_source
 from ..convert.sources.kinds import DIRECTORY_FORMATS, format_by_name
 from ..convert.sources.nwb import RecordingSource
-from ..format.shards import open_shards
-from ..loading.dataset import open_dataset
-from ..loading.options import OrderOptions, ReadOptions
+from ..format.shards import ShardSet, open_shards
+from ..loading.dataset import OpenDataset, open_dataset
+from ..loading.options import OrderOptions, ReadOptions, Shuffle
 from ..loading.segments import LAYOUT
 from ..loading.window_reader import WindowReader
 from ..loading.windows import Windows
@@ -74,7 +74,7 @@ def open_pictures(path: str | os.PathLike[str], options: ViewOptions | None = No
     if format_by_name(path) or options.config.format in DIRECTORY_FORMATS:
         yield from _of_file(path, options)
     else:
-        yield of_dataset(path, options)
+        yield open_samples(path, options.seconds or 2.0).pictures
 
 
 def _of_file(path: str, options: ViewOptions) -> Iterator[Sequence[Picture]]:
@@ -100,20 +100,51 @@ def _pictures_of(source: Source, options: ViewOptions) -> Sequence[Picture]:
     return SamplePictures(read, described.n_samples, About(described.fields))
 
 
-def of_dataset(path: str, options: ViewOptions) -> SamplePictures:
-    """Return the pictures of a dataset's samples, in the order in which they are stored."""
-    manifest = open_shards(path).manifest
-    windows = None
+@dataclass(frozen=True)
+class OpenSamples:
+    """A dataset with what is known of its samples.
+
+    Attributes:
+        path: where it is.
+        shards: its shards and manifest.
+        opened: what reads them; of segments, windows that are cut from them.
+        about: what is known of its samples.
+    """
+
+    path: str
+    shards: ShardSet
+    opened: OpenDataset
+    about: About
+
+    @property
+    def n(self) -> int:
+        """How many samples there are."""
+        return len(self.opened.order)
+
+    def sample(self, i: int) -> Sample:
+        """Return a sample by its place in the dataset."""
+        return self.opened.reader.read_samples(np.array([i]))[0]
+
+    @property
+    def pictures(self) -> SamplePictures:
+        """The pictures of the samples, in the order in which they are stored."""
+        return SamplePictures(self.sample, self.n, self.about)
+
+
+def open_samples(path: str | os.PathLike[str], seconds: float = 2.0, shuffle: Shuffle = False) -> OpenSamples:
+    """Open a dataset; of one of segments, the samples are windows of some seconds.
+
+    Raises:
+        FileNotFoundError, ShardError: it cannot be opened.
+        ManifestError: its manifest is damaged.
+    """
+    path = os.fspath(path)
+    shards = open_shards(path)
+    manifest, windows = shards.manifest, None
     if manifest is not None and manifest.config.get("layout") == LAYOUT:
-        windows = Windows(length_s=options.seconds or 2.0, bin_ms=10)
-    opened = open_dataset(ReadOptions(shard_dir=path, windows=windows), OrderOptions(shuffle=False))
-    reader = opened.reader
-    fields = {} if manifest is None else manifest.modalities
+        windows = Windows(length_s=seconds, bin_ms=10)
+    opened = open_dataset(ReadOptions(shard_dir=path, windows=windows), OrderOptions(shuffle=shuffle))
+    reader, fields = opened.reader, {} if manifest is None else manifest.modalities
     if isinstance(reader, WindowReader):
         fields = {name: about for each in reversed(reader.recordings) for name, about in each.describe_fields().items()}
-
-    def read(i: int) -> Sample:
-        return reader.read_samples(np.array([i]))[0]
-
-    about = About(fields, [] if manifest is None else manifest.sources)
-    return SamplePictures(read, len(opened.order), about)
+    return OpenSamples(path, shards, opened, About(fields, [] if manifest is None else manifest.sources))
