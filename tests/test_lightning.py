@@ -308,7 +308,7 @@ def test_hyperparameters_and_the_batch_size_finder(sets: dict[str, Path], tmp_pa
     again = NeuroDataModule.load_from_checkpoint(tmp_path / "some.ckpt")
     assert (again.hparams["train"], again.batch_size, again.per_split) == (str(sets["train"]), 5, data.per_split)
     assert "transform" not in again.hparams  # a function; a checkpoint holds plain values
-    assert str(NeuroDataModule("a", test="b")) == "NeuroDataModule(train='a', test='b')"
+    assert str(NeuroDataModule("/a", test="/b")) == "NeuroDataModule(train='/a', test='/b')"
     assert keys(next(iter(again.train_dataloader()))) == keys(next(iter(data.train_dataloader())))
     tuner = lightning.pytorch.tuner.Tuner(trainer(tmp_path))
     found = tuner.scale_batch_size(Model(), datamodule=again, init_val=2, max_trials=3, steps_per_trial=1)
