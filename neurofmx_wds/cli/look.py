@@ -21,6 +21,7 @@ def add_commands(commands: Any) -> None:
     """Add the commands of this group."""
     _add_info(commands)
     _add_read(commands)
+    _add_stats(commands)
 
 
 def _add_info(commands: Any) -> None:
@@ -36,6 +37,7 @@ def _add_info(commands: Any) -> None:
     command.add_argument(
         "--all", dest="every", action="store_true", help="all notes on the sources, not the first ones"
     )
+    command.add_argument("--stats", action="store_true", help="statistics of each field (with --all, of each column)")
     command.add_argument(
         "--units",
         nargs="?",
@@ -54,6 +56,8 @@ def _info(options: argparse.Namespace) -> int:
     info = ShardedDatasetInfo(options.dir)
     if options.units is not None:
         _show_units(options, info.get_summary()["sources"])
+    elif options.stats:
+        _show_statistics(options, info.get_summary())
     elif options.json:
         show(json.dumps(info.get_summary(), indent=1))
     else:
@@ -67,6 +71,44 @@ def _refuse_recording(path: str) -> None:
     if kind and os.path.exists(path):
         problem = f"is an {kind} file, not a dataset of shards"
         raise SourceError(problem, file=path, remedy=f"{INSPECT}, or {CONVERT_FIRST}")
+
+
+def _show_statistics(options: argparse.Namespace, summary: dict[str, Any]) -> None:
+    import json
+
+    from ..format.info import statistics_lines
+
+    if options.json:
+        found = {
+            source.get("path", ""): source["statistics"] for source in summary["sources"] if "statistics" in source
+        }
+        show(json.dumps(found, indent=1))
+    else:
+        show(statistics_lines(summary, options.every, terminal_width()))
+
+
+def _add_stats(commands: Any) -> None:
+    command = commands.add_parser(
+        "stats",
+        help="count, mean, standard deviation, … of each field",
+        description="Count the samples of a dataset that was made before conversions did so, write the statistics into "
+        "its manifest, and show them.",
+        epilog="example:\n  python -m neurofmx_wds stats shards",
+    )
+    command.set_defaults(run=_stats)
+    add = command.add_argument
+    add("dir", metavar="DIR", help="directory of the dataset")
+    add("--json", action="store_true", help="as JSON, for programs")
+    add("--all", dest="every", action="store_true", help="of each column of each source")
+
+
+def _stats(options: argparse.Namespace) -> int:
+    from ..format.info import ShardedDatasetInfo
+    from ..loading.statistics import count_dataset
+
+    count_dataset(options.dir)
+    _show_statistics(options, ShardedDatasetInfo(options.dir).get_summary())
+    return 0
 
 
 def _show_units(options: argparse.Namespace, sources: list[dict[str, Any]]) -> None:

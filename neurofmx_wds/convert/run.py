@@ -19,6 +19,7 @@ from ..errors import SourceError
 from ..format.index import ShardIndex, index_path
 from ..format.manifest import Manifest
 from ..format.modalities import modalities_of
+from ..format.statistics import Moments, statistics_of
 from ..format.units import with_unit_keys
 from ..format.writer import shard_record
 from ..storage.atomic import StagedDirectory
@@ -28,8 +29,8 @@ from .config import Output, Task, Work, Workers
 from .finished import is_finished, load_same
 from .look import Notes, look_at
 from .place import refuse_inside, staging
-from .plan import ConversionPlan, ShardPlan, why_empty
-from .shards import MAKING, close_source, write_shard
+from .plan import ConversionPlan, PlannedSource, ShardPlan, why_empty
+from .shards import MAKING, close_source, read_statistics, write_shard
 from .sources import SourceConfig
 from .staged import PLAN_NAME, clear, missing, note, refuse_another, remove_notes
 
@@ -243,7 +244,23 @@ def _manifest(plan: ConversionPlan, directory: Path) -> Manifest:
         compression=plan.storage.compression,
         modalities=modalities,
         shards=[shard_record(index) for index in indexes()],
-        sources=with_unit_keys(plan.reports()),
+        sources=with_unit_keys(_counted(plan, directory)),
         config=plan.to_json(),
         created_by=CREATED_BY,
     )
+
+
+def _counted(plan: ConversionPlan, directory: Path) -> list[dict[str, Any]]:
+    """Return the reports on the sources, with the statistics of what each gave, merged in the order of the shards."""
+    parts: list[list[dict[str, Moments | None]]] = []
+    for shard in plan.shards():
+        for piece, counted in zip(shard.pieces, read_statistics(directory, shard) or [], strict=False):
+            if piece.start == 0:
+                parts.append([])
+            parts[-1].append(counted)
+    of_source = iter(parts)
+    reports = plan.reports()
+    for entry, report in zip(plan.entries, reports, strict=True):
+        if isinstance(entry, PlannedSource) and entry.description.n_samples:
+            report["statistics"] = statistics_of(next(of_source), report)
+    return reports

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import os
 import tempfile
 import threading
@@ -17,12 +18,14 @@ from typing import Any
 from ..errors import FieldError, OutputError, SourceError
 from ..format.index import index_path
 from ..format.shard_file import ShardFile
+from ..format.statistics import Collector, Moments
 from ..storage.atomic import fsync_path, write_atomic
 from .file_state import FileState, as_source_error, what_went_wrong
 from .plan import Piece, ShardPlan
 from .sources import Source, SourceConfig
 
 MADE = "made"  # in it, for each shard by name: the digest of what it was made of
+STATISTICS = "statistics"  # in it, for each shard by name: what was counted of its samples
 MAKING = ".making-"  # begins the name of the directory in which a worker makes a shard
 
 
@@ -79,7 +82,9 @@ def write_shard(directory: Path, shard: ShardPlan) -> str:
     try:
         _begin(directory, shard)
         with tempfile.TemporaryDirectory(prefix=MAKING, dir=directory) as aside:
-            _fill(ShardFile(aside, shard.name, shard.compression, shard.field_format), shard)
+            found = _fill(ShardFile(aside, shard.name, shard.compression, shard.field_format), shard)
+            (directory / STATISTICS).mkdir(exist_ok=True)
+            write_atomic(directory / STATISTICS / shard.name, json.dumps(found).encode())
             for name in files_of(shard.name):
                 os.replace(Path(aside, name), directory / name)
         fsync_path(directory)
@@ -108,22 +113,37 @@ def _begin(directory: Path, shard: ShardPlan) -> None:
     write_atomic(note, shard.digest().encode())
 
 
-def _fill(file: ShardFile, shard: ShardPlan) -> None:
+def _fill(file: ShardFile, shard: ShardPlan) -> list[dict[str, Any]]:
+    """Write a shard; return the statistics of each of its pieces, without rounding."""
+    counted: list[dict[str, Any]] = []
     try:
         for piece in shard.pieces:
+            collector = Collector()
             for sample, metadata in read_piece(piece):
+                collector.add(sample)
                 key = f"{shard.key_prefix}{shard.first + file.n_samples:09d}"
                 try:
                     file.write({"__key__": key, **sample, "metadata": metadata})
                 except FieldError as error:
                     raise as_source_error(error, piece.file.path) from error
+            counted.append({name: each and each.to_parts() for name, each in collector.finish().items()})
         if file.n_samples != shard.n_samples:
             problem = f"gave {file.n_samples} samples for {shard.name}, not {shard.n_samples}"
             raise SourceError(problem, file=shard.pieces[-1].file.path, remedy="was it changed meanwhile?")
         file.close()
+        return counted
     except BaseException:
         file.abort()
         raise
+
+
+def read_statistics(directory: Path, shard: ShardPlan) -> list[dict[str, Moments | None]] | None:
+    """Return what was counted of each piece of a shard when it was made; None where that is not noted."""
+    try:
+        noted = json.loads((directory / STATISTICS / shard.name).read_bytes())
+        return [{name: parts and Moments.from_parts(parts) for name, parts in piece.items()} for piece in noted]
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
 
 
 def read_note(path: Path) -> str | None:

@@ -16,7 +16,7 @@ from ..errors import OutputError, ShardError
 from ..format.index import ShardIndex, index_path
 from ..storage.atomic import write_atomic
 from .plan import ConversionPlan, ShardPlan, differences
-from .shards import MADE, read_note
+from .shards import MADE, STATISTICS, read_note, read_statistics
 
 PLAN_NAME = "plan.json"
 _PLANS = "plan*.json"
@@ -45,12 +45,17 @@ def refuse_another(plan: ConversionPlan, directory: Path) -> None:
 
 def missing(shards: Sequence[ShardPlan], directory: Path) -> list[ShardPlan]:
     """Which of these shards are not there, or not as they shall be."""
-    return [s for s in shards if read_note(directory / MADE / s.name) != s.digest() or not _is_whole(directory, s)]
+    return [shard for shard in shards if not _is_made(directory, shard)]
+
+
+def _is_made(directory: Path, shard: ShardPlan) -> bool:
+    noted = read_note(directory / MADE / shard.name) == shard.digest() and _is_whole(directory, shard)
+    return noted and read_statistics(directory, shard) is not None
 
 
 def clear(directory: Path, done: set[str]) -> None:
     """Remove everything but these shards, their indexes and the notes on them."""
-    keep = done | {index_path(name).name for name in done} | {PLAN_NAME, MADE}
+    keep = done | {index_path(name).name for name in done} | {PLAN_NAME, MADE, STATISTICS}
     for entry in os.scandir(directory):
         if entry.name in keep:
             continue
@@ -70,8 +75,9 @@ def remove_notes(directory: Path) -> None:
     """Remove what was noted for another try; what is left is the dataset alone."""
     for path in directory.glob(_PLANS):
         path.unlink()
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(directory / MADE)
+    for name in (MADE, STATISTICS):
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(directory / name)
 
 
 def _is_whole(directory: Path, shard: ShardPlan) -> bool:

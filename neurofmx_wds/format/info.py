@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from .manifest import SPIKE_COUNTS, Manifest
 from .modalities import modalities_of
 from .notes import note_lines
 from .shards import open_shards
+from .statistics import Moments, merged, pooled
 
 _MOST_SOURCES = 20
 _GAP = "  "
@@ -283,3 +284,43 @@ def unit_lines(units: Mapping[str, Sequence[Any]], width: int | None = None) -> 
 
 def _number(cell: Any) -> Any:
     return f"{cell:.6g}" if isinstance(cell, float) else str(cell) if isinstance(cell, (bool, list)) else cell
+
+
+def statistics_lines(summary: Mapping[str, Any], every: bool = False, width: int | None = None) -> str:
+    """Return the statistics of a dataset as text: a line for each field, over all sources and columns.
+
+    Args:
+        summary: as :meth:`ShardedDatasetInfo.get_summary` gives it.
+        every: a line for each column of each source instead.
+        width: columns of the terminal; None: as wide as it gets.
+    """
+    sources = [source for source in summary["sources"] if "statistics" in source]
+    if not sources:
+        return f"{summary['shard_dir']}: its manifest has no statistics; `python -m neurofmx_wds stats` writes them"
+    header = ["field", "columns", "values", "NaN", "mean", "std", "min", "max"]
+    if every:
+        header[:2] = ["source", "field", "column"]
+        rows = [row for source in sources for row in _statistics_of(source, summary["modalities"])]
+    else:
+        names = dict.fromkeys(name for source in sources for name in source["statistics"])
+        rows = [_pooled_statistics(name, [s["statistics"][name] for s in sources if name in s["statistics"]])
+                for name in names]  # fmt: skip
+    return table(header, [[_number(cell) for cell in row] for row in rows], width)
+
+
+def _statistics_of(source: Mapping[str, Any], modalities: Mapping[str, Any]) -> Iterator[list[Any]]:
+    for name, about in source["statistics"].items():
+        columns = source.get("fields", {}).get(name, {}).get("columns") or modalities.get(name, {}).get("columns")
+        n = len(about["count"])
+        names = columns if columns and len(columns) == n else range(n)
+        for i, column in enumerate(names):
+            yield [source.get("path", ""), name, str(column), *(about[key][i] for key in _STATISTICS)]
+
+
+def _pooled_statistics(name: str, sources: Sequence[Mapping[str, Any]]) -> list[Any]:
+    whole = merged(pooled(Moments.from_json(each)) for each in sources) or Moments.nothing(1)
+    about, widths = whole.to_json(), {len(each["count"]) for each in sources}
+    return [name, widths.pop() if len(widths) == 1 else None, *(about[key][0] for key in _STATISTICS)]
+
+
+_STATISTICS = ("count", "nan", "mean", "std", "min", "max")

@@ -246,6 +246,13 @@ def _is_table(value: object) -> bool:
     return len({len(each) for each in value.values()}) < 2
 
 
+def _is_statistics(value: object) -> bool:
+    names = ("count", "nan", "mean", "std", "min", "max")
+    return isinstance(value, dict) and set(names) <= value.keys() and _is_table(value) and all(
+        number is None or isinstance(number, (int, float)) for name in names for number in value[name]
+    )  # fmt: skip
+
+
 SPIKE_COUNTS = ("total", "binned", "outside", "invalid")
 # What is read of the manifest, of a field's entry and of a source's, where it is there.
 _MAY_BE_NULL = {"dtype", "shape", "unit", "columns", "session_id", "subject"}
@@ -275,6 +282,7 @@ _OF_SOURCE: dict[str, Callable[[Any], bool]] = {
     "error": _is_text,
     "bins_in_tails": _is_count,
     "units": _is_table,
+    "statistics": lambda value: isinstance(value, dict) and all(map(_is_statistics, value.values())),
 }
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +42,8 @@ class OpenDataset:
             stand for the shards' checksums and the last 32 for their sizes.
         labels: the label of each sample, by id, int64, where the samples are those of a group; else None.
         sessions: the recordings that the manifest lists, and their units.
+        parts: of a mixture, its datasets.
+        normalization: what fields are normalized by: field → session → (mean, std).
     """
 
     reader: Reader
@@ -48,6 +51,8 @@ class OpenDataset:
     fingerprint: str
     labels: np.ndarray | MixedLabels | None = None
     sessions: Sessions = NO_SESSIONS
+    parts: tuple[OpenDataset, ...] = ()
+    normalization: Mapping[str, Any] = field(default_factory=dict)
 
     def of_epoch(self, epoch: int) -> OpenDataset:
         """Return the dataset as it is read in an epoch."""
@@ -76,13 +81,13 @@ def open_dataset(read: ReadOptions, order: OrderOptions) -> OpenDataset:
 
 def _sessions(reader: ShardReader, read: ReadOptions) -> Sessions:
     """Return the recordings of a dataset, and those of their units that are chosen."""
-    sessions = Sessions.of(reader.shards.manifest, reader.where)
+    sessions = Sessions.of(reader.shards.manifest, reader.where, reader.shards.n_samples)
+    if read.windows is None and (read.units is not None or read.normalize is not None):
+        sessions.require(reader.shards.n_samples, "units" if read.units is not None else "normalize")
     if read.units is None:
         return sessions
     if not {"spikes", "spike_units"} & set(reader.fields):
         raise ValueError(f"units: {reader.where} holds no spikes, or they are not among the modalities asked for")
-    if read.windows is None:
-        sessions.require(reader.shards.n_samples, "units")
     return sessions.choose(read.units, from_stored=read.windows is None)
 
 

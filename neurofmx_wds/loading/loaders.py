@@ -28,6 +28,7 @@ from .batch_loader import BatchPipeline, WebDatasetDataLoader, as_dataloader
 from .collate import collate_webdataset
 from .labels import TargetTransform
 from .mixture import Weights
+from .normalizing import Normalize
 from .open_mixture import open_datasets
 from .options import (
     DEFAULT_PREFETCH,
@@ -111,6 +112,11 @@ class WebDatasetLoader(ResumablePipeline):
             ``timeout``, seconds for which a server may fail. What is not given comes from the environment
             (``AWS_…``, ``GOOGLE_…``, ``AZURE_…``).
         prefetch_bytes: for URLs: how much is requested before it is needed, a number or like ``"256MB"``.
+        normalize: ``"zscore"``: each column of numbers less its mean, divided by its standard deviation, each recording
+            by its own; ``"zscore_all"``: by those of all recordings together; ``{"lfp": "zscore", "behavior": (mean,
+            std)}``: of some fields. Means and deviations are those of the selected samples only, with every window
+            where it is without jitter: from the manifest where it has them, else by reading these samples once. NaN
+            stays NaN. ``loader.normalization`` is what was used, and can be given to the loader of another split.
 
     Raises:
         FileNotFoundError, ShardError, ManifestError: the dataset cannot be opened.
@@ -147,12 +153,14 @@ class WebDatasetLoader(ResumablePipeline):
         units: str | None = None,
         storage_options: StorageOptions | None = None,
         prefetch_bytes: MemorySize = DEFAULT_PREFETCH,
+        normalize: Normalize | None = None,
     ) -> None:
         read = ReadOptions(
             shard_dir=shard_dir, shard_pattern=shard_pattern, modalities=modalities, select=select, group=group,
             groups=groups, io=io, cache_dir=cache_dir, cache_size=cache_size, checksums=checksums, windows=windows,
             weights=weights, epoch=epoch, units=units,
             storage_options=storage_options, prefetch_bytes=prefetch_bytes,
+            normalize=normalize,
         )  # fmt: skip
         order = OrderOptions(seed=seed, shuffle=shuffle, buffer_size=buffer_size, block_size=block_size)
         processing = ProcessingOptions(transform=transform, target_transform=target_transform, handler=handler)
@@ -285,6 +293,7 @@ def create_webdataset_dataloader(
     units: str | None = None,
     storage_options: StorageOptions | None = None,
     prefetch_bytes: MemorySize = DEFAULT_PREFETCH,
+    normalize: Normalize | None = None,
 ) -> WebDatasetDataLoader:
     """Batches of a dataset, in a reproducible order, resumable after any of them.
 
@@ -299,7 +308,7 @@ def create_webdataset_dataloader(
     Args:
         shard_dir, shard_pattern, shuffle, buffer_size, seed, modalities, select, transform, handler, rank, world_size,
             block_size, io, cache_dir, cache_size, target_transform, group, groups, checksums, windows, weights,
-            epoch, units, storage_options, prefetch_bytes: as :class:`WebDatasetLoader`.
+            epoch, units, storage_options, prefetch_bytes, normalize: as :class:`WebDatasetLoader`.
         batch_size: samples per batch and rank.
         num_workers: workers that read; 0: this process does, which is fastest where loading is only copying. None: 0
             where nothing is transformed, else 4, or the number of processor cores if that is smaller.
@@ -353,6 +362,7 @@ def create_webdataset_dataloader(
         groups=groups, io=io, cache_dir=cache_dir, cache_size=cache_size, checksums=checksums, windows=windows,
         weights=weights, epoch=epoch, units=units,
         storage_options=storage_options, prefetch_bytes=prefetch_bytes,
+        normalize=normalize,
     )  # fmt: skip
     order = OrderOptions(seed=seed, shuffle=shuffle, buffer_size=buffer_size, block_size=block_size)
     processing = ProcessingOptions(

@@ -63,7 +63,9 @@ def open_mixture(read: ReadOptions, order: OrderOptions) -> OpenDataset:
     reader = MixtureReader(mixed, readers, [None] * len(opened), n_sources)
     fingerprint = _fingerprint(mixed, [each.fingerprint for each in opened])
     sessions = Sessions.joined([each.sessions for each in opened])
-    return OpenDataset(reader, mixed, fingerprint, MixedLabels(mixed, labels) if labels else None, sessions)
+    return OpenDataset(
+        reader, mixed, fingerprint, MixedLabels(mixed, labels) if labels else None, sessions, tuple(opened)
+    )
 
 
 def _options_of(name: str, part: Any) -> dict[str, Any]:

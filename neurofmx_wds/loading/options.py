@@ -25,6 +25,7 @@ from ..storage.cache import DEFAULT_CACHE_SIZE
 from ..storage.objects import Objects, StorageOptions
 from .labels import TargetTransform, as_target_transform
 from .mixture import Mixture, Part, Weights
+from .normalizing import Normalize, check_normalize
 from .readers import Handler, IOMode
 from .selection import Select
 from .transforms import BatchTransform, Transform, as_batch_transforms
@@ -60,6 +61,7 @@ class ReadOptions:
         units: which units, as an expression over the columns of ``loader.units``; None: all.
         storage_options: of the object store, where the shards are behind URLs.
         prefetch_bytes: how much is requested from there before it is needed.
+        normalize: which fields are normalized, and by what; None: none.
 
     Raises:
         ValueError: a value that is not allowed.
@@ -86,8 +88,10 @@ class ReadOptions:
     units: str | None = None
     storage_options: StorageOptions | None = field(default=None, repr=False)  # may hold credentials
     prefetch_bytes: MemorySize = DEFAULT_PREFETCH
+    normalize: Normalize | None = None
 
     def __post_init__(self) -> None:
+        check_normalize(self.normalize)
         if self.units is not None:
             try:
                 Choice(self.units)
@@ -305,6 +309,7 @@ class SampleLoaderOptions(TypedDict, total=False):
     units: str | None
     storage_options: StorageOptions | None
     prefetch_bytes: MemorySize
+    normalize: Normalize | None
 
 
 def take_options(kind: type[_Options], options: dict[str, Any], **defaults: Any) -> _Options:

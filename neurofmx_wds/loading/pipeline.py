@@ -96,6 +96,14 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
         """
         return as_data_frame(self.opened.sessions.table)
 
+    @property
+    def normalization(self) -> dict[str, Any]:
+        """What fields are normalized by, as ``normalize=`` of another loader takes it.
+
+        It is a dictionary of JSON values: field → session → (mean, standard deviation), each one number a column.
+        """
+        return dict(self.opened.normalization)
+
     def __repr__(self) -> str:
         size = f"samples={len(self.order)}, batch_size={self.batch_size}, steps={self.n_steps}"
         place = f"epoch={self.progress.epoch}, position={self.progress.position}"

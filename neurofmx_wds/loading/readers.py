@@ -187,7 +187,7 @@ class ShardReader:
 
     @functools.cached_property
     def _source_ends(self) -> np.ndarray:
-        return Sessions.of(self.shards.manifest, self.where).ends
+        return Sessions.of(self.shards.manifest, self.where, self.shards.n_samples).ends
 
     def read_batch(self, ids: np.ndarray, memory: Memory | None = None) -> dict[str, Any]:
         """Read the samples with these ids as the batch that :func:`neurofmx_wds.collate_webdataset` would make of them.

@@ -38,9 +38,11 @@ class Sessions:
     to_take: tuple[tuple[int, ...] | None, ...] | None = None
 
     @classmethod
-    def of(cls, manifest: Manifest | None, where: str) -> Sessions:
-        """Return the sources that a manifest lists; none where there is no manifest."""
-        return cls(() if manifest is None else manifest.sources, where)
+    def of(cls, manifest: Manifest | None, where: str, n_samples: int) -> Sessions:
+        """Return the sources that a manifest lists; where it lists none, the dataset as one source of all samples."""
+        if manifest is not None and manifest.sources:
+            return cls(manifest.sources, where)
+        return cls(({"path": where, "windows": {"emitted": n_samples}},), where)
 
     @classmethod
     def joined(cls, parts: Sequence[Sessions]) -> Sessions:
@@ -70,8 +72,8 @@ class Sessions:
         """
         known = int(self.ends[-1]) if len(self.sources) else 0
         if known != n_samples:
-            told = f"tells the source of {known} of {n_samples} samples" if self.sources else "lists no sources"
-            raise ValueError(f"{option}: the manifest of {self.where} {told}; convert the recordings with this package")
+            told = f"the manifest of {self.where} tells the source of {known} of {n_samples} samples"
+            raise ValueError(f"{option}: {told}; convert the recordings with this package")
 
     @property
     def table(self) -> dict[str, list[Any]]:

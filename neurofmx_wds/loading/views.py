@@ -111,6 +111,10 @@ class ViewedReader:
         reader: Any = self.reader.of_epoch(seed, epoch)
         return replace(self, reader=reader)
 
+    def sources(self, ids: np.ndarray) -> np.ndarray:
+        """Return the number of each sample's source in the manifest, int64 (B,)."""
+        return self.reader.sources(ids)
+
     def __copy__(self) -> ViewedReader:
         return replace(self, reader=copy.copy(self.reader), _memory=BatchMemory())
 
