@@ -1,4 +1,4 @@
-"""Where an epoch stands: batch plans from a position on, and the state that people save.
+"""The position in an epoch: batch plans from a position on, and the state that is saved.
 
 Pure arithmetic: knows neither files nor torch.
 """
@@ -21,7 +21,7 @@ _STATE_KEYS = (
     "num_samples", "fingerprint",
 )  # fmt: skip
 ResumableOrder = EpochOrder | MixtureOrder
-_REMEDY = "pass what state_dict() gave"
+_REMEDY = "pass what state_dict() returned"
 _DIGEST = 32  # hexadecimal digits; a fingerprint is a digest of the content and one of the sizes, or one of the two
 
 
@@ -45,8 +45,8 @@ class BatchPlan:
     Attributes:
         start: position of the first row.
         n: number of rows, at consecutive positions.
-        fresh: None but in an epoch's last step when fewer samples than ranks remain: then True for a rank that gets
-            one of them, and False for one that gets a row again from the epoch's start.
+        fresh: None, except in the last step of an epoch if fewer samples than ranks remain. Then it is True for a rank
+            that gets one of these samples, and False for a rank that gets a sample from the start of the epoch again.
     """
 
     start: int
@@ -57,7 +57,7 @@ class BatchPlan:
 def batch_plans(
     position: int, n_samples: int, batch_size: int, world_size: int, drop_last: bool
 ) -> Iterator[BatchPlan]:
-    """The plans of all ranks for the rest of an epoch, in global order: rank r takes plans r, r + world_size, ….
+    """Yield the plans of all ranks for the rest of an epoch, in global order: rank r takes plans r, r + world_size, ….
 
     Args:
         position: where to begin.
@@ -67,7 +67,11 @@ def batch_plans(
         drop_last: leave out the tail that does not fill a batch on every rank.
 
     Yields:
-        A multiple of `world_size` plans. The tail is dealt evenly, larger shares first.
+        A multiple of `world_size` plans. The tail is divided evenly, larger shares first.
+
+    Example:
+        >>> [(plan.start, plan.n) for plan in batch_plans(0, n_samples=11, batch_size=2, world_size=2, drop_last=False)]
+        [(0, 2), (2, 2), (4, 2), (6, 2), (8, 2), (10, 1)]
     """
     tail = (n_samples - position) % (batch_size * world_size)
     yield from (BatchPlan(start, batch_size) for start in range(position, n_samples - tail, batch_size))
@@ -87,15 +91,24 @@ def batch_plans(
 
 
 def n_steps(position: int, n_samples: int, batch_size: int, world_size: int, drop_last: bool) -> int:
-    """Plans of each rank in the rest of an epoch; arguments as :func:`batch_plans`."""
+    """Return how many plans each rank has in the rest of an epoch; arguments as :func:`batch_plans`.
+
+    Example:
+        >>> n_steps(0, n_samples=11, batch_size=2, world_size=2, drop_last=False)
+        3
+    """
     full, tail = divmod(n_samples - position, batch_size * world_size)
     return full + (tail > 0 and not drop_last)
 
 
 def position_after(position: int, steps: int, n_samples: int, batch_size: int, world_size: int, drop_last: bool) -> int:
-    """Where the next sample stands when every rank has made `steps` steps from `position` on.
+    """Return the position of the next sample after every rank has made `steps` steps from `position` on.
 
-    It is `n_samples` once the epoch is done, also when `drop_last` has left some out.
+    It is `n_samples` at the end of the epoch, also if `drop_last` has left samples out.
+
+    Example:
+        >>> position_after(0, steps=2, n_samples=11, batch_size=2, world_size=2, drop_last=False)
+        8
     """
     if steps >= n_steps(position, n_samples, batch_size, world_size, drop_last):
         return n_samples
@@ -103,14 +116,22 @@ def position_after(position: int, steps: int, n_samples: int, batch_size: int, w
 
 
 def to_state(cursor: Cursor, order: ResumableOrder, fingerprint: str) -> dict[str, Any]:
-    """The state that people save: a dictionary for JSON, under 1 KiB.
+    """Return the state that is saved: a dictionary for JSON, under 1 KiB.
 
-    The end of an epoch is said as the start of the next.
+    The end of an epoch is written as the start of the next one.
 
     Args:
         cursor: the next sample.
         order: the order of any epoch.
-        fingerprint: tells the dataset and selection from others.
+        fingerprint: identifies the dataset and selection.
+
+    Example:
+        >>> order = EpochOrder([3, 2], seed=0, epoch=0, shuffle=False, buffer_size=1000, block_size=1)
+        >>> state = to_state(Cursor(epoch=0, position=4), order, "f" * 32)
+        >>> state["shard_idx"], state["sample_offset"], state["num_samples"]
+        (1, 1, 5)
+        >>> from_state(state, order.of_epoch, "f" * 32)
+        Cursor(epoch=0, position=4)
     """
     epoch, position = cursor.epoch, cursor.position
     if position >= len(order) > 0:
@@ -138,17 +159,17 @@ def to_state(cursor: Cursor, order: ResumableOrder, fingerprint: str) -> dict[st
 
 
 def from_state(state: Any, order_of_epoch: Callable[[int], ResumableOrder], fingerprint: str) -> Cursor:
-    """The cursor that a state stands for.
+    """Return the cursor that a state describes.
 
     Args:
-        state: what :func:`to_state` gave; or only ``shard_idx`` and ``sample_offset`` (and ``epoch``), where
+        state: what :func:`to_state` returned; or only ``shard_idx`` and ``sample_offset`` (and ``epoch``), where
             ``(i, count of shard i)`` means ``(i + 1, 0)``. With a selection, places count the selected samples.
         order_of_epoch: the order of each epoch here.
         fingerprint: of the dataset and selection here.
 
     Raises:
-        StateError: it is not a state, or of another dataset, selection, seed, shuffle or version: the message names
-            the difference.
+        StateError: it is not a state, or it belongs to another dataset, selection, seed, shuffle or version. The
+            message names the difference.
     """
     if not isinstance(state, Mapping):
         raise StateError(f"a state is a dictionary, not {type(state).__name__}", remedy=_REMEDY)
@@ -195,7 +216,7 @@ def _whole(state: Mapping[str, Any], key: str) -> int:
 
 
 def _compare(state: Mapping[str, Any], order: ResumableOrder, fingerprint: str) -> None:
-    """Refuse a state whose order is another than here; what does not matter for the shuffle may differ."""
+    """Reject a state that belongs to another order; settings that do not matter for this shuffle may differ."""
     mixture = order.about.get("mixture")
     if mixture is None and "mixture" in state:
         raise StateError("the state is of a mixture of datasets", remedy="load it with the same datasets")
@@ -217,7 +238,7 @@ def _compare(state: Mapping[str, Any], order: ResumableOrder, fingerprint: str) 
 
 
 def _one_dataset(there: object, here: str) -> bool:
-    """Whether two fingerprints are of one dataset: of two digests and of only one of them, one must be the other's."""
+    """Return whether two fingerprints belong to one dataset; a fingerprint of one digest may match either of two."""
     if not isinstance(there, str) or {len(there), len(here)} != {_DIGEST, 2 * _DIGEST}:
         return there == here
     short, long = sorted((there, here), key=len)

@@ -1,7 +1,7 @@
 """The order of an epoch: which sample stands at which position, by pure integer arithmetic.
 
-Knows neither files nor torch, and keeps no state. Whoever changes a permutation here breaks saved states, and must
-raise ORDER_VERSION.
+Knows neither files nor torch, and keeps no state. A change of a permutation breaks saved states: increase ORDER_VERSION
+with it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SEEDS = 1 << 128  # a state holds the seed and must stay small
 
 
 def key_of(*words: int | str) -> np.uint64:
-    """A permutation's key: blake2b of the version and the words with commas between, 8 bytes, little endian."""
+    """Return a permutation's key: blake2b of the version and the words with commas between, 8 bytes, little endian."""
     text = ",".join(str(word) for word in (ORDER_VERSION, *words))
     return np.uint64(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little"))
 
@@ -38,7 +38,7 @@ class Bijection:
     With b = ⌈√n⌉, or one more to make it even, and a = ⌈n/b⌉, a number x < a·b is (L, R) = divmod(x, b). Round i of 8
     (24 where n < 64) adds ``F(k + i·M1, R)`` to L modulo a (i even) or ``F(k + i·M1, L)`` to R modulo b (i odd).
     F(k, v) is ``h = (v ^ k) · M1; h ^= h >> 32; h = h · M2; F = ((h >> 32) · modulus) >> 32``, all modulo 2^64.
-    A result ≥ n is put through again until it is below n.
+    A result ≥ n is permuted again until it is below n.
     (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002.)
 
     Attributes:
@@ -58,11 +58,11 @@ class Bijection:
         return _ROUNDS_IF_SMALL if self.n < _SMALL else _ROUNDS
 
     def forward(self, x: np.ndarray, key: np.ndarray) -> np.ndarray:
-        """Images of `x` (uint64, below n) under the permutations of `key` (uint64, one for each)."""
+        """Return the images of `x` (uint64, below n) under the permutations of `key` (uint64, one for each)."""
         return self._walk(x, key, range(self._n_rounds), _add)
 
     def inverse(self, x: np.ndarray, key: np.ndarray) -> np.ndarray:
-        """The numbers whose images are `x`."""
+        """Return the numbers whose images are `x`."""
         return self._walk(x, key, range(self._n_rounds - 1, -1, -1), _subtract)
 
     def _walk(self, x: np.ndarray, key: np.ndarray, rounds: range, turn: _Turn) -> np.ndarray:
@@ -85,8 +85,8 @@ class Bijection:
         return left * b + right
 
 
-# A sum that is too large, or a difference below 0 (a huge number without a sign), is the larger of its two forms; both,
-# and a quotient's remainder, are worked out so because dividing arrays is slow.
+# Modular sums and differences as the smaller of two unsigned numbers, and remainders by multiplication: dividing arrays
+# is slow.
 
 
 def _add(value: np.ndarray, shift: np.ndarray, modulus: np.uint64) -> np.ndarray:
@@ -117,10 +117,10 @@ class EpochOrder:
 
     Sample ids count the samples of a dataset, shard after shard. ``shuffle=False`` keeps their order. ``shuffle=True``
     permutes blocks of `block_size` consecutive samples over the whole dataset, then the samples inside each window of
-    `buffer_size` positions. ``shuffle="full"`` permutes all samples alike.
+    `buffer_size` positions. ``shuffle="full"`` permutes all samples with equal probability.
 
     Attributes:
-        shard_counts: samples in each shard (or in all).
+        shard_counts: number of samples in each shard (or in all).
         seed: any integer of up to 128 bits, also negative.
         epoch: 0, 1, …
         shuffle: False, True or ``"full"``.
@@ -128,7 +128,7 @@ class EpochOrder:
         block_size: samples in a block.
 
     Raises:
-        ValueError: a value that cannot be.
+        ValueError: an impossible value.
 
     Example:
         >>> order = EpochOrder([3, 2], seed=0, epoch=0, shuffle=False, buffer_size=1000, block_size=1)
@@ -175,16 +175,16 @@ class EpochOrder:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What a state says of it beside the rest: nothing."""
+        """Further entries of a state: none."""
         return {}
 
     @property
     def first_positions(self) -> np.ndarray:
-        """Positions that show samples of every kind: any does."""
+        """Positions at which samples of every kind stand: none in particular."""
         return np.empty(0, np.int64)
 
     def sample_ids(self, start: int, stop: int) -> np.ndarray:
-        """Ids of the samples at positions `start` to `stop`.
+        """Return the ids of the samples at positions `start` to `stop`.
 
         Returns:
             Shape (stop - start,), int64.
@@ -203,7 +203,7 @@ class EpochOrder:
         return self._from_blocks(self._in_windows(p, inverse=False)).view(np.int64)
 
     def positions(self, sample_ids: np.ndarray) -> np.ndarray:
-        """Positions of the samples with these ids: the inverse of :meth:`sample_ids`.
+        """Return the positions of the samples with these ids: the inverse of :meth:`sample_ids`.
 
         Args:
             sample_ids: shape (n,), integer.
@@ -225,12 +225,12 @@ class EpochOrder:
         return self._in_windows(self._to_blocks(x), inverse=True).view(np.int64)
 
     def locate(self, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Shard and place in it of each sample, both int64."""
+        """Return the shard of each sample and its place there, both int64."""
         shard = np.searchsorted(self._starts, sample_ids, side="right") - 1
         return shard, sample_ids - self._starts[shard]
 
     def sample_id(self, shard_idx: int, sample_offset: int) -> int:
-        """Id of a sample; ``(i, count of shard i)`` means ``(i + 1, 0)``, and the dataset's end is its length.
+        """Return the id of a sample, at the dataset's end its length; ``(i, count of shard i)`` means ``(i + 1, 0)``.
 
         Raises:
             IndexError: there is no such place.
@@ -246,7 +246,7 @@ class EpochOrder:
         return int(self._starts[shard_idx]) + sample_offset
 
     def of_epoch(self, epoch: int) -> EpochOrder:
-        """The order of another epoch."""
+        """Return the order of another epoch."""
         return replace(self, epoch=epoch)
 
     # Two levels: position --window--> place in the sequence of permuted blocks --block--> sample.
@@ -280,7 +280,7 @@ class EpochOrder:
 
     @functools.cached_property
     def _short_block(self) -> tuple[int, int]:
-        """Where the last, shorter block begins among the permuted blocks, and its size."""
+        """Return where the last, shorter block begins among the permuted blocks, and its size."""
         n = self._blocks.n
         slot = self._blocks.inverse(np.array([n - 1], np.uint64), self._keys("blocks", 1))[0]
         return int(slot) * self.block_size, len(self) - (n - 1) * self.block_size

@@ -1,6 +1,6 @@
 """Random offsets of windows: a pure function of seed, epoch and window.
 
-Knows neither files nor torch. Whoever changes it changes what saved states go on with, and must raise ORDER_VERSION.
+Knows neither files nor torch. A change breaks saved states: increase ORDER_VERSION with it.
 """
 
 from __future__ import annotations

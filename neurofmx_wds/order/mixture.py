@@ -1,7 +1,7 @@
 """The order of a mixture of datasets: which sample of which dataset stands at which position.
 
-Pure integer arithmetic: knows neither files nor torch, and keeps no state. Whoever changes it breaks saved states, and
-must raise ORDER_VERSION.
+Pure integer arithmetic: knows neither files nor torch, and keeps no state. A change breaks saved states: increase
+ORDER_VERSION with it.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ class MixtureOrder:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What a state says of it beside the rest: places in a block, and samples, of each dataset."""
+        """Further entries of a state: places in a block, and samples, of each dataset."""
         counts = zip(*(stage.counts for stage in self.stages), strict=True)
         blocks = [sum(stage.counts) for stage in self.stages]
         since = [f" from epoch {stage.first_epoch}" if stage.first_epoch else "" for stage in self.stages]
@@ -207,7 +207,7 @@ class MixtureOrder:
 
     @property
     def first_positions(self) -> np.ndarray:
-        """Positions that show samples of every kind: the first of each dataset in the epoch's first block."""
+        """Positions at which samples of every kind stand: the first of each dataset in the epoch's first block."""
         block = min(self.length, self.block_size)
         return np.unique(_datasets(self.seed, self._stage, self._first, self._first + block), return_index=True)[1]
 
