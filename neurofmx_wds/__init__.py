@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .convert.converter import NWBToWebDatasetConverter
     from .format.info import ShardedDatasetInfo
     from .format.writer import WebDatasetWriter, create_shards_from_arrays
+    from .loading.batch import Batch
     from .loading.collate import collate_webdataset
     from .loading.loaders import ResumableWebDatasetLoader, WebDatasetLoader, create_webdataset_dataloader
     from .loading.mixture import Mixture, mix
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 # Imported on first use: `python -m neurofmx_wds --help` need not wait for torch.
 _PLACES = {
+    "Batch": "loading.batch",
     "Mixture": "loading.mixture",
     "NWBToWebDatasetConverter": "convert.converter",
     "ResumableWebDatasetLoader": "loading.loaders",
@@ -32,6 +34,7 @@ _PLACES = {
 }
 
 __all__ = [
+    "Batch",
     "Mixture",
     "NWBToWebDatasetConverter",
     "ResumableWebDatasetLoader",
@@ -54,4 +57,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return [*__all__, "errors", "lightning", "stimulus"]

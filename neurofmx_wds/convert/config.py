@@ -188,11 +188,6 @@ class Work(NamedTuple):
     apply: OrderedMap = map
     show_progress: bool = False
 
-    @property
-    def hidden(self) -> bool | None:
-        """What tqdm calls ``disable``: None shows a bar on a terminal only."""
-        return None if self.show_progress else True
-
 
 @dataclass(frozen=True)
 class Workers:

@@ -13,12 +13,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ..errors import SourceError
 from ..format.manifest import config_hash
 from ..storage.atomic import write_atomic
 from ..storage.location import Version, is_url
+from ..storage.progress import progress_bar
 from ..version import CREATED_BY
 from .config import Task, Work
 from .file_state import FileState, as_source_error, stamp, what_went_wrong
@@ -67,7 +66,7 @@ def look_at(
     turn = notes.task.of(len(paths)).start if notes and notes.task else 0
     given = [os.fspath(path) for path in (*paths[turn:], *paths[:turn])]
     entries = work.apply(functools.partial(_look, config=config, notes=notes), given)
-    seen = [*tqdm(entries, "planning", len(given), unit="file", disable=work.hidden)]
+    seen = [*progress_bar(entries, len(given), "file", work.show_progress, desc="planning")]
     back = len(given) - turn
     return reject_conflicts([*seen[back:], *seen[:back]], config)
 

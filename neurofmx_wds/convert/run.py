@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from ..errors import SourceError
 from ..format.index import ShardIndex, index_path
 from ..format.manifest import Manifest
@@ -24,6 +22,7 @@ from ..format.units import with_unit_keys
 from ..format.writer import shard_record
 from ..storage.atomic import StagedDirectory
 from ..storage.location import Given, on_disk
+from ..storage.progress import progress_bar
 from ..version import CREATED_BY
 from .config import Output, Task, Work, Workers
 from .finished import is_finished, load_same
@@ -227,7 +226,8 @@ def _write_shards(plan: ConversionPlan, directory: Path, work: Work) -> None:
 
 def _make(shards: Sequence[ShardPlan], left: Sequence[ShardPlan], directory: Path, work: Work) -> None:
     total, to_do = (sum(shard.n_samples for shard in each) for each in (shards, left))
-    with tqdm(desc="converting", total=total, initial=total - to_do, unit="window", disable=work.hidden) as bar:
+    done = total - to_do
+    with progress_bar(None, total, "window", work.show_progress, desc="converting", initial=done) as bar:
         for shard, _ in zip(left, work.apply(functools.partial(write_shard, directory), left), strict=True):
             bar.update(shard.n_samples)
 

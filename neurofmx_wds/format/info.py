@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import printable
+from . import html
 from .finding import DEFAULT_SHARD_PATTERN
 from .groups import linked_group
 from .manifest import SPIKE_COUNTS, Manifest
@@ -87,6 +88,17 @@ class ShardedDatasetInfo:
         """
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         sys.stdout.write(printable(format_summary(self.get_summary(), width, every), keep="\n") + "\n")
+
+    def _repr_html_(self) -> str:
+        summary = self.get_summary()
+        about = {"dataset": self.shard_dir, "samples": self._n_samples, "shards": summary["total_shards"]}
+        return html.facts({**about, "size": human_size(summary["total_bytes"])}) + html.table(
+            ["field", "dtype", "shape", "unit", "columns"],
+            [
+                [name, each.get("dtype") or "", _shape(each), each.get("unit") or "", _columns(each.get("columns"))]
+                for name, each in self._manifest.modalities.items()
+            ],
+        )
 
 
 def _compression_of(paths: Sequence[Path]) -> str:

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ..errors import INDEX_SHARDS, REBUILD_INDEX, RESTORE, ManifestError, NeurofmxError, ShardError
 from ..storage.atomic import ASIDE_SUFFIX
 from ..storage.cache import ShardCache
 from ..storage.processes import ordered_map
+from ..storage.progress import progress_bar
+from . import html
 from .decoding import decode
 from .index import INDEX_SUFFIX, ShardIndex, index_path
 from .manifest import MANIFEST_NAME, Manifest, ShardRecord
@@ -90,6 +91,10 @@ class Report:
         """Whether nothing is wrong."""
         return not self.problems
 
+    def _repr_html_(self) -> str:
+        about = {"shards": self.shards, "samples": self.samples, "every byte read": self.deep, "ok": self.ok}
+        return html.facts(about) + html.items(map(str, self.problems))
+
 
 @dataclass(frozen=True)
 class _Checked:
@@ -130,8 +135,7 @@ def verify(
     shards = _shards_of(directory, manifest, report)
     check = functools.partial(_check_shard, directory, manifest.modalities if manifest else None, deep)
     with ordered_map(workers, executor) as apply:
-        hidden = None if show_progress else True  # None: only on a terminal
-        checked = list(tqdm(apply(check, shards), "verifying", len(shards), unit="shard", disable=hidden))
+        checked = [*progress_bar(apply(check, shards), len(shards), "shard", show_progress, desc="verifying")]
     for each in checked:
         report.problems += each.problems
         report.samples += each.samples

@@ -13,10 +13,10 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ..errors import FieldError, OutputError
 from ..storage.atomic import StagedDirectory, warn_not_finalized
+from ..storage.progress import progress_bar
 from ..version import CREATED_BY
 from .decoding import decode_json
 from .encoding import FieldFormat, encode_json
@@ -161,7 +161,7 @@ class WebDatasetWriter:
             if len(given) != count:
                 raise FieldError(f"{len(given)} {name} for {count} samples", remedy="give one for each")
         rows = zip(samples, ids, about, strict=True)
-        bar = tqdm(rows, total=count, unit="sample", disable=None if show_progress else True)
+        bar = progress_bar(rows, count, "sample", show_progress)
         return [self.write_sample(sample, sample_id, info) for sample, sample_id, info in bar]
 
     def finalize(self) -> dict[str, Any]:

@@ -12,12 +12,13 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.utils.data
 import webdataset as wds
 
+from .batch import Batch
 from .by_plan import BatchesByPlan, PlanSampler
 from .dataset import OpenDataset
 from .device import lane_to, on_device
@@ -168,6 +169,10 @@ class WebDatasetDataLoader(BatchPipeline, torch.utils.data.DataLoader[Any]):  # 
         self.worker_init_fn = options.worker_init_fn
         self.persistent_workers = options.persistent_workers and self.num_workers > 0
         self.multiprocessing_context = options.multiprocessing_context if self.num_workers else None
+
+    if TYPE_CHECKING:
+
+        def __iter__(self) -> Iterator[Batch]: ...  # type: ignore[override]
 
     @functools.cached_property
     def dataset(self) -> BatchesByPlan:  # type: ignore[override]

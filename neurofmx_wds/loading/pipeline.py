@@ -18,6 +18,7 @@ from ..order import cursor as cursors
 from ..order.cursor import BatchPlan, Cursor
 from .accelerate_shards import dealing_wrapper
 from .dataset import OpenDataset
+from .describe import Location, fields_of, loader_html, locate
 from .fetcher import Fetcher
 from .lengths import Batched, length_after
 from .lightning_loops import EpochSampler, begin_iteration
@@ -103,6 +104,31 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
         It is a dictionary of JSON values: field → session → (mean, standard deviation), each one number a column.
         """
         return dict(self.opened.normalization)
+
+    @property
+    def fields(self) -> dict[str, dict[str, Any]]:
+        """What is known of each field: dtype, shape of one sample, unit, columns and the like.
+
+        What differs between recordings, or is not known, is left out.
+        """
+        return fields_of(self.opened)
+
+    def locate(self, batch: Mapping[str, Any], row: int) -> Location:
+        """Return where a row of a batch comes from: session, source, the time of each bin, units.
+
+        Args:
+            batch: as this loader delivered it; it needs ``metadata`` and ``__key__`` only.
+            row: 0 … B − 1.
+
+        Raises:
+            StateError: several recordings of the dataset have the file name and session of this one.
+        """
+        return locate(self.opened, batch, row)
+
+    def _repr_html_(self) -> str:
+        about = {"dataset": self.opened.reader.where, "samples": len(self.order), "batch size": self.batch_size}
+        about |= {"steps": self.n_steps, "epoch": self.progress.epoch, "position": self.progress.position}
+        return loader_html(self.opened, about)
 
     def __repr__(self) -> str:
         size = f"samples={len(self.order)}, batch_size={self.batch_size}, steps={self.n_steps}"

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import ShardError, hide_secrets
+from ..format import html
 from ..format.info import count, human_size
 from ..format.manifest import MANIFEST_NAME, Manifest
 from ..loading.options import Shuffle
 from ..nwb.clock import NS_PER_S
 from ..version import __version__
-from . import html
 from .distributions import Distributions
 from .facts import FieldFacts, Mixing, facts_of, firing_rates, mixing, padding
 from .figure import Picture, document, image_tag
