@@ -20,10 +20,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import conversion, files, reading, stimulus, writing
+from . import conversion, files, reading, stimulus, windows, writing
 from .harness import Result, Setting, measure, number, table, to_json, verdict_line
 
-GROUPS = {**reading.GROUPS, **writing.GROUPS, **conversion.GROUPS, **files.GROUPS, **stimulus.GROUPS}
+GROUPS = {**reading.GROUPS, **writing.GROUPS, **conversion.GROUPS, **files.GROUPS, **stimulus.GROUPS, **windows.GROUPS}
 _LIBRARIES = (
     "neurofmx-wds", "webdataset", "torch", "numpy", "h5py", "pynwb", "litdata", "torchdata", "mosaicml-streaming",
     "megatron-energon", "nvidia-dali-cuda120", "ffcv",

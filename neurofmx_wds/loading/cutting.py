@@ -21,7 +21,7 @@ from ..nwb.names import JOINED, words_of
 from ..nwb.series import Series, at_centres
 from ..nwb.video import Video
 from ..nwb.windows import WindowedRecording, start_of
-from .gathering import Cut, Gathered, gather_samples, gather_spikes, numbers_field, rows_between
+from .gathering import Cut, Gathered, gather_rows, gather_samples, gather_spikes, numbers_field, rows_between
 from .memory import Memory
 from .segments import SegmentedRecording
 from .windows import Windows
@@ -91,6 +91,8 @@ class CutRecording(WindowedRecording):
         self.segmented = segmented
         self.length = windows.sequence_length
         self._jitter = windows.jitter
+        self._even: dict[str, tuple[int, int, int] | None] = {}
+        self._joined: dict[str, list[Series]] = {}
         self.field_of = {each.source.path: each.field for each in segmented.about.held}
         self.shape_of = {each.source.path: each.shape for each in segmented.about.held}
 
@@ -103,9 +105,8 @@ class CutRecording(WindowedRecording):
     def _spans(self, windows: Strided) -> list[tuple[int, int]]:
         if not self._jitter:
             return windows.spans()
-        return [
-            span for span, n in zip(windows.segments, windows.counts(), strict=True) if n
-        ]  # it moves them up to there
+        held = zip(windows.segments, windows.counts(), strict=True)
+        return [segment for segment, n in held if n]  # up to where jitter moves them
 
     @cached_property
     def signature(self) -> Hashable:
@@ -121,6 +122,21 @@ class CutRecording(WindowedRecording):
             (field, video.data is None, getattr(video.data, "shape", ())) for field, video in self.videos.items()
         )
         return n_units, masked, joined, alone, videos, self.masked
+
+    def evenly_spaced(self, series: Series) -> tuple[int, int, int] | None:
+        """Return start (ns), period (ns) and number of the samples; None where they have gaps or no such period."""
+        if series.path not in self._even:
+            timeline = series.timeline
+            whole = timeline.rate is not None and len(timeline.runs) == 1 and timeline.period == int(timeline.period)
+            even = whole and timeline.n > 0 and series.circle is None
+            self._even[series.path] = (timeline.runs[0].start, int(timeline.period), timeline.n) if even else None
+        return self._even[series.path]
+
+    def joined(self, modality: str) -> list[Series]:
+        """Return the series that are columns of one field, behavior or events, if that is asked for."""
+        if modality not in self._joined:
+            self._joined[modality] = super().joined(modality)
+        return self._joined[modality]
 
     def _kind(self, series: Series) -> Hashable:
         return self.ways[series.path], series.kind, len(series.columns), series.circle, self.shape_of[series.path]
@@ -218,7 +234,8 @@ class Cutter:
         parts = [each.joined(modality) for each in self.recordings]
         if not parts[0]:
             return {}
-        values = np.concatenate([self._resampled([p[i] for p in parts]) for i in range(len(parts[0]))], axis=2)
+        each = [self._resampled([p[i] for p in parts]) for i in range(len(parts[0]))]
+        values = each[0] if len(each) == 1 else np.concatenate(each, axis=2)
         columns: dict[str, Column] = {modality: self._float32(values)}
         if modality == "behavior":  # a count is never missing
             columns["behavior_mask"] = torch.from_numpy(~np.isnan(values))
@@ -248,8 +265,11 @@ class Cutter:
         way = self.first_of_all.ways[series[0].path]
         on_bins = way in ("bin_mean", "count")
         field = self.first_of_all.field_of[series[0].path]
+        between = self._between(field, series) if way == "linear" else None
+        if between is not None:
+            return between
         found = gather_samples(self.cut, field, series, neighbours=not on_bins)
-        values = _scaled(found, series)
+        values = _scaled(found.values, found.counts, series)
         n_bins = len(self.firsts) * self.length
         if on_bins:
             needed = values if series[0].needs_values(way) else None
@@ -259,6 +279,35 @@ class Cutter:
             centres = Centres(starts, self._lead, found.times, np.cumsum(found.counts))
             grid = at_centres(way, series, centres, values, found.complete, self.first_of_all.max_gap)
         return grid.reshape(len(self.firsts), self.length, -1)
+
+    def _between(self, field: str, series: Sequence[Series]) -> np.ndarray | None:
+        """Interpolate series with a rate as `gridding.linear` does; None where it takes more than arithmetic.
+
+        That is so for angles, gaps, periods of no whole ns, and centres before the first sample or after the last.
+        """
+        spaced = [one.evenly_spaced(each) for one, each in zip(self.recordings, series, strict=True)]
+        if None in spaced:
+            return None
+        start, period, n = np.array(spaced, np.int64).T
+        starts = self._bin_starts + self.origins[:, None]
+        left = (starts + np.floor(self._lead).astype(np.int64) - start[:, None]) // period[:, None]
+        low, high = left[:, 0], left[:, -1] + 2
+        if (low < 0).any() or (high > n).any():
+            return None
+        values = gather_rows(self.cut, field, series, low, high, start + low * period)
+        values = _scaled(values, high - low, series)
+        age = (starts - (start[:, None] + left * period[:, None])) + self._lead
+        counts = high - low
+        row = left + (np.cumsum(counts) - counts - low)[:, None]
+        found = values.take(row, axis=0)
+        rise = values.take(row + 1, axis=0)
+        rise -= found
+        rise *= (age / period[:, None].astype(np.float64))[:, :, None]
+        there = age == 0  # a sample is there itself, whatever its neighbour is
+        kept = found[there]
+        found += rise
+        found[there] = kept
+        return np.asarray(found)
 
     def _native(self, series: Sequence[Series]) -> torch.Tensor:
         """Return a series of each window at its own rate: float32 (n, samples, columns), NaN where it has none."""
@@ -320,14 +369,15 @@ def _frames(
     return video.in_files(numbers) if video.data is None else numbers
 
 
-def _scaled(found: Gathered, series: Sequence[Series]) -> np.ndarray:
-    """Return the values that stored samples stand for, float64."""
-    values = found.values.astype(np.float64)
-    if all(each is series[0] for each in series):
-        values *= series[0].scale
-        values += series[0].offset
+def _scaled(stored: np.ndarray, counts: np.ndarray, series: Sequence[Series]) -> np.ndarray:
+    """Return the values that stored samples stand for, float64; of each series there are so many."""
+    values = stored.astype(np.float64)
+    first = series[0]
+    if all(each is first or each.scaling == first.scaling for each in series):
+        values *= first.scale
+        values += first.offset
         return values
-    stops = np.cumsum(found.counts).tolist()
+    stops = np.cumsum(counts).tolist()
     for each, start, stop in zip(series, [0, *stops], stops, strict=False):
         values[start:stop] *= each.scale
         values[start:stop] += each.offset

@@ -5,7 +5,7 @@ Knows segments and timelines; knows nothing of bins, batches or order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,16 +67,17 @@ def gather_spikes(cut: Cut) -> Gathered:
         n, length = 0, recording.segment_ns
         for place in range(start // length, -(-stop // length)):
             found = recording.array(place, SPIKE_TIMES)
-            if found is not None and len(found):
-                low, high = found.searchsorted((start, stop)).tolist()
-                if low < high:
-                    found, of_units = found[low:high], recording.array(place, SPIKE_UNITS)[low:high]  # type: ignore[index]
-                    if recording.unit_numbers is not None:
-                        of_units = recording.unit_numbers[of_units]
-                        found, of_units = found[of_units >= 0], of_units[of_units >= 0]
-                    times.append(found)
-                    units.append(of_units)
-                    n += len(found)
+            if found is None:
+                continue
+            low, high = int(found.searchsorted(start)), int(found.searchsorted(stop))
+            if low < high:
+                found, of_units = found[low:high], recording.array(place, SPIKE_UNITS)[low:high]  # type: ignore[index]
+                if recording.unit_numbers is not None:
+                    of_units = recording.unit_numbers[of_units]
+                    found, of_units = found[of_units >= 0], of_units[of_units >= 0]
+                times.append(found)
+                units.append(of_units)
+                n += len(found)
         counts.append(n)
     n_each = np.array(counts, np.int64)
     if not times:
@@ -100,41 +101,92 @@ def gather_samples(cut: Cut, field: str, sources: Sequence[Series | Video], neig
     """
     times: list[np.ndarray] = []
     rows: list[np.ndarray] = []
-    counts, complete, lows = [], [], []
-    for (recording, start, stop), source in zip(cut, sources, strict=True):
-        timeline = source.timeline
-        if timeline.rate is None:
-            n, ends = _irregular(recording, field, source, (start, stop), neighbours, times, rows)
-        else:
-            low, high = timeline.search(start), timeline.search(stop)
-            ends = high == timeline.n
-            if neighbours:
-                low, high = max(0, low - 1), min(timeline.n, high + 1)
-                ends = high == timeline.n
-            n = high - low
-            lows.append(low)
-            rows += rows_between(recording, field, source, low, high)
-        counts.append(n)
-        complete.append(ends)
-    n_each = np.array(counts, np.int64)
-    since = _at_rate(sources, lows, n_each) if lows else np.concatenate(times or [np.empty(0, np.int64)])
-    since = since - np.repeat(cut.starts, n_each)
+    regular = _Regular.of(sources)
+    if regular is not None:
+        low, high = regular.search(cut.starts), regular.search(cut.stops)
+        if neighbours:
+            low, high = np.maximum(low - 1, 0), np.minimum(high + 1, regular.n)
+        n_each, complete = high - low, high == regular.n
+        times.append(regular.times(low, n_each))
+        for recording, source, one, other in zip(cut.recordings, sources, low.tolist(), high.tolist(), strict=True):
+            rows += rows_between(recording, field, source, one, other)
+    else:
+        found = [
+            _in_window(recording, field, source, (start, stop), neighbours, times, rows)
+            for (recording, start, stop), source in zip(cut, sources, strict=True)
+        ]
+        n_each, complete = np.array([n for n, _ in found], np.int64), np.array([ends for _, ends in found], bool)
+    since = np.concatenate(times or [np.empty(0, np.int64)]) - np.repeat(cut.starts, n_each)
     width = len(sources[0].columns) if isinstance(sources[0], Series) else 2
     values = np.concatenate(rows).reshape(-1, width) if rows else np.empty((0, width))
-    return Gathered(since, values, n_each, np.array(complete, bool))
+    return Gathered(since, values, n_each, complete)
 
 
-def _at_rate(sources: Sequence[Series | Video], lows: Sequence[int], counts: np.ndarray) -> np.ndarray:
-    """Return the times of samples [low, low + count) of series with a rate, one after the other; int64, ns."""
-    timelines = [each.timeline for each in sources]
-    if any(len(each.runs) != 1 for each in timelines):
-        pieces = zip(timelines, lows, counts.tolist(), strict=True)
-        return np.concatenate([each.between(low, low + n) for each, low, n in pieces])
-    before = np.cumsum(counts) - counts
-    index = np.arange(int(counts.sum())) - np.repeat(before - np.array(lows), counts)
-    period = np.repeat(np.array([each.period for each in timelines]), counts)
-    start = np.repeat(np.array([each.runs[0].start for each in timelines]), counts)
-    return np.asarray(start + np.rint(index * period).astype(np.int64))
+def gather_rows(
+    cut: Cut, field: str, sources: Sequence[Series], low: np.ndarray, high: np.ndarray, times: np.ndarray
+) -> np.ndarray:
+    """Gather the stored rows of samples [low, high) of each window's series; none is empty.
+
+    Args:
+        cut: the windows.
+        field: what the series is called in the segments.
+        sources: the series, each with a rate and without gaps.
+        low, high: int64 (n_windows,).
+        times: int64 (n_windows,), ns, when sample `low` is.
+
+    Returns:
+        (n_rows, columns), window after window.
+    """
+    rows: list[np.ndarray] = []
+    lengths = [recording.segment_ns for recording in cut.recordings]
+    each = zip(cut.recordings, sources, low.tolist(), high.tolist(), (times // lengths).tolist(), strict=True)
+    for recording, source, start, stop, place in each:
+        first, end = recording.samples(field, source.timeline, place)
+        if first <= start and stop <= end:
+            rows.append(recording.array(place, field)[start - first : stop - first])  # type: ignore[index]
+        else:
+            rows += _rows_of_segments(recording, field, source, start, stop)
+    return np.concatenate(rows).reshape(-1, len(sources[0].columns))
+
+
+@dataclass(frozen=True)
+class _Regular:
+    """The timelines of some windows' series, each with a rate and without gaps: arrays (n_windows,).
+
+    Attributes:
+        start: int64, ns, the time of the first sample.
+        period: float64, ns.
+        n: int64, number of samples.
+    """
+
+    start: np.ndarray
+    period: np.ndarray
+    n: np.ndarray
+
+    @classmethod
+    def of(cls, sources: Sequence[Series | Video]) -> _Regular | None:
+        """Return them; None if any of the series has gaps or no rate."""
+        timelines = [each.timeline for each in sources]
+        if any(each.rate is None or len(each.runs) != 1 for each in timelines):
+            return None
+        start, period, n = zip(*((each.runs[0].start, each.period, each.n) for each in timelines), strict=True)
+        return cls(np.array(start, np.int64), np.array(period, np.float64), np.array(n, np.int64))
+
+    def search(self, times: np.ndarray) -> np.ndarray:
+        """Return the number of samples before one time of each, as :meth:`Timeline.search` does."""
+        found = np.clip(((times - self.start) / self.period).astype(np.int64) - 1, 0, self.n)
+        while True:
+            later = (found < self.n) & (self.start + np.rint(found * self.period).astype(np.int64) < times)
+            if not later.any():
+                return found
+            found += later
+
+    def times(self, low: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Return the times of samples [low, low + count) of each, one after the other; int64, ns."""
+        before = np.cumsum(counts) - counts
+        index = np.arange(int(counts.sum())) - np.repeat(before - low, counts)
+        steps = np.rint(index * np.repeat(self.period, counts)).astype(np.int64)
+        return np.asarray(steps + np.repeat(self.start, counts))
 
 
 def _stored(recording: SegmentedRecording, field: str, source: Series | Video, place: int, rows: slice) -> np.ndarray:
@@ -146,10 +198,20 @@ def _stored(recording: SegmentedRecording, field: str, source: Series | Video, p
 
 def rows_between(
     recording: SegmentedRecording, field: str, source: Series | Video, low: int, high: int
-) -> Iterator[np.ndarray]:
-    """Yield the stored rows of samples [low, high) of a series with a rate, segment by segment."""
+) -> Iterable[np.ndarray]:
+    """Return the stored rows of samples [low, high) of a series with a rate, segment by segment."""
     if low >= high:
-        return
+        return ()
+    place = source.timeline.time_of(low) // recording.segment_ns
+    first, stop = recording.samples(field, source.timeline, place)
+    if first <= low and high <= stop:
+        return (_stored(recording, field, source, place, slice(low - first, high - first)),)
+    return _rows_of_segments(recording, field, source, low, high)
+
+
+def _rows_of_segments(
+    recording: SegmentedRecording, field: str, source: Series | Video, low: int, high: int
+) -> Iterator[np.ndarray]:
     place: int | None = source.timeline.time_of(low) // recording.segment_ns
     while low < high and place is not None:
         first, stop = recording.samples(field, source.timeline, place)
@@ -158,6 +220,27 @@ def rows_between(
             low += len(part)
             yield part
         place = recording.after(place)
+
+
+def _in_window(
+    recording: SegmentedRecording,
+    field: str,
+    source: Series | Video,
+    span: tuple[int, int],
+    neighbours: bool,
+    times: list[np.ndarray],
+    rows: list[np.ndarray],
+) -> tuple[int, bool]:
+    """Gather the samples of a series in one window; return their number, and whether the last is the series' last."""
+    timeline = source.timeline
+    if timeline.rate is None:
+        return _irregular(recording, field, source, span, neighbours, times, rows)
+    low, high = timeline.search(span[0]), timeline.search(span[1])
+    if neighbours:
+        low, high = max(0, low - 1), min(timeline.n, high + 1)
+    times.append(timeline.between(low, high))
+    rows += rows_between(recording, field, source, low, high)
+    return high - low, high == timeline.n
 
 
 def _irregular(

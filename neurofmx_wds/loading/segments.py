@@ -133,11 +133,15 @@ class SegmentedRecording:
         self._run_places = runs[:, 0].tolist()
         self._run_firsts = np.concatenate([[0], np.cumsum(runs[:, 1])]).tolist()
         self.n_segments = int(self._run_firsts[-1])
+        self._one_run = len(self._run_places) == 1
         self._ranges: dict[tuple[str, int], tuple[int, int]] = {}
         self._rows: dict[int, dict[str, Intervals]] = {}
 
     def number(self, place: int) -> int | None:
         """Return the dataset's segment that covers ``[place, place + 1) · segment_ns``; None where there is none."""
+        if self._one_run:
+            within = place - self._run_places[0]
+            return self._first + within if 0 <= within < self.n_segments else None
         run = bisect.bisect_right(self._run_places, place) - 1
         if run < 0:
             return None

@@ -112,6 +112,9 @@ def linear(centres: Centres, values: Float64, longest_step: npt.ArrayLike, circl
     Returns:
         (n_windows · n_bins, n_columns); NaN where there is no data.
     """
+    found = _between(centres, values, longest_step) if circle is None else None
+    if found is not None:
+        return found
     found = np.full((centres.starts.size, values.shape[1]), np.nan)
     held = np.flatnonzero(centres.left >= centres.firsts)
     left = centres.left[held]
@@ -127,6 +130,26 @@ def linear(centres: Centres, values: Float64, longest_step: npt.ArrayLike, circl
         rise = circle.shorter_way(rise)
     found[held] = values[left] + rise * (age[near] / step[near])[:, None]
     return found if circle is None else circle.wrap(found)
+
+
+def _between(centres: Centres, values: Float64, longest_step: npt.ArrayLike) -> Float64 | None:
+    """Interpolate as `linear` does if each centre lies between two samples near each other; else return None."""
+    left, right = centres.left, centres.left + 1
+    if not len(values) or (left < centres.firsts).any() or (right >= centres.ends).any():
+        return None
+    step = (centres.times.take(right) - centres.times.take(left)).astype(np.float64)
+    if (step > centres.per_bin(longest_step)).any():
+        return None
+    age = centres.age(left)
+    found = values.take(left, axis=0)
+    rise = values.take(right, axis=0)
+    rise -= found
+    rise *= (age / step)[:, None]
+    there = np.flatnonzero(age == 0)
+    kept = found[there]  # a sample is there itself, whatever its neighbour is
+    found += rise
+    found[there] = kept
+    return found
 
 
 def previous(

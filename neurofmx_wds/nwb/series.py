@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,11 @@ class Series:
     lowest: float | tuple[float, ...] = 0.0
     about: Mapping[str, list[Any]] = field(default_factory=dict)
     _held: tuple[int, npt.NDArray[Any]] | None = None
+
+    @cached_property
+    def scaling(self) -> tuple[bytes, float]:
+        """Scale and offset, to be compared."""
+        return np.asarray(self.scale, np.float64).tobytes(), self.offset
 
     def on_grid(self, way: str, grid: Grid, first: int, stop: int, max_gap: float) -> Float64:
         """Return the values on bins [first, stop) of the grid.
