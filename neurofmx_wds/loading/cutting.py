@@ -289,25 +289,31 @@ class Cutter:
         if None in spaced:
             return None
         start, period, n = np.array(spaced, np.int64).T
-        starts = self._bin_starts + self.origins[:, None]
+        alike = self.grid.width.denominator == 1 and (period == self.grid.width.numerator).all()
+        starts = (self._bin_starts[:, :1] if alike else self._bin_starts) + self.origins[:, None]
         left = (starts + np.floor(self._lead).astype(np.int64) - start[:, None]) // period[:, None]
         low, high = left[:, 0], left[:, -1] + 2
+        if alike:  # a sample a bin
+            high = high + self.length - 1
         if (low < 0).any() or (high > n).any():
             return None
-        values = gather_rows(self.cut, field, series, low, high, start + low * period)
-        values = _scaled(values, high - low, series)
-        age = (starts - (start[:, None] + left * period[:, None])) + self._lead
         counts = high - low
-        row = left + (np.cumsum(counts) - counts - low)[:, None]
-        found = values.take(row, axis=0)
-        rise = values.take(row + 1, axis=0)
-        rise -= found
+        values = _scaled(gather_rows(self.cut, field, series, low, high, start + low * period), counts, series)
+        if alike:
+            values = values.reshape(len(series), self.length + 1, -1)
+            found, rise = values[:, :-1], values[:, 1:] - values[:, :-1]
+        else:
+            row = left + (np.cumsum(counts) - counts - low)[:, None]
+            found = values.take(row, axis=0)
+            rise = values.take(row + 1, axis=0)
+            rise -= found
+        age = (starts - (start[:, None] + left * period[:, None])) + self._lead
         rise *= (age / period[:, None].astype(np.float64))[:, :, None]
-        there = age == 0  # a sample is there itself, whatever its neighbour is
-        kept = found[there]
-        found += rise
-        found[there] = kept
-        return np.asarray(found)
+        rise += found
+        there = np.broadcast_to(age == 0, rise.shape[:2])  # a sample is there itself, whatever its neighbour is
+        if there.any():
+            rise[there] = found[there]
+        return np.asarray(rise)
 
     def _native(self, series: Sequence[Series]) -> torch.Tensor:
         """Return a series of each window at its own rate: float32 (n, samples, columns), NaN where it has none."""

@@ -16,8 +16,6 @@ from ..nwb.timeline import Timeline
 from ..nwb.video import Video
 from .segments import SegmentedRecording
 
-SPIKE_TIMES, SPIKE_UNITS = "spike_times", "spike_units"
-
 
 def numbers_field(field: str) -> str:
     """Return the name of the array with the numbers of a video's frames."""
@@ -66,12 +64,13 @@ def gather_spikes(cut: Cut) -> Gathered:
     for recording, start, stop in cut:
         n, length = 0, recording.segment_ns
         for place in range(start // length, -(-stop // length)):
-            found = recording.array(place, SPIKE_TIMES)
-            if found is None:
+            spikes = recording.spikes(place)
+            if spikes is None:
                 continue
-            low, high = int(found.searchsorted(start)), int(found.searchsorted(stop))
+            found, of_units = spikes
+            low, high = found.searchsorted(start), found.searchsorted(stop)
             if low < high:
-                found, of_units = found[low:high], recording.array(place, SPIKE_UNITS)[low:high]  # type: ignore[index]
+                found, of_units = found[low:high], of_units[low:high]
                 if recording.unit_numbers is not None:
                     of_units = recording.unit_numbers[of_units]
                     found, of_units = found[of_units >= 0], of_units[of_units >= 0]

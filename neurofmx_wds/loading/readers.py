@@ -152,8 +152,13 @@ class ShardReader:
 
     def array(self, sample_id: int, name: str) -> np.ndarray:
         """Return one array of a sample, read-only; see :meth:`OpenShard.array`."""
-        shard = bisect.bisect_right(self._first, sample_id) - 1
-        return self._pool[shard].array(name, sample_id - self._first[shard])
+        shard, row = self.place(sample_id)
+        return shard.array(name, row)
+
+    def place(self, sample_id: int) -> tuple[OpenShard, int]:
+        """Return the shard that holds a sample, opened, and the sample's place in it."""
+        i = bisect.bisect_right(self._first, sample_id) - 1
+        return self._pool.held.get(i) or self._pool[i], sample_id - self._first[i]
 
     def metadata(self, sample_id: int) -> dict[str, Any]:
         """Return the metadata of a sample, from its shard's index where that has them."""

@@ -22,6 +22,7 @@ from ..nwb.timeline import Timeline
 from .readers import ShardReader
 
 LAYOUT = "segments"
+SPIKE_TIMES, SPIKE_UNITS = "spike_times", "spike_units"
 _KEPT_BYTES = 64 << 20  # of arrays that had to be copied out of their shard
 
 
@@ -86,6 +87,13 @@ class Segments:
         with contextlib.suppress(KeyError):  # another thread has dropped the rest
             while excess > 0 and len(self._kept) > 1:
                 excess -= self._kept.popitem(last=False)[1].nbytes
+
+    def spikes(self, segment: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return times and units of the spikes of a segment, as `array` does."""
+        if self._reader.mapped:
+            shard, row = self._reader.place(segment)
+            return shard.array(SPIKE_TIMES, row), shard.array(SPIKE_UNITS, row)
+        return self.array(segment, SPIKE_TIMES), self.array(segment, SPIKE_UNITS)
 
     def metadata(self, segment: int) -> dict[str, Any]:
         """Return the metadata of a segment."""
@@ -152,6 +160,11 @@ class SegmentedRecording:
         """Return one array of the segment at a place in time; None where there is no segment."""
         number = self.number(place)
         return None if number is None else self._segments.array(number, field)
+
+    def spikes(self, place: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return times and units of the spikes of the segment at a place in time; None where there is no segment."""
+        number = self.number(place)
+        return None if number is None else self._segments.spikes(number)
 
     def samples(self, field: str, timeline: Timeline, place: int) -> tuple[int, int]:
         """Return the range of the samples of a series with a rate that the segment at a place holds."""

@@ -72,6 +72,9 @@ class WindowReader:
             remedy = "choose shorter windows, or other intervals to keep them within"
             raise NeurofmxError(problem, file=reader.where, remedy=remedy)
         self._starts = np.concatenate([[0], np.cumsum(self.counts)])
+        known: dict[Any, Any] = {}
+        for each in self.recordings:  # one object for all that are equal
+            each.signature = known.setdefault(each.signature, each.signature)
         self._memory = BatchMemory()
         self._jitter: tuple[int, int] | None = None
         self._stride, self._length = windows.stride, windows.sequence_length
@@ -250,6 +253,9 @@ class WindowReader:
 
     def _columns(self, places: Places, memory: Memory) -> dict[str, Column]:
         """Return the fields of windows; of recordings that are not alike they are cut apart and put together."""
+        first = places.recordings[0]
+        if all(each is first or each.signature is first.signature for each in places.recordings):
+            return Cutter(places.recordings, places.origins, places.firsts, memory).columns()
         groups: dict[Any, list[int]] = {}
         for row, recording in enumerate(places.recordings):
             groups.setdefault(recording.signature, []).append(row)
