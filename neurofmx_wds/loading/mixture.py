@@ -149,10 +149,13 @@ class MixtureReader:
         self.fields = list(dict.fromkeys(name for reader in readers for name in reader.fields))
         given = list({id(reader): reader for reader in readers}.values())
         self.readers: list[PartReader] = [each.with_fields(self.fields) for each in given]
+        self._alike = len({each.kind for each in self.readers}) == 1
         self._reader_of = np.array([next(i for i, each in enumerate(given) if each is reader) for reader in readers])
         self._chosen = list(chosen)
+        self._any_chosen = any(each is not None for each in chosen)
         self._moves = np.array([isinstance(each, WindowReader) and each.windows.jitter for each in self.readers])
-        self._names = list(order.names)
+        self._any_moves = bool(self._moves.any())
+        self._names = np.array([*order.names, None], object)[:-1]
         self._memory = BatchMemory()
 
     @property
@@ -175,7 +178,7 @@ class MixtureReader:
 
     def of_epoch(self, seed: int, epoch: int) -> MixtureReader:
         """Return the reader of an epoch of the mixture."""
-        if not self._moves.any():
+        if not self._any_moves:
             return self
         twin = object.__new__(MixtureReader)
         twin.__dict__.update(self.__dict__, order=self.order.of_epoch(epoch))
@@ -195,15 +198,14 @@ class MixtureReader:
             return {}
         datasets, reads = self._reads(ids)
         batch = reads[0].reader.read_batch(reads[0].ids, memory) if len(reads) == 1 else self._joined(reads, memory)
-        batch[DATASET] = [self._names[i] for i in datasets.tolist()]
+        batch[DATASET] = self._names[datasets].tolist()
         return batch
 
     def _joined(self, reads: Sequence[_Read], memory: Memory | None) -> dict[str, Any]:
         order = np.argsort(np.concatenate([each.rows for each in reads]))
-        first = reads[0].reader
-        if all(each.reader.kind == first.kind for each in reads):
+        if self._alike:
             parts: Any = [(each.reader, each.ids) for each in reads]
-            batch = first.read_together(parts, order, memory or self._memory)
+            batch = reads[0].reader.read_together(parts, order, memory or self._memory)
             if batch is not None:
                 return batch
         columns: dict[str, list[Any]] = {}
@@ -227,20 +229,21 @@ class MixtureReader:
         for each in reads:
             for row, sample in zip(each.rows.tolist(), each.reader.read_samples(each.ids), strict=True):
                 samples[row] = sample
-        for sample, i in zip(samples, datasets.tolist(), strict=True):
-            sample[DATASET] = self._names[i]
+        for sample, name in zip(samples, self._names[datasets].tolist(), strict=True):
+            sample[DATASET] = name
         return samples
 
     def _reads(self, ids: np.ndarray) -> tuple[np.ndarray, list[_Read]]:
         """Return the dataset of each sample, and which reader reads which of them."""
         datasets, places, laps = self.order.split(ids)
         which = self._reader_of[datasets]
-        moved = self._moves[which]
-        if moved.any():  # windows that another own epoch moves elsewhere are read apart
+        if self._any_moves:  # windows that another own epoch moves elsewhere are read apart
+            moved = self._moves[which]
             which = np.where(moved, len(self.readers) + datasets + laps * len(self._names), which)
         reads = []
-        for group in dict.fromkeys(which.tolist()):
-            rows = np.flatnonzero(which == group)
+        groups = set(which.tolist())
+        for group in sorted(groups):
+            rows = np.flatnonzero(which == group) if len(groups) > 1 else np.arange(len(ids))
             dataset, lap = int(datasets[rows[0]]), int(laps[rows[0]])
             reader = self.readers[self._reader_of[dataset]]
             if group >= len(self.readers):
@@ -252,6 +255,8 @@ class MixtureReader:
     def _in_reader(self, datasets: np.ndarray, places: np.ndarray) -> np.ndarray:
         """Return the ids that samples have in their reader."""
         ids = places
+        if not self._any_chosen:
+            return ids
         for i in dict.fromkeys(datasets.tolist()):
             chosen = self._chosen[i]
             if chosen is not None:
