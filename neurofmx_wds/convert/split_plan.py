@@ -5,20 +5,18 @@ Knows plans and the clock; knows nothing of shards.
 
 from __future__ import annotations
 
-import bisect
-import hashlib
-import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ..errors import SourceError
-from ..format.manifest import Manifest
+from ..format.manifest import Manifest, recording_group
 from ..nwb.clock import NS_PER_S, Grid, union
 from ..nwb.windows import NOT_GIVEN
+from ..order.splitting import deal, time_blocks
 from .config import Split, Work
 from .look import plan_again
 from .plan import ConversionPlan, PlannedSource, identity_of
@@ -92,48 +90,11 @@ def split_by_group(plan: ConversionPlan, how: Split, old: Mapping[str, Manifest]
 
 
 def _group_of(source: PlannedSource, by: str) -> str:
-    report = source.description.report
-    subject = (report.get("subject") or {}).get("subject_id")
-    if by == "subject":
-        if not subject:
-            remedy = "split by session or time, or name the subject in the file"
-            raise SourceError("it does not name its subject", file=source.file.path, remedy=remedy)
-        return str(subject)
-    session = report.get("session_id")
-    return "/".join(str(each) for each in (subject, session) if each) if session else source.file.identity
-
-
-def deal(
-    sizes: Mapping[str, int], shares: Mapping[str, float], there: Mapping[str, int] | None = None
-) -> dict[str, str]:
-    """Give each group to a name so that the shares come out as nearly as they can, largest first.
-
-    A pure function of its arguments, whatever their order: groups of one size go by the hash of their name. No name
-    stays empty if there are enough groups.
-
-    Args:
-        sizes: group → its samples.
-        shares: name → its share; they sum to 1.
-        there: name → samples that it has already.
-
-    Returns:
-        group → name.
-
-    Example:
-        >>> deal({"monday": 60, "tuesday": 30, "wednesday": 10}, {"train": 0.7, "val": 0.3})
-        {'monday': 'train', 'tuesday': 'val', 'wednesday': 'train'}
-    """
-    given = {name: (there or {}).get(name, 0) for name in shares}
-    total, dealt = sum(sizes.values()) + sum(given.values()), {}
-    empty = {name for name, n in given.items() if not n}
-    order = sorted(sizes, key=lambda group: (-sizes[group], hashlib.sha256(group.encode()).digest()))
-    for left, group in zip(range(len(order), 0, -1), order, strict=True):
-        among = [name for name in shares if name in empty] if left <= len(empty) else list(shares)
-        name = max(among, key=lambda each: shares[each] * total - given[each])
-        dealt[group] = name
-        given[name] += sizes[group]
-        empty.discard(name)
-    return dealt
+    group = recording_group(source.description.report, by)
+    if group is None and by == "subject":
+        remedy = "split by session or time, or name the subject in the file"
+        raise SourceError("it does not name its subject", file=source.file.path, remedy=remedy)
+    return group or source.file.identity
 
 
 def split_by_time(plan: ConversionPlan, how: Split, work: Work) -> dict[str, Entries]:
@@ -165,40 +126,6 @@ def _blocks_of(source: PlannedSource, how: Split, config: SourceConfig) -> Itera
     blocks = time_blocks(segments, list(how.shares.values()), config.windows.sequence_length)
     for name, block in zip(how.shares, blocks, strict=True):
         yield source, name, block and (grid.start_of(block[0]), grid.start_of(block[1])), config
-
-
-def time_blocks(
-    segments: Sequence[tuple[int, int]], shares: Sequence[float], length: int
-) -> list[tuple[int, int] | None]:
-    """Cut a recording into contiguous blocks of whole bins, at least `length` bins apart.
-
-    Args:
-        segments: (first bin, stop bin) of where windows can be, ascending and disjoint.
-        shares: share of each block in the bins that are left when the guards are taken off; they sum to 1.
-        length: bins in a window, and in a guard.
-
-    Returns:
-        (first bin, stop bin) of each block, None if it is empty. A recording too short for the guards goes whole to
-        the largest share.
-
-    Example:
-        >>> time_blocks([(0, 60), (100, 150)], [0.8, 0.2], length=10)
-        [(0, 120), (130, 150)]
-    """
-    ends = [0, *itertools.accumulate(stop - first for first, stop in segments)]
-    usable = ends[-1] - (len(shares) - 1) * length
-    if usable <= 0:
-        largest = shares.index(max(shares))
-        whole = (segments[0][0], segments[-1][1]) if segments else None
-        return [whole if i == largest else None for i in range(len(shares))]
-
-    def bin_at(place: int) -> int:
-        i = bisect.bisect_right(ends, place) - 1
-        return segments[i][0] + place - ends[i]
-
-    cuts = [0, *(round(usable * share) for share in itertools.accumulate(shares[:-1])), usable]
-    places = [(a + i * length, b + i * length) for i, (a, b) in enumerate(itertools.pairwise(cuts))]
-    return [(bin_at(a), bin_at(b - 1) + 1) if a < b else None for a, b in places]
 
 
 def _look_at_block(job: _Job) -> PlannedSource | SourceError:

@@ -290,3 +290,21 @@ def config_hash(config: Mapping[str, Any]) -> str:
     """SHA-256 of a configuration's canonical JSON, in hexadecimal."""
     text = json.dumps(config, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()  # a path may be no UTF-8
+
+
+def recording_group(source: Mapping[str, Any], by: str) -> str | None:
+    """Return what a source shares with others that a split keeps together with it; None if it does not say.
+
+    Args:
+        source: what the manifest reports on it.
+        by: "subject" or "session" (of a subject, where that is named).
+
+    Example:
+        >>> source = {"path": "a.nwb", "session_id": "monday", "subject": {"subject_id": "mouse"}}
+        >>> recording_group(source, "session"), recording_group(source, "subject"), recording_group({}, "session")
+        ('mouse/monday', 'mouse', None)
+    """
+    subject, session = (source.get("subject") or {}).get("subject_id"), source.get("session_id")
+    if by == "subject":
+        return str(subject) if subject else None
+    return "/".join(str(each) for each in (subject, session) if each) if session else None

@@ -58,6 +58,7 @@ class NeuroDataModule(SplitModule):
         per_split: options in which splits differ, such as ``{"val": {"batch_size": 64}, "test": {"shuffle": True}}``.
         **options: for all splits: every other argument of :func:`~neurofmx_wds.create_webdataset_dataloader`. `windows`
             with jitter are those of `train`; the other splits have the same without, unless `per_split` says otherwise.
+            With ``split={"train": 0.8, "val": 0.2}`` each split reads the part of its name, unless `part` says another.
 
     Raises:
         ValueError, TypeError: an unknown split or option.
@@ -117,6 +118,8 @@ class NeuroDataModule(SplitModule):
             options["shuffle"] = False
         if trainer is not None and (share := trainer.distributed_sampler_kwargs):
             options = {"rank": share["rank"], "world_size": share["num_replicas"], **options}
+        if "split" in options and split in options["split"]:
+            options.setdefault("part", split)
         datasets = self.shard_dirs[split]
         if not isinstance(datasets, Mapping):
             options = {name: value for name, value in options.items() if name not in _OF_MIXTURES}

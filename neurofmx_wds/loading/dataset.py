@@ -25,6 +25,7 @@ from .readers import ShardReader
 from .remote_reader import RemoteShardReader
 from .selection import choose_samples
 from .sessions import NO_SESSIONS, Sessions
+from .splitting import samples_of_part
 from .window_reader import WindowReader
 from .windows import Windows
 
@@ -72,11 +73,29 @@ def open_dataset(read: ReadOptions, order: OrderOptions) -> OpenDataset:
         return _open_windows(read, order, read.windows)
     shards = _open_shards(read)
     selected, labels = choose_samples(shards, read.select, read.group, read.groups, read.checksums is not False)
+    if read.partition is not None:
+        selected, labels = _only_in(samples_of_part(shards, read.partition), selected, labels)
     reader = _open_reader(shards, read, read.modalities, selected)
     sessions = _sessions(reader, read)
     fingerprint = "".join(_fingerprint(each, selected, labels) for each in shards.fingerprints())
     block_size = _default_block_size(shards, order.buffer_size)
     return OpenDataset(reader, order.order(reader.counts, block_size), fingerprint, labels, sessions)
+
+
+def _only_in(
+    part: np.ndarray, selected: np.ndarray | None, labels: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the selected samples, and their labels, that are in a part of the dataset.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if selected is None:
+        return part, labels
+    within = np.isin(selected, part)
+    if not within.any():
+        raise ValueError(f"none of the {len(selected)} samples that are selected is in this part of the dataset")
+    return selected[within], None if labels is None else labels[within]
 
 
 def _sessions(reader: ShardReader, read: ReadOptions) -> Sessions:
@@ -122,9 +141,9 @@ def _open_windows(read: ReadOptions, order: OrderOptions, windows: Windows) -> O
     modalities = None if read.modalities is None else tuple(read.modalities)
     windows = replace(windows, modalities=modalities)
     sessions = _sessions(stored, read)
-    reader = WindowReader(stored, windows, read.select, sessions)
+    reader = WindowReader(stored, windows, read.select, sessions, read.partition)
     spec = json.dumps(windows.to_json(), sort_keys=True).encode()
-    spec += b"" if read.select is None else reader.chosen
+    spec += b"" if read.select is None and read.partition is None else reader.chosen
     fingerprint = "".join(_digest(f"{ORDER_VERSION} {each} ".encode() + spec) for each in shards.fingerprints())
     block_size = max(1, min(_BLOCK_BYTES // reader.sample_bytes, order.buffer_size // 32))
     return OpenDataset(reader, order.order(reader.counts, block_size), fingerprint, sessions=sessions)

@@ -44,6 +44,7 @@ from .options import (
     WorkerOptions,
     count_of,
 )  # fmt: skip
+from .partition import Shares
 from .pipeline import ResumablePipeline
 from .plans import Start
 from .progress import in_worker
@@ -117,6 +118,15 @@ class WebDatasetLoader(ResumablePipeline):
             std)}``: of some fields. Means and deviations are those of the selected samples only, with every window
             where it is without jitter: from the manifest where it has them, else by reading these samples once. NaN
             stays NaN. ``loader.normalization`` is what was used, and can be given to the loader of another split.
+        split, part: which part of the dataset is read: ``split={"train": 0.8, "val": 0.1, "test": 0.1}, part="train"``,
+            or ``split=5`` folds and ``part=["fold1", "fold2"]``. The parts are made of the whole dataset, of which
+            `select` and `group` then choose.
+        split_by: what stays together: ``"session"`` (default) or ``"subject"``, dealt as by ``convert --split``;
+            ``"time"``: each recording is cut into blocks of time, in the order of the parts, with a window left out
+            between two; ``"random"``: nothing; or a name of the samples' metadata: all samples with one value of it.
+        stratify: a name of the samples' metadata (or ``"label"``): the samples of each of its values are split in these
+            shares; by default at random, with `split_by` by what most samples of a group have.
+        split_seed: another number deals groups and samples otherwise; `seed` does not.
 
     Raises:
         FileNotFoundError, ShardError, ManifestError: the dataset cannot be opened.
@@ -154,6 +164,11 @@ class WebDatasetLoader(ResumablePipeline):
         storage_options: StorageOptions | None = None,
         prefetch_bytes: MemorySize = DEFAULT_PREFETCH,
         normalize: Normalize | None = None,
+        split: Shares | None = None,
+        split_by: str | None = None,
+        part: str | Sequence[str] | None = None,
+        stratify: str | None = None,
+        split_seed: int = 0,
     ) -> None:
         read = ReadOptions(
             shard_dir=shard_dir, shard_pattern=shard_pattern, modalities=modalities, select=select, group=group,
@@ -161,6 +176,7 @@ class WebDatasetLoader(ResumablePipeline):
             weights=weights, epoch=epoch, units=units,
             storage_options=storage_options, prefetch_bytes=prefetch_bytes,
             normalize=normalize,
+            split=split, split_by=split_by, part=part, stratify=stratify, split_seed=split_seed,
         )  # fmt: skip
         order = OrderOptions(seed=seed, shuffle=shuffle, buffer_size=buffer_size, block_size=block_size)
         processing = ProcessingOptions(transform=transform, target_transform=target_transform, handler=handler)
@@ -294,6 +310,11 @@ def create_webdataset_dataloader(
     storage_options: StorageOptions | None = None,
     prefetch_bytes: MemorySize = DEFAULT_PREFETCH,
     normalize: Normalize | None = None,
+    split: Shares | None = None,
+    split_by: str | None = None,
+    part: str | Sequence[str] | None = None,
+    stratify: str | None = None,
+    split_seed: int = 0,
 ) -> WebDatasetDataLoader:
     """Batches of a dataset, in a reproducible order, resumable after any of them.
 
@@ -308,7 +329,8 @@ def create_webdataset_dataloader(
     Args:
         shard_dir, shard_pattern, shuffle, buffer_size, seed, modalities, select, transform, handler, rank, world_size,
             block_size, io, cache_dir, cache_size, target_transform, group, groups, checksums, windows, weights,
-            epoch, units, storage_options, prefetch_bytes, normalize: as :class:`WebDatasetLoader`.
+            epoch, units, storage_options, prefetch_bytes, normalize, split, split_by, part, stratify, split_seed: as
+            :class:`WebDatasetLoader`.
         batch_size: samples per batch and rank.
         num_workers: workers that read; 0: this process does, which is fastest where loading is only copying. None: 0
             where nothing is transformed, else 4, or the number of processor cores if that is smaller.
@@ -363,6 +385,7 @@ def create_webdataset_dataloader(
         weights=weights, epoch=epoch, units=units,
         storage_options=storage_options, prefetch_bytes=prefetch_bytes,
         normalize=normalize,
+        split=split, split_by=split_by, part=part, stratify=stratify, split_seed=split_seed,
     )  # fmt: skip
     order = OrderOptions(seed=seed, shuffle=shuffle, buffer_size=buffer_size, block_size=block_size)
     processing = ProcessingOptions(

@@ -26,6 +26,7 @@ from ..storage.objects import Objects, StorageOptions
 from .labels import TargetTransform, as_target_transform
 from .mixture import Mixture, Part, Weights
 from .normalizing import Normalize, check_normalize
+from .partition import Partition, Shares, as_partition
 from .readers import Handler, IOMode
 from .selection import Select
 from .transforms import BatchTransform, Transform, as_batch_transforms
@@ -62,6 +63,7 @@ class ReadOptions:
         storage_options: of the object store, where the shards are behind URLs.
         prefetch_bytes: how much is requested from there before it is needed.
         normalize: which fields are normalized, and by what; None: none.
+        split, split_by, part, stratify, split_seed: which part of the dataset, see `partition`; None: all of it.
 
     Raises:
         ValueError: a value that is not allowed.
@@ -89,6 +91,11 @@ class ReadOptions:
     storage_options: StorageOptions | None = field(default=None, repr=False)  # may hold credentials
     prefetch_bytes: MemorySize = DEFAULT_PREFETCH
     normalize: Normalize | None = None
+    split: Shares | None = None
+    split_by: str | None = None
+    part: str | Sequence[str] | None = None
+    stratify: str | None = None
+    split_seed: int = 0
 
     def __post_init__(self) -> None:
         check_normalize(self.normalize)
@@ -116,9 +123,15 @@ class ReadOptions:
             if not all(isinstance(name, str) for name in names):
                 raise ValueError(f"modalities must be names of fields, not {self.modalities!r}")
             object.__setattr__(self, "modalities", names)
-        self._check_mixture()
+        self._check_several()
 
-    def _check_mixture(self) -> None:
+    @property
+    def partition(self) -> Partition | None:
+        """Which part of the dataset is read; None: all of it."""
+        return as_partition(self.split, self.split_by, self.part, self.stratify, self.split_seed)
+
+    def _check_several(self) -> None:
+        _ = self.partition  # raises where its settings do not go together
         for name in ("weights", "epoch"):
             if getattr(self, name) is None:
                 continue
@@ -310,6 +323,11 @@ class SampleLoaderOptions(TypedDict, total=False):
     storage_options: StorageOptions | None
     prefetch_bytes: MemorySize
     normalize: Normalize | None
+    split: Shares | None
+    split_by: str | None
+    part: str | Sequence[str] | None
+    stratify: str | None
+    split_seed: int
 
 
 def take_options(kind: type[_Options], options: dict[str, Any], **defaults: Any) -> _Options:

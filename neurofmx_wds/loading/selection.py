@@ -133,6 +133,24 @@ def select_samples(shards: ShardSet, select: Select) -> np.ndarray:
     return np.array(selected, np.int64)
 
 
+def values_of(shards: ShardSet, name: str) -> list[Any]:
+    """Return the value that each sample's metadata have of a name, or its field ``label``; None where it has none.
+
+    Raises:
+        ValueError: a value is a list or a dictionary.
+        ShardError: a shard is missing or damaged, or a label is.
+    """
+    values: list[Any] = []
+    for i in range(len(shards.paths)):
+        if name == "label":
+            values += [label if word is None else word for label, word in _labels(shards, i, checksums=True)]
+        else:
+            values += [about.get(name) for about in _metadata(shards.index(i))]
+    if any(isinstance(value, (list, dict)) for value in values):
+        raise ValueError(f"the samples' {name} is a list or a dictionary, which cannot be compared")
+    return values
+
+
 def as_function(select: Select) -> Callable[[dict[str, Any]], bool]:
     """Return a selection as a function of metadata."""
     return select if callable(select) else functools.partial(_fits, dict(select))

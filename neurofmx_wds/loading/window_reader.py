@@ -22,10 +22,12 @@ from ..order.jitter import jitter
 from .collate import MetadataList, stack, to_array
 from .cutting import Column, CutRecording, Cutter, Events
 from .memory import BatchMemory, Memory
+from .partition import Partition
 from .readers import ShardReader
 from .segments import Segments
 from .selection import Select
 from .sessions import NO_SESSIONS, Sessions
+from .splitting import recordings_of_part
 from .stretches import Stretches
 from .windows import Windows
 
@@ -40,6 +42,7 @@ class WindowReader:
         windows: how windows are cut.
         select: which of them, by their metadata; None: all.
         sessions: the recordings that the manifest lists, and which units of each are chosen.
+        partition: which part of the dataset is read; None: all of it.
 
     Attributes:
         counts: int64 (n_stretches,): windows in each stretch in which windows may be, in the dataset's order.
@@ -57,12 +60,16 @@ class WindowReader:
         windows: Windows,
         select: Select | None = None,
         sessions: Sessions = NO_SESSIONS,
+        partition: Partition | None = None,
     ) -> None:
         self._reader = reader
         self.windows = windows
         segments = Segments(reader, sessions.units)
         self._source_numbers = np.array(segments.source_numbers, np.int64)
         self.recordings = [CutRecording(each, windows) for each in segments.recordings]
+        if partition is not None:
+            sources = [sessions.sources[i] for i in segments.source_numbers]
+            self.recordings = recordings_of_part(self.recordings, sources, windows, partition)
         self._stretches = Stretches.of(self.recordings, select)
         self._selected = select is not None
         self.counts = self._stretches.counts
@@ -104,7 +111,7 @@ class WindowReader:
     def chosen(self) -> bytes:
         """Which windows of the dataset these are, and how far jitter may move them, as bytes."""
         found = self._stretches
-        return np.stack([found.number, found.counts, found.latest]).tobytes()
+        return np.stack([found.recording, found.origin, found.first, found.counts, found.latest]).tobytes()
 
     @property
     def where(self) -> str:

@@ -162,6 +162,14 @@ class WindowedRecording:
         lost = {reason: n for reason, n in dropped.items() if n}
         return Plan(modalities, windows, union([support]), valid, rule, lost)
 
+    @property
+    def segments(self) -> list[list[int]]:
+        """Where windows may be, (start, stop) in ns; of windows on the grid in whole bins."""
+        windows = self.plan.windows
+        if isinstance(windows, Aligned):
+            return self.plan.valid.tolist()
+        return [[self.grid.start_of(a), self.grid.start_of(b)] for a, b in windows.segments]
+
     def _windows(self, intervals: Int64) -> Windows | Aligned:
         if self.config.align is not None:
             return self._events[0].within(intervals)

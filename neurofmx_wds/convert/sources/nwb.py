@@ -101,7 +101,7 @@ class RecordingSource(WindowedRecording):
             "path": self._name,
             **recording.identity,
             "support_rule": plan.rule,
-            "segments": self._segments(),
+            "segments": self.segments,
             "windows": {"emitted": len(plan.windows), "dropped": plan.dropped},
             "bins_in_tails": plan.windows.tail_bins() if isinstance(plan.windows, Windows) else 0,
         }
@@ -171,12 +171,6 @@ class RecordingSource(WindowedRecording):
             if len(table.starts):
                 path = table.paths[0] if table.paths else table.name
                 yield Extent.of(path, int(table.starts.min()), int(table.stops.max()), len(table.starts))
-
-    def _segments(self) -> list[list[int]]:
-        windows = self.plan.windows
-        if isinstance(windows, Aligned):
-            return self.plan.valid.tolist()
-        return [[self.grid.start_of(a), self.grid.start_of(b)] for a, b in windows.segments]
 
     def _covered(self) -> Int64:
         """Return what the windows cover, overlaps once: int64 (n, 2), ns."""
