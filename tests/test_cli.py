@@ -243,7 +243,7 @@ def test_errors_are_one_line_and_debug_shows_where(
     for command, name in itertools.product(["verify", "index"], ["shard_000000.tar", "shard_*.tar"]):
         (tmp_path / "shard_000000.tar").touch()
         assert main([command, str(tmp_path / name)]) == 1
-        assert f"a directory is wanted (give their directory, {tmp_path}:" in capsys.readouterr().err
+        assert f"not a directory (give their directory, {tmp_path}:" in capsys.readouterr().err
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
     assert main(["convert", "-i", str(npz), "-o", str(tmp_path / "out")]) == 1

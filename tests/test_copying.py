@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from loading import flip
 
 from neurofmx_wds.errors import ShardError
+from neurofmx_wds.format.index_files import write_indexes
 from neurofmx_wds.format.shards import open_shards
-from neurofmx_wds.format.verify import write_indexes
 from neurofmx_wds.loading import copying
 from neurofmx_wds.loading.memory import Rows
 from neurofmx_wds.loading.readers import ShardReader

@@ -34,8 +34,9 @@ from neurofmx_wds.convert.repair import repair
 from neurofmx_wds.convert.run import convert
 from neurofmx_wds.errors import NeurofmxError, OutputError
 from neurofmx_wds.format.export import export
+from neurofmx_wds.format.index_files import write_indexes
 from neurofmx_wds.format.shards import open_shards
-from neurofmx_wds.format.verify import verify, write_indexes
+from neurofmx_wds.format.verify import verify
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,8 @@ from neurofmx_wds import (
 from neurofmx_wds.cli.main import main
 from neurofmx_wds.errors import NeurofmxError, StateError
 from neurofmx_wds.format.export import export
-from neurofmx_wds.format.verify import verify, write_indexes
+from neurofmx_wds.format.index_files import write_indexes
+from neurofmx_wds.format.verify import verify
 
 N = 12
 

@@ -38,9 +38,10 @@ from neurofmx_wds.errors import GroupError, ManifestError, NeurofmxError, Output
 from neurofmx_wds.format.export import export
 from neurofmx_wds.format.groups import Group
 from neurofmx_wds.format.index import ShardIndex, index_path
+from neurofmx_wds.format.index_files import write_indexes
 from neurofmx_wds.format.manifest import config_hash
 from neurofmx_wds.format.shards import ShardSet
-from neurofmx_wds.format.verify import verify, write_indexes
+from neurofmx_wds.format.verify import verify
 
 N = 43
 NAMES = ["bee", "crab", "dog", "owl", "snail", "worm"]

@@ -30,12 +30,13 @@ from values import official, same
 from neurofmx_wds.errors import NeurofmxError, ShardError, ShardIndexError
 from neurofmx_wds.format.index import ShardIndex, index_path
 from neurofmx_wds.format.index_builder import IndexBuilder
+from neurofmx_wds.format.index_files import write_indexes
 from neurofmx_wds.format.indexing import index_tar
 from neurofmx_wds.format.names import field_of
 from neurofmx_wds.format.npy import ArrayLayout
 from neurofmx_wds.format.shard_file import ShardFile
 from neurofmx_wds.format.shards import open_shards
-from neurofmx_wds.format.verify import verify, write_indexes
+from neurofmx_wds.format.verify import verify
 from neurofmx_wds.loading.readers import ShardReader
 
 

@@ -29,8 +29,9 @@ from neurofmx_wds import WebDatasetLoader, WebDatasetWriter, collate_webdataset,
 from neurofmx_wds.convert.merge import merge
 from neurofmx_wds.errors import NeurofmxError, ShardError, ShardIndexError
 from neurofmx_wds.format.index import ShardIndex
+from neurofmx_wds.format.index_files import write_indexes
 from neurofmx_wds.format.shards import open_shards
-from neurofmx_wds.format.verify import verify, write_indexes
+from neurofmx_wds.format.verify import verify
 from neurofmx_wds.integrations.webloader import open_members
 from neurofmx_wds.loading import copying, open_shard
 from neurofmx_wds.loading.readers import ShardReader

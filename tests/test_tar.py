@@ -24,9 +24,10 @@ from values import official, same
 
 from neurofmx_wds.errors import ShardError
 from neurofmx_wds.format.export import export
+from neurofmx_wds.format.index_files import write_indexes
 from neurofmx_wds.format.indexing import index_tar
 from neurofmx_wds.format.tar import read_members
-from neurofmx_wds.format.verify import verify, write_indexes
+from neurofmx_wds.format.verify import verify
 
 GNU_TAR = pytest.mark.skipif(shutil.which("tar") is None, reason="needs the tar command")
 

@@ -21,7 +21,8 @@ from test_index import in_version
 
 from neurofmx_wds import WebDatasetWriter, create_shards_from_arrays
 from neurofmx_wds.format.index import ShardIndex, index_path
-from neurofmx_wds.format.verify import verify, write_indexes
+from neurofmx_wds.format.index_files import write_indexes
+from neurofmx_wds.format.verify import verify
 
 
 def make(directory: Path, compression: str = "none") -> Path:
@@ -109,7 +110,7 @@ DAMAGE: list[tuple[str, bool, Callable[[Path], object], str]] = [
         "unknown field",
         True,
         lambda d: rewrite(d / "dataset_metadata.json", lambda m: m["modalities"].pop("note")),
-        "knows no such field",
+        "does not list this field",
     ),
 ]
 

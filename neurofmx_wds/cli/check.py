@@ -23,12 +23,12 @@ def _add_verify(commands: Any) -> None:
         help="whether a dataset is whole",
         description="Check a dataset's manifest, shards and indexes against each other.",
         epilog="example:\n  python -m neurofmx_wds verify shards --deep --workers 4\n\n"
-        "Exit status: 0 all is well; 1 it is not.",
+        "Exit status: 0 all is well; 1 a problem was found.",
     )
     command.set_defaults(run=_verify)
     command.add_argument("dir", metavar="DIR", help="directory of the dataset, with a manifest or without")
     command.add_argument("--deep", action="store_true", help="read every byte: checksums, every member, every key")
-    command.add_argument("--workers", type=typed(positive), default=1, metavar="N", help="processes to check with (1)")
+    command.add_argument("--workers", type=typed(positive), default=1, metavar="N", help="number of processes (1)")
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -36,9 +36,9 @@ def _verify(options: argparse.Namespace) -> int:
     from ..format.verify import verify
 
     report = verify(options.dir, options.deep, options.workers, show_progress=True)
-    looked_at = f"{count(report.shards, 'shard')}, {count(report.samples, 'sample')}, {human_size(report.n_bytes)}"
+    checked = f"{count(report.shards, 'shard')}, {count(report.samples, 'sample')}, {human_size(report.n_bytes)}"
     how = f"every byte read, {count(report.members, 'member')} decoded" if report.deep else "sizes and indexes compared"
-    show(f"{options.dir}: {looked_at}; {how}: {'all is well' if report.ok else count(len(report.problems), 'problem')}")
+    show(f"{options.dir}: {checked}; {how}: {'all is well' if report.ok else count(len(report.problems), 'problem')}")
     show_problems(report.problems)
     return 0 if report.ok else 1
 
@@ -52,17 +52,17 @@ def _add_index(commands: Any) -> None:
     )
     command.set_defaults(run=_index)
     command.add_argument("dir", metavar="DIR", help="directory of tars")
-    command.add_argument("--repair", action="store_true", help="also make damaged and wrong indexes anew")
-    command.add_argument("--workers", type=typed(positive), default=1, metavar="N", help="processes to work with (1)")
+    command.add_argument("--repair", action="store_true", help="also replace damaged and wrong indexes")
+    command.add_argument("--workers", type=typed(positive), default=1, metavar="N", help="number of processes (1)")
 
 
 def _index(options: argparse.Namespace) -> int:
+    from ..format.index_files import write_indexes
     from ..format.info import count
-    from ..format.verify import write_indexes
 
     report = write_indexes(options.dir, options.repair, options.workers)
     written = f"{len(report.made)} {'index' if len(report.made) == 1 else 'indexes'} written"
-    show(f"{options.dir}: {written}, {count(report.kept, 'shard')} had a good one")
+    show(f"{options.dir}: {written}, {count(report.kept, 'shard')} had one already")
     show_problems(report.problems)
     return 1 if report.problems else 0
 

@@ -1,4 +1,4 @@
-"""Several datasets joined into a new one, without a tar being written again.
+"""Join datasets into a new one without writing a tar again.
 
 Knows manifests, shards and indexes; knows nothing of what is in a recording.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,12 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from ..errors import ManifestError, OutputError, ShardError
 from ..format.groups import linked_group
 from ..format.index import ShardIndex, index_path
 from ..format.manifest import Manifest, ShardRecord, config_hash
+from ..format.repeated_keys import key_hashes, repeated_keys
 from ..format.shard_settings import DEFAULT_PATTERN, shard_name
 from ..format.shards import ShardSet, open_shards
 from ..storage.atomic import StagedDirectory, fsync_path
@@ -40,10 +38,9 @@ def merge(
     """Join datasets into a new one that holds their shards, in the order given, without writing a tar again.
 
     Args:
-        datasets: directories of shards, with manifests or without (their fields' units are unknown then).
+        datasets: directories of shards, with manifests or without (then the units of their fields are unknown).
         output_dir: the new dataset's directory; new or empty unless `overwrite` is set.
-        how: "link": its shards are hard links to the old ones, which take no space; both must be on one file system.
-            "copy": they are copies.
+        how: "link": hard links to the old shards, which take no space; both must be on one file system. "copy": copies.
         overwrite: replace an existing dataset, in one step.
         repeat_keys: let a key occur in several shards. A tar holds its keys, so they cannot be changed here; a
             dataset converted with a ``key_prefix`` of its own has keys that no other has.
@@ -55,7 +52,7 @@ def merge(
         ManifestError: the datasets differ in compression, or in fields, their dtypes, units or numbers of dimensions.
         ShardError: a shard is missing or damaged, or a key occurs twice and `repeat_keys` is not set.
         OutputError: the output is not empty, or cannot be written.
-        ValueError: no dataset, or another `how`.
+        ValueError: no dataset, or an unknown `how`.
     """
     if how not in ("link", "copy"):
         raise ValueError(f'how={how!r}: must be "link" or "copy"')
@@ -65,17 +62,16 @@ def merge(
     parts = [(where, manifest_of(where, shards)) for where, shards in sets]
     for where, part in parts:
         if linked_group(part) is not None:
-            remedy = "merge the datasets that they were made of, and make the group of that"
-            raise ManifestError(
-                "it is a group of another dataset: merged, it would be all of it", file=where, remedy=remedy
-            )
+            remedy = "merge the original datasets, and link the group from the result"
+            problem = "it is a group of another dataset; merging would add the whole of that dataset"
+            raise ManifestError(problem, file=where, remedy=remedy)
         _check_alike(parts[0], (where, part))
     refuse_inside(datasets, output_dir)
     with atomic_dataset(output_dir, overwrite) as staged:
         joined = join_manifests([part for _, part in parts])
-        records = [*_shown(sets, joined.compression, staged.path, how)]
+        records = [*_add_all(sets, joined.compression, staged.path, how)]
         if not repeat_keys:
-            _refuse_repeated(staged.path, records, [where for where, shards in sets for _ in shards.paths])
+            _reject_repeated(staged.path, records, [where for where, shards in sets for _ in shards.paths])
         config = _config_of([part for _, part in parts], repeat_keys)
         replace(joined, shards=records, config=config).save(staged.path)
         return Manifest.load(staged.path).summary()
@@ -83,7 +79,7 @@ def merge(
 
 @contextlib.contextmanager
 def atomic_dataset(output_dir: str | os.PathLike[str], overwrite: bool) -> Iterator[StagedDirectory]:
-    """Hold a staging directory for a dataset made at one go: it is in its place afterwards, or nothing is left of it.
+    """Yield a staging directory; at the end it becomes the dataset, or is removed if an error occurred.
 
     Raises:
         OutputError: as :func:`neurofmx_wds.convert.place.staging`.
@@ -100,15 +96,15 @@ def atomic_dataset(output_dir: str | os.PathLike[str], overwrite: bool) -> Itera
 
 def _check_alike(first: tuple[Path, Manifest], other: tuple[Path, Manifest]) -> None:
     (where, a), (file, b) = first, other
-    told = [] if a.compression == b.compression else [f"compression is {b.compression!r}, not {a.compression!r}"]
+    differences = [] if a.compression == b.compression else [f"compression is {b.compression!r}, not {a.compression!r}"]
     for name in sorted(set(a.modalities) | set(b.modalities)):
         if name in a.modalities and name in b.modalities:
-            told += _field_differences(name, a.modalities[name], b.modalities[name])
-        elif not name.endswith("_mask"):  # a mask is there where something can be missing
-            told.append(f"{name} is only in {file if name in b.modalities else where}")
-    if told:
-        remedy = "convert them with the same settings, or keep them apart"
-        raise ManifestError(f"does not agree with {where}: {'; '.join(told)}", file=file, remedy=remedy)
+            differences += _field_differences(name, a.modalities[name], b.modalities[name])
+        elif not name.endswith("_mask"):  # only datasets with missing values have masks
+            differences.append(f"{name} is only in {file if name in b.modalities else where}")
+    if differences:
+        remedy = "convert them with the same settings, or do not merge them"
+        raise ManifestError(f"it differs from {where}: {'; '.join(differences)}", file=file, remedy=remedy)
 
 
 def _field_differences(name: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
@@ -121,13 +117,15 @@ def _field_differences(name: str, a: Mapping[str, Any], b: Mapping[str, Any]) ->
 
 
 def _config_of(parts: Sequence[Manifest], repeat_keys: bool) -> dict[str, Any]:
-    """Return the settings that all have in common, and a hash of those of each."""
+    """Return the settings that all parts have in common, and a hash of the settings of each."""
     common = {k: v for k, v in parts[0].config.items() if all(k in p.config and p.config[k] == v for p in parts)}
     return {**common, "merged": [config_hash(part.config) for part in parts], "repeat_keys": repeat_keys}
 
 
-def _shown(sets: Sequence[tuple[Path, ShardSet]], compression: Any, directory: Path, how: str) -> Iterator[ShardRecord]:
-    """Bring all shards into `directory` under new names, each with its index."""
+def _add_all(
+    sets: Sequence[tuple[Path, ShardSet]], compression: Any, directory: Path, how: str
+) -> Iterator[ShardRecord]:
+    """Link or copy all shards into `directory` under new names, with their index files; yield their records."""
     k = 0
     for _, shards in sets:
         for i, path in enumerate(shards.paths):
@@ -149,36 +147,22 @@ def _bring(path: Path, place: Path, how: str) -> None:
             shutil.copyfile(path, place)
             fsync_path(place)
     except OSError as error:
-        remedy = "free space, or choose another place"
+        remedy = "free disk space, or choose another output directory"
         if how == "link":
             across = error.errno in (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK)
-            remedy = 'use how="copy" (--copy): links do not work here' if across else remedy
+            remedy = 'use how="copy" (--copy): hard links do not work between these directories' if across else remedy
         raise OutputError(f"cannot {how} {path}: {error.strerror}", file=place, remedy=remedy) from error
 
 
-def _refuse_repeated(directory: Path, records: Sequence[ShardRecord], datasets: Sequence[Path]) -> None:
-    """Refuse a key that occurs twice in these shards, of these datasets.
+def _reject_repeated(directory: Path, records: Sequence[ShardRecord], datasets: Sequence[Path]) -> None:
+    """Reject a key that occurs twice in these shards, of these datasets."""
 
-    8 bytes a key are held, so that large datasets fit; a key is looked for by name only where hashes meet.
-    """
+    def keys(i: int) -> list[str]:
+        return ShardIndex.load(index_path(directory / records[i].shard_name)).sample_keys
 
-    def keys(record: ShardRecord) -> list[str]:
-        return ShardIndex.load(index_path(directory / record.shard_name)).sample_keys
-
-    hashes = np.concatenate([np.array([_hash(key) for key in keys(record)], np.uint64) for record in records])
-    values, counts = np.unique(hashes, return_counts=True)
-    suspects = set(values[counts > 1].tolist())
-    seen: dict[str, Path] = {}
-    for record, where in zip(records, datasets, strict=True) if suspects else ():
-        for key in (key for key in keys(record) if _hash(key) in suspects):
-            if key in seen:
-                raise ShardError(
-                    f"the key {key!r} is in {seen[key]} and in {where}",
-                    remedy="allow it with repeat_keys=True (--repeat-keys): loaders tell samples apart by shard and "
-                    "place; or convert with a key_prefix (--key-prefix) for each",
-                )
-            seen[key] = where
-
-
-def _hash(key: str) -> int:
-    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")
+    for key, first, again in repeated_keys([key_hashes(keys(i)) for i in range(len(records))], keys):
+        raise ShardError(
+            f"the key {key!r} is in {datasets[first]} and in {datasets[again]}",
+            remedy="allow it with repeat_keys=True (--repeat-keys): loaders tell samples apart by shard and "
+            "place; or convert with a key_prefix (--key-prefix) for each",
+        )

@@ -12,7 +12,8 @@ import numpy as np
 
 from ..format.encoding import encode
 from ..format.index import ShardIndex, index_path
-from ..format.verify import Problem, members, open_tar
+from ..format.plain import members, open_tar
+from ..format.problems import Problem
 from ..storage.cache import ShardCache
 from .plan import Piece, ShardPlan
 from .run import Conversion

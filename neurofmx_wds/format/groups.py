@@ -144,7 +144,7 @@ def _datasets_in(definition: Any) -> dict[str, dict[str, Any]]:
 
 
 def _named(items: Mapping[Any, Any]) -> dict[str, Any]:
-    """What has names, by these; YAML takes a name such as 38 for a number."""
+    """Return a mapping with names as keys; YAML takes a name such as 38 for a number."""
     for name in items:
         if isinstance(name, bool) or not isinstance(name, (int, str)):
             raise GroupError(f"{name!r} is no name; {_QUOTES}")
@@ -152,10 +152,10 @@ def _named(items: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def linked_group(manifest: Manifest | None) -> Group | None:
-    """The group that a dataset made by link_group is; None for any other dataset.
+    """Return the group that a dataset made by link_group consists of; None for any other dataset.
 
     Raises:
-        GroupError: what the manifest says of it is damaged.
+        GroupError: the entry in the manifest is damaged.
     """
     about = manifest.config.get("group") if manifest else None
     if about is None:

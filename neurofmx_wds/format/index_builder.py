@@ -45,7 +45,7 @@ class IndexBuilder:
         self.metadata.append(metadata)
 
     def build(self, shard_name: str, tar_size: int, file_size: int, sha256: str | None) -> ShardIndex:
-        """The finished index."""
+        """Return the finished index."""
         suffix_id, layout_id, offset, size, crc32 = zip(*self.members, strict=True) if self.members else ((),) * 5
         return ShardIndex(
             shard_name=shard_name,

@@ -69,12 +69,12 @@ class ShardedDatasetInfo:
         return int(self._manifest.config["group"]["n_samples"]) if of_a_group else self._manifest.total_samples
 
     def get_summary(self) -> dict[str, Any]:
-        """What the dataset holds.
+        """Return what the dataset holds.
 
         Returns:
             The manifest's content (total_samples, total_shards, shard_size, compression, modalities, shards, sources,
-            config, …), with ``shard_dir`` and ``total_bytes``. Without a manifest, what its shards' indexes tell. Of
-            a group, ``total_samples`` are the group's own; its shards hold others, too.
+            config, …), with ``shard_dir`` and ``total_bytes``. Without a manifest, what the indexes of its shards
+            contain. ``total_samples`` of a group counts its own samples; its shards hold others, too.
         """
         summary = {**self._manifest.summary(), "total_samples": self._n_samples}
         total_bytes = sum(shard.n_bytes for shard in self._manifest.shards)
@@ -108,7 +108,7 @@ def _compression_of(paths: Sequence[Path]) -> str:
 
 
 def human_size(n_bytes: int) -> str:
-    """A number of bytes as people write it.
+    """Return a number of bytes as text.
 
     Example:
         >>> human_size(1_234_567), human_size(999)
@@ -123,7 +123,7 @@ def human_size(n_bytes: int) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """A number and its noun: ``1,185 windows``, ``1 shard``."""
+    """Return a number and its noun: ``1,185 windows``, ``1 shard``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
@@ -167,12 +167,12 @@ def _narrow(sizes: list[int], width: int) -> None:
 
 
 def format_summary(summary: Mapping[str, Any], width: int | None = None, every: bool = False) -> str:
-    """A dataset's summary as text.
+    """Return a dataset's summary as text.
 
     Args:
-        summary: as :meth:`ShardedDatasetInfo.get_summary` gives it.
-        width: columns of the terminal; None: as wide as it gets.
-        every: all notes on the sources; by default the first ones.
+        summary: what :meth:`ShardedDatasetInfo.get_summary` returned.
+        width: columns of the terminal; None: no limit.
+        every: include all notes on the sources, not only the first ones.
     """
     parts = [_title(summary), _modality_table(summary, width)]
     sources = [source for source in summary["sources"] if "error" not in source]
@@ -234,7 +234,7 @@ def _text(value: str | Sequence[str]) -> str:
 
 
 def _shape(about: Mapping[str, Any]) -> str:
-    """A shape as people write it; ``?`` where samples differ."""
+    """Return a shape as text; ``?`` where samples differ."""
     if "shape" not in about:
         return ""
     if about["shape"] is None:

@@ -107,7 +107,7 @@ class Manifest:
         return sum(shard.n_samples for shard in self.shards)
 
     def summary(self) -> dict[str, Any]:
-        """The manifest as a plain dictionary, as it stands in the file."""
+        """Return the manifest as a plain dictionary, as in the file."""
         return {
             "total_samples": self.total_samples,
             "total_shards": len(self.shards),

@@ -11,7 +11,7 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -185,18 +185,42 @@ def count_parts(dtype: np.dtype[Any], spend: Callable[[int], None] | None = None
 
 def _header(data: Buffer) -> tuple[np.dtype[Any], tuple[int, ...], bool, int]:
     """Return dtype, shape, whether in Fortran order, and the size of the header in bytes, of an ``.npy`` payload."""
-    start = bytes(data[:12])
-    if len(start) < 10 or not start.startswith(b"\x93NUMPY"):
-        raise UnsafeDataError("not an .npy array: its magic bytes are missing")
-    width = 2 if start[6] == 1 else 4
-    size = 8 + width + int.from_bytes(start[8 : 8 + width], "little")
-    if size > len(data) or size > _MAX_HEADER:
+    size = _header_size(bytes(data[:12]))
+    if size > len(data):
         raise UnsafeDataError(f"the .npy header claims {size} bytes, the member has {len(data)}")
     parse = _parse_header if size <= _USUAL_HEADER else _parse_header.__wrapped__
     dtype, shape, fortran, n_bytes = parse(bytes(data[:size]))
     if size + n_bytes > len(data):
         raise UnsafeDataError(f"the array needs {n_bytes} bytes, the member has {len(data) - size}")
     return dtype, shape, fortran, size
+
+
+def read_header(stream: IO[bytes]) -> tuple[np.dtype[Any], tuple[int, ...], bool, int]:
+    """Read the header of an ``.npy`` file.
+
+    Args:
+        stream: the file, from its start.
+
+    Returns:
+        dtype, shape, whether in Fortran order, and the size of the header in bytes.
+
+    Raises:
+        UnsafeDataError: it is not a header of a plain array.
+    """
+    start = stream.read(12)
+    size = _header_size(start)
+    dtype, shape, fortran, _ = _parse_header.__wrapped__(start[:size] + stream.read(max(0, size - 12)))
+    return dtype, shape, fortran, size
+
+
+def _header_size(start: bytes) -> int:
+    if len(start) < 10 or not start.startswith(b"\x93NUMPY"):
+        raise UnsafeDataError("not an .npy array: its magic bytes are missing")
+    width = 2 if start[6] == 1 else 4
+    size = 8 + width + int.from_bytes(start[8 : 8 + width], "little")
+    if size > _MAX_HEADER:
+        raise UnsafeDataError(f"the .npy header claims {size} bytes, more than {_MAX_HEADER}")
+    return size
 
 
 @functools.lru_cache(maxsize=4096)

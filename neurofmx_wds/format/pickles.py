@@ -84,13 +84,13 @@ def _any_dtype(unpickler: Unpickler, name: object, *_: object) -> Any:
 class _ObjectsUnpickler(NumpyUnpickler):
     """Reads one array of Python objects, as numcodecs pickles them, and hdmf-zarr's references in it."""
 
-    def load_newobj(self) -> None:
+    def _load_newobj(self) -> None:
         args = self.stack.pop()
         if self.stack.pop() is not dict or args != ():
             raise UnsafeDataError("the pickle makes objects that are no references")
         self.append({})
 
-    def load_build(self) -> None:
+    def _load_build(self) -> None:
         target, state = self.stack[-2:]
         if target is _OBJECTS:
             self.stack.pop()
@@ -100,7 +100,7 @@ class _ObjectsUnpickler(NumpyUnpickler):
             _, shape, _, _, items = state
             self.stack[-2:] = [self._objects(shape, items)]
         else:
-            super().load_build()
+            super()._load_build()
 
     def _objects(self, shape: Any, items: Any) -> np.ndarray:
         """Return an array of objects, which come in C order, whatever the array's is."""
@@ -110,7 +110,7 @@ class _ObjectsUnpickler(NumpyUnpickler):
         self.budget.spend(len(items))
         return np.fromiter(items, object).reshape(shape)
 
-    opcodes = NumpyUnpickler.opcodes | {pickle.NEWOBJ: load_newobj, pickle.BUILD: load_build}
+    opcodes = NumpyUnpickler.opcodes | {pickle.NEWOBJ: _load_newobj, pickle.BUILD: _load_build}
 
 
 _ALLOWED = {**NUMPY, ("numpy", "dtype"): Made(_any_dtype), ("hdmf_zarr.utils", "ZarrReference"): dict}

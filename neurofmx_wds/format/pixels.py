@@ -24,7 +24,7 @@ _KEEP = "mend or remove it, or take files as they are (keep_encoded)"
 
 
 def decode_image(data: bytes) -> npt.NDArray[np.uint8]:
-    """An image as it is meant to be seen: turned as its EXIF orientation says, colours looked up in its palette.
+    """Return an image as it is displayed: rotated by its EXIF orientation, its palette replaced by colours.
 
     Args:
         data: a JPEG, PNG, PPM, BMP, TIFF, WebP or GIF file.

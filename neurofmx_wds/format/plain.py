@@ -42,6 +42,31 @@ def open_plain(path: Path, cache: ShardCache, index: ShardIndex | None = None) -
     return open_regular(path)
 
 
+@contextlib.contextmanager
+def open_tar(path: Path, cache: ShardCache, index: ShardIndex) -> Iterator[mmap.mmap]:
+    """Hold a shard's plain tar mapped into memory."""
+    with open_plain(path, cache, index) as stream:
+        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as tar:
+            yield tar
+
+
+def members(index: ShardIndex, tar: mmap.mmap, samples: range | None = None) -> Iterator[tuple[str, str, bytes]]:
+    """Yield the payloads of a shard's samples.
+
+    Args:
+        index: the shard's index.
+        tar: its bytes, unpacked.
+        samples: which of its samples; by default all.
+
+    Yields:
+        key, suffix, payload.
+    """
+    for i in range(index.n_samples) if samples is None else samples:
+        for m in range(index.sample_start[i], index.sample_start[i + 1]):
+            offset, size = int(index.member_offset[m]), int(index.member_size[m])
+            yield index.sample_keys[i], index.suffixes[index.member_suffix[m]], tar[offset : offset + size]
+
+
 def build_index(path: Path, cache: ShardCache, checksum: bool = False) -> ShardIndex:
     """Make a shard's index by reading its tar.
 

@@ -53,7 +53,7 @@ def _header_tail(size: int) -> tuple[bytes, bytes, int]:
 
 
 def tar_header(name: str, size: int) -> bytes:
-    """The header block(s) of a regular file, exactly as :mod:`tarfile` writes them with ``mtime=0``.
+    """Return the header block(s) of a regular file, exactly as :mod:`tarfile` writes them with ``mtime=0``.
 
     Args:
         name: the member's name.

@@ -19,7 +19,7 @@ DEFAULT_PATTERN = "shard_{shard_idx:06d}.tar"
 
 
 def shard_name(pattern: str, shard_idx: int, compression: Compression) -> str:
-    """A shard's file name."""
+    """Return a shard's file name."""
     name = pattern.format(shard_idx=shard_idx)
     return name if compression == "none" else f"{name}.{compression}"
 

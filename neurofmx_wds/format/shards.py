@@ -205,18 +205,18 @@ def open_shards(
 
 
 def read_index(path: Path, cache: ShardCache, record: ShardRecord | None = None) -> ShardIndex:
-    """A shard's index, from its sidecar or from the tar itself.
+    """Return a shard's index, from its index file or from the tar itself.
 
-    An index made here is put beside the shard where that may be written, for the next time. Where the manifest knows
-    the shard's checksum, the shard is then read whole, so that no byte that has changed becomes a checksum.
+    An index made here is saved beside the shard if that directory can be written. If the manifest has the shard's
+    checksum, the whole shard is compared with it first, so that no changed byte enters the checksums of the index.
 
     Args:
         path: the shard.
         cache: where it is unpacked if it is compressed.
-        record: what the manifest says of it.
+        record: its entry in the manifest.
 
     Raises:
-        ShardIndexError: the sidecar is damaged, or does not belong to this shard.
+        ShardIndexError: the index file is damaged, or does not belong to this shard.
         ShardError: the tar is damaged.
     """
     sidecar = index_path(path)

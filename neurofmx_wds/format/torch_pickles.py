@@ -176,7 +176,7 @@ class TensorUnpickler(NumpyUnpickler):
             return _types()[name]
         return super().find_class(module, name)
 
-    def load_binpersid(self) -> None:
+    def _load_binpersid(self) -> None:
         about = self.stack.pop()
         if self.storage is None or type(about) is not tuple or len(about) < 5:
             raise UnsafeDataError("the pickle points to something outside it")
@@ -186,7 +186,7 @@ class TensorUnpickler(NumpyUnpickler):
             raise UnsafeDataError("the torch file points to something that is no storage")
         self.append(self.storage(storage_type, name, count * storage_type.itemsize))
 
-    opcodes = NumpyUnpickler.opcodes | {pickle.BINPERSID: load_binpersid}
+    opcodes = NumpyUnpickler.opcodes | {pickle.BINPERSID: _load_binpersid}
 
 
 def decode_torch_file(data: bytes, budget: Budget) -> Any:

@@ -95,17 +95,17 @@ class Unpickler(pickle._Unpickler):
             raise UnsafeDataError(f"the pickle asks for {asked}, not a plain array or container")
         return self.allowed[module, name]
 
-    def load_frame(self) -> None:
+    def _load_frame(self) -> None:
         self.read(8)  # how much to read ahead: everything is in memory
 
-    def load_reduce(self) -> None:
+    def _load_reduce(self) -> None:
         args, made = self.stack.pop(), self.stack[-1]
         if not isinstance(made, Made) or type(args) is not tuple:
             raise UnsafeDataError("the pickle calls something that is not to be called")
         self.budget.spend(_OBJECT + len(args))
         self.stack[-1] = made.function(self, *args)
 
-    def load_build(self) -> None:
+    def _load_build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
         self.budget.spend(_OBJECT)
         self.build(target, state)
@@ -116,7 +116,7 @@ class Unpickler(pickle._Unpickler):
             raise UnsafeDataError(f"the pickle gives a {type(target).__name__} a state of its own")
         target._metadata = state["_metadata"]  # type: ignore[attr-defined]  # of a module's state_dict()
 
-    def load_bytearray8(self) -> None:
+    def _load_bytearray8(self) -> None:
         size = int.from_bytes(self.read(8), "little")
         self.append(bytearray(self.read(size)))  # pickle's own allocates whatever is claimed
 
@@ -126,42 +126,42 @@ class Unpickler(pickle._Unpickler):
             raise UnsafeDataError(f"the pickle puts items into a {type(target).__name__}")
         return target
 
-    def load_append(self) -> None:
+    def _load_append(self) -> None:
         value = self.stack.pop()
         self._target(list).append(value)
 
-    def load_appends(self) -> None:
+    def _load_appends(self) -> None:
         items = self.pop_mark()
         self._target(list).extend(items)
 
-    def load_setitem(self) -> None:
+    def _load_setitem(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
         target = self._target(dict, OrderedDict)
         self.check_keys([key], len(target))
         target[key] = value
 
-    def load_setitems(self) -> None:
+    def _load_setitems(self) -> None:
         items = self.pop_mark()
         target = self._target(dict, OrderedDict)
         self.check_keys(items[::2], len(target))
         target.update(zip(items[::2], items[1::2], strict=True))
 
-    def load_dict(self) -> None:
+    def _load_dict(self) -> None:
         items = self.pop_mark()
         self.check_keys(items[::2], 0)
         self.append(dict(zip(items[::2], items[1::2], strict=True)))
 
-    def load_empty_set(self) -> None:
+    def _load_empty_set(self) -> None:
         self.budget.spend(_OBJECT)
         self.append(set())
 
-    def load_additems(self) -> None:
+    def _load_additems(self) -> None:
         items = self.pop_mark()
         target = self._target(set)
         self.check_keys(items, len(target))
         target.update(items)
 
-    def load_frozenset(self) -> None:
+    def _load_frozenset(self) -> None:
         items = self.pop_mark()
         self.budget.spend(_OBJECT)
         self.check_keys(items, 0)
@@ -201,16 +201,16 @@ class Unpickler(pickle._Unpickler):
         return room
 
     opcodes |= {
-        pickle.FRAME: load_frame,
-        pickle.REDUCE: load_reduce,
-        pickle.BUILD: load_build,
-        pickle.BYTEARRAY8: load_bytearray8,
-        pickle.APPEND: load_append,
-        pickle.APPENDS: load_appends,
-        pickle.SETITEM: load_setitem,
-        pickle.SETITEMS: load_setitems,
-        pickle.DICT: load_dict,
-        pickle.EMPTY_SET: load_empty_set,
-        pickle.ADDITEMS: load_additems,
-        pickle.FROZENSET: load_frozenset,
+        pickle.FRAME: _load_frame,
+        pickle.REDUCE: _load_reduce,
+        pickle.BUILD: _load_build,
+        pickle.BYTEARRAY8: _load_bytearray8,
+        pickle.APPEND: _load_append,
+        pickle.APPENDS: _load_appends,
+        pickle.SETITEM: _load_setitem,
+        pickle.SETITEMS: _load_setitems,
+        pickle.DICT: _load_dict,
+        pickle.EMPTY_SET: _load_empty_set,
+        pickle.ADDITEMS: _load_additems,
+        pickle.FROZENSET: _load_frozenset,
     }

@@ -29,12 +29,12 @@ from .shard_settings import DEFAULT_PATTERN, Compression, check_config, shard_na
 
 
 def shard_record(index: ShardIndex) -> ShardRecord:
-    """What the manifest says of a shard."""
+    """Return the manifest's entry of a shard."""
     return ShardRecord(index.shard_name, index.n_samples, index.file_size, index.sha256)
 
 
 class WebDatasetWriter:
-    """Writes samples to WebDataset shards, one after the other.
+    """Writes samples to WebDataset shards, one after another.
 
     Nothing appears in `output_dir` before :meth:`finalize`; then everything does at once. Used as a context manager,
     it finalizes at the end of the block, and leaves no trace if the block fails.
@@ -45,7 +45,7 @@ class WebDatasetWriter:
         shard_name_pattern: file name of a shard, with ``{shard_idx}``.
         compression: ``"none"``, ``"gz"``, ``"bz2"`` or ``"xz"``, of the whole tar; the extension is added to the name.
         field_format: ``"npy"``, or ``"pyd"`` for pickled arrays as older NeuroFMX shards hold them.
-        modalities: what to say of the fields in the manifest beside dtype and shape, such as
+        modalities: further entries of the fields in the manifest, beside dtype and shape, such as
             ``{"spikes": {"unit": "count"}}``.
         overwrite: replace an existing dataset, in one step, when this one is finished.
 
@@ -282,7 +282,8 @@ def create_shards_from_arrays(
         data_dict: field → array or tensor of shape (n_samples, …).
         shard_size: samples per shard.
         metadata: one dictionary for each sample, or one for all.
-        compression: as :class:`WebDatasetWriter`, which also takes the `writer_options`.
+        compression: as :class:`WebDatasetWriter`.
+        **writer_options: other arguments of :class:`WebDatasetWriter`.
 
     Returns:
         The dataset's manifest, see :meth:`WebDatasetWriter.finalize`.

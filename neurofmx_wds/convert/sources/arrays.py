@@ -18,14 +18,14 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import FieldError, NeurofmxError, SourceError, did_you_mean
+from ...errors import FieldError, NeurofmxError, SourceError, UnsafeDataError, did_you_mean
 from ...format.names import check_field_name
+from ...format.npy import read_header
 from ...storage.location import is_url, name_of, open_binary
 from .contract import SourceDescription
 from .settings import ArrayConfig
 
 BLOCK_BYTES = 8 << 20
-_MAX_HEADER = 10_000
 _LOCAL_HEADER = 30  # of a zip member, before its name and extra field
 _DAMAGED = "the file may be cut or damaged: save it again"
 
@@ -183,21 +183,17 @@ class ArraySource:
         return mapped(spill.name, dtype, shape, True, 0)
 
     def _header(self, name: str, stream: IO[bytes], size: int) -> tuple[np.dtype[Any], tuple[int, ...], bool, int]:
-        """Dtype, shape, whether in Fortran order, and where the data begins; checked against the size in bytes."""
+        """Return dtype, shape, whether in Fortran order, and where the data begins; they fit into `size` bytes."""
         try:
-            version = np.lib.format.read_magic(stream)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(stream, max_header_size=_MAX_HEADER)
-        except ValueError as error:
-            raise self._refused(name, f"is not a plain array: {str(error)[:200]}", "save it with numpy.save") from error
-        if dtype.hasobject:
-            problem = "holds Python objects, which are never loaded"
-            raise self._refused(name, problem, "save it with a numeric or string dtype")
+            dtype, shape, fortran, offset = read_header(stream)
+        except UnsafeDataError as error:
+            remedy = "save it with numpy.save, with a numeric or string dtype"
+            raise self._refused(name, f"is not a plain array: {error.problem}", remedy) from error
         if not shape:
             raise self._refused(name, "is a single number: its first dimension must count samples", "leave it out")
-        if min(shape) < 0 or stream.tell() + math.prod(shape) * dtype.itemsize > size:
+        if offset + math.prod(shape) * dtype.itemsize > size:
             raise self._refused(name, f"is cut short: its {shape} {dtype} do not fit into {size} bytes", _DAMAGED)
-        return dtype, shape, fortran and len(shape) > 1, stream.tell()
+        return dtype, shape, fortran and len(shape) > 1, offset
 
     def _refused(self, name: str, problem: str, remedy: str) -> SourceError:
         return SourceError(problem, file=self.path, member=name, remedy=remedy)
