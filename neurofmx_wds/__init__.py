@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .loading.collate import collate_webdataset
     from .loading.loaders import ResumableWebDatasetLoader, WebDatasetLoader, create_webdataset_dataloader
     from .loading.mixture import Mixture, mix
+    from .loading.vocabulary import Vocabulary
     from .loading.windows import Windows
 
 # Imported on first use: `python -m neurofmx_wds --help` need not wait for torch.
@@ -26,6 +27,7 @@ _PLACES = {
     "ShardedDatasetInfo": "format.info",
     "WebDatasetLoader": "loading.loaders",
     "WebDatasetWriter": "format.writer",
+    "Vocabulary": "loading.vocabulary",
     "Windows": "loading.windows",
     "collate_webdataset": "loading.collate",
     "create_shards_from_arrays": "format.writer",
@@ -41,6 +43,7 @@ __all__ = [
     "ShardedDatasetInfo",
     "WebDatasetLoader",
     "WebDatasetWriter",
+    "Vocabulary",
     "Windows",
     "__version__",
     "collate_webdataset",

@@ -45,6 +45,7 @@ class OpenDataset:
         sessions: the recordings that the manifest lists, and their units.
         parts: of a mixture, its datasets.
         normalization: what fields are normalized by: field → session → (mean, std).
+        vocabulary: the one that was given for its indices; None: none was.
     """
 
     reader: Reader
@@ -54,6 +55,7 @@ class OpenDataset:
     sessions: Sessions = NO_SESSIONS
     parts: tuple[OpenDataset, ...] = ()
     normalization: Mapping[str, Any] = field(default_factory=dict)
+    vocabulary: Any = None
 
     def of_epoch(self, epoch: int) -> OpenDataset:
         """Return the dataset as it is read in an epoch."""
@@ -101,8 +103,9 @@ def _only_in(
 def _sessions(reader: ShardReader, read: ReadOptions) -> Sessions:
     """Return the recordings of a dataset, and those of their units that are chosen."""
     sessions = Sessions.of(reader.shards.manifest, reader.where, reader.shards.n_samples)
-    if read.windows is None and (read.units is not None or read.normalize is not None):
-        sessions.require(reader.shards.n_samples, "units" if read.units is not None else "normalize")
+    by_source = [name for name in ("units", "normalize", "pad_units", "fill", "vocabulary") if getattr(read, name)]
+    if read.windows is None and by_source:
+        sessions.require(reader.shards.n_samples, by_source[0])
     if read.units is None:
         return sessions
     if not {"spikes", "spike_units"} & set(reader.fields):

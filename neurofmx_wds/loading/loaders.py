@@ -26,6 +26,7 @@ from ..storage.objects import StorageOptions
 from ..storage.regular import read_regular
 from .batch_loader import BatchPipeline, WebDatasetDataLoader, as_dataloader
 from .collate import collate_webdataset
+from .filling import Fill, PadUnits
 from .labels import TargetTransform
 from .mixture import Weights
 from .normalizing import Normalize
@@ -51,6 +52,7 @@ from .progress import in_worker
 from .readers import Handler, IOMode
 from .selection import Select
 from .transforms import BatchTransform, Transform
+from .vocabulary import Vocabulary
 from .windows import Windows
 
 if TYPE_CHECKING:
@@ -127,6 +129,13 @@ class WebDatasetLoader(ResumablePipeline):
         stratify: a name of the samples' metadata (or ``"label"``): the samples of each of its values are split in these
             shares; by default at random, with `split_by` by what most samples of a group have.
         split_seed: another number deals groups and samples otherwise; `seed` does not.
+        pad_units: ``spikes`` have as many columns as the recording with most units (of those selected), or this many;
+            ``unit_mask`` (B, units) says which are units of the sample's recording. The others are 0.
+        fill: every batch has the same fields in the same shapes: True, or names of fields. Where a sample lacks a
+            field, or has fewer columns than others, there are zeros, and False in ``<field>_mask``.
+        vocabulary: True: batches have ``session_index`` and ``subject_index`` (B,), and ``unit_index`` (B, units), or
+            of each spike where spikes are not dense; ``loader.vocabulary`` says what they mean. Or a
+            :class:`~neurofmx_wds.Vocabulary`, whose indices stay, and to which unknown sessions are added at the end.
 
     Raises:
         FileNotFoundError, ShardError, ManifestError: the dataset cannot be opened.
@@ -169,13 +178,16 @@ class WebDatasetLoader(ResumablePipeline):
         part: str | Sequence[str] | None = None,
         stratify: str | None = None,
         split_seed: int = 0,
+        pad_units: PadUnits = False,
+        fill: Fill = False,
+        vocabulary: bool | Vocabulary = False,
     ) -> None:
         read = ReadOptions(
             shard_dir=shard_dir, shard_pattern=shard_pattern, modalities=modalities, select=select, group=group,
             groups=groups, io=io, cache_dir=cache_dir, cache_size=cache_size, checksums=checksums, windows=windows,
             weights=weights, epoch=epoch, units=units,
             storage_options=storage_options, prefetch_bytes=prefetch_bytes,
-            normalize=normalize,
+            normalize=normalize, pad_units=pad_units, fill=fill, vocabulary=vocabulary,
             split=split, split_by=split_by, part=part, stratify=stratify, split_seed=split_seed,
         )  # fmt: skip
         order = OrderOptions(seed=seed, shuffle=shuffle, buffer_size=buffer_size, block_size=block_size)
@@ -315,6 +327,9 @@ def create_webdataset_dataloader(
     part: str | Sequence[str] | None = None,
     stratify: str | None = None,
     split_seed: int = 0,
+    pad_units: PadUnits = False,
+    fill: Fill = False,
+    vocabulary: bool | Vocabulary = False,
 ) -> WebDatasetDataLoader:
     """Batches of a dataset, in a reproducible order, resumable after any of them.
 
@@ -329,8 +344,8 @@ def create_webdataset_dataloader(
     Args:
         shard_dir, shard_pattern, shuffle, buffer_size, seed, modalities, select, transform, handler, rank, world_size,
             block_size, io, cache_dir, cache_size, target_transform, group, groups, checksums, windows, weights,
-            epoch, units, storage_options, prefetch_bytes, normalize, split, split_by, part, stratify, split_seed: as
-            :class:`WebDatasetLoader`.
+            epoch, units, storage_options, prefetch_bytes, normalize, split, split_by, part, stratify, split_seed,
+            pad_units, fill, vocabulary: as :class:`WebDatasetLoader`.
         batch_size: samples per batch and rank.
         num_workers: workers that read; 0: this process does, which is fastest where loading is only copying. None: 0
             where nothing is transformed, else 4, or the number of processor cores if that is smaller.
@@ -384,7 +399,7 @@ def create_webdataset_dataloader(
         groups=groups, io=io, cache_dir=cache_dir, cache_size=cache_size, checksums=checksums, windows=windows,
         weights=weights, epoch=epoch, units=units,
         storage_options=storage_options, prefetch_bytes=prefetch_bytes,
-        normalize=normalize,
+        normalize=normalize, pad_units=pad_units, fill=fill, vocabulary=vocabulary,
         split=split, split_by=split_by, part=part, stratify=stratify, split_seed=split_seed,
     )  # fmt: skip
     order = OrderOptions(seed=seed, shuffle=shuffle, buffer_size=buffer_size, block_size=block_size)

@@ -23,6 +23,7 @@ from ..order.epoch import EpochOrder
 from ..order.mixture import Length
 from ..storage.cache import DEFAULT_CACHE_SIZE
 from ..storage.objects import Objects, StorageOptions
+from .filling import Fill, PadUnits, check_filling
 from .labels import TargetTransform, as_target_transform
 from .mixture import Mixture, Part, Weights
 from .normalizing import Normalize, check_normalize
@@ -30,6 +31,7 @@ from .partition import Partition, Shares, as_partition
 from .readers import Handler, IOMode
 from .selection import Select
 from .transforms import BatchTransform, Transform, as_batch_transforms
+from .vocabulary import Vocabulary
 from .windows import Windows
 
 Shuffle = bool | Literal["full"]
@@ -64,6 +66,9 @@ class ReadOptions:
         prefetch_bytes: how much is requested from there before it is needed.
         normalize: which fields are normalized, and by what; None: none.
         split, split_by, part, stratify, split_seed: which part of the dataset, see `partition`; None: all of it.
+        pad_units: whether spikes have as many columns as the recording with most units, or how many.
+        fill: which fields every sample has, zeros where it lacks them.
+        vocabulary: whether batches have indices of sessions and units, or the vocabulary that these come from.
 
     Raises:
         ValueError: a value that is not allowed.
@@ -96,9 +101,15 @@ class ReadOptions:
     part: str | Sequence[str] | None = None
     stratify: str | None = None
     split_seed: int = 0
+    pad_units: PadUnits = False
+    fill: Fill = False
+    vocabulary: bool | Vocabulary = False
 
     def __post_init__(self) -> None:
         check_normalize(self.normalize)
+        check_filling(self.pad_units, self.fill)
+        if not isinstance(self.vocabulary, (bool, Vocabulary)):
+            raise ValueError(f"vocabulary must be True, False or a Vocabulary, not {self.vocabulary!r}")
         if self.units is not None:
             try:
                 Choice(self.units)
@@ -328,6 +339,9 @@ class SampleLoaderOptions(TypedDict, total=False):
     part: str | Sequence[str] | None
     stratify: str | None
     split_seed: int
+    pad_units: PadUnits
+    fill: Fill
+    vocabulary: bool | Vocabulary
 
 
 def take_options(kind: type[_Options], options: dict[str, Any], **defaults: Any) -> _Options:

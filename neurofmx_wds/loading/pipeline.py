@@ -30,6 +30,7 @@ from .queued import report_unsendable
 from .ranks import find_rank, worker_info
 from .sessions import as_data_frame
 from .skipping import PartialBatch
+from .vocabulary import Vocabulary
 
 
 class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[misc]
@@ -96,6 +97,14 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
         are those of the recordings' tables of units, with None where a recording lacks one.
         """
         return as_data_frame(self.opened.sessions.table)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The sessions, units and subjects of the dataset or mixture; the index of each is its place there.
+
+        It begins with the vocabulary that was given. All units are in it, whatever ``units=`` and ``select=`` choose.
+        """
+        return (self.opened.vocabulary or Vocabulary()).extended(self.opened.sessions)
 
     @property
     def normalization(self) -> dict[str, Any]:

@@ -115,6 +115,16 @@ class ViewedReader:
         """Return the number of each sample's source in the manifest, int64 (B,)."""
         return self.reader.sources(ids)
 
+    @property
+    def prefetch_bytes(self) -> int:
+        """How much is requested ahead from a remote place, in bytes."""
+        return int(getattr(self.reader, "prefetch_bytes", 0))
+
+    @property
+    def expect(self) -> Any:
+        """The function that requests samples ahead; None where nothing is requested ahead."""
+        return getattr(self.reader, "expect", None)
+
     def __copy__(self) -> ViewedReader:
         return replace(self, reader=copy.copy(self.reader), _memory=BatchMemory())
 
@@ -129,6 +139,27 @@ class ViewedReader:
     def name(self, sample_id: int) -> tuple[Path | None, str]:
         """Return the file and the key of a sample, for error messages."""
         return self.reader.name(sample_id)
+
+
+@dataclass(frozen=True)
+class FromSource:
+    """A change of batches of one dataset of a mixture, whose sources are counted on from those of the datasets before.
+
+    Attributes:
+        view: the change.
+        first: sources in the datasets before.
+    """
+
+    view: View
+    first: int
+
+    def fields(self, names: Sequence[str]) -> list[str]:
+        """Return the fields that batches have after it."""
+        return self.view.fields(names)
+
+    def __call__(self, batch: Batch, sources: np.ndarray, memory: Memory) -> Batch:
+        """Return the changed batch."""
+        return self.view(batch, sources + self.first, memory)
 
 
 def _single(value: Any) -> Any:
