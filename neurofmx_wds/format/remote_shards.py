@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import functools
 import io
 import os
 import tempfile
@@ -217,6 +218,16 @@ class RemoteShardSet(ShardSet):
             runs = joined(list(zip(starts.tolist(), stops.tolist(), strict=True)), gap=0)
             fetch([(entry, run) for run in runs])
 
+    def peek_index(self, i: int) -> ShardIndex | None:
+        """Return the index of shard i if it is on this machine."""
+        return self._indexes.get(i) or self._index_on_disk(i)
+
+    @functools.cached_property
+    def cached_names(self) -> dict[str, int]:
+        """What shards that are read by range are called in the cache → their numbers."""
+        known = [(i, path, self.records[i]) for i, path in enumerate(self.addresses) if not is_compressed(path)]
+        return {self.node.name(path, r.n_bytes, r.sha256): i for i, path, r in known if r.sha256}
+
     def copy_of(self, i: int) -> Path:
         """Return the place of a compressed shard's unpacked copy."""
         return self.cache.directory / f"{self._name_of_copy(i)}.tar"
@@ -262,7 +273,7 @@ def open_remote_shards(
         ShardError, ManifestError: it cannot be read, or holds no shards.
     """
     objects = Objects(options)
-    node = NodeCache(objects, cache.directory / "objects" if cache.max_bytes else None)
+    node = NodeCache(objects, cache.directory / "objects" if cache.max_bytes else None, cache.max_bytes)
     parts = _Parts(node, cache)
     named = [ObjectPath(name) for url in urls for name in _expand(url)]
     if not all(_is_shard_name(path.name) for path in named):

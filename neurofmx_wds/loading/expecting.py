@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, TypeVar
 
 import numpy as np
 
-from .interfaces import Reader
+from ..order.cursor import BatchPlan
+from .interfaces import Order, Reader
+from .outlook import Outlook
 
 _FIRST_BYTES = 1 << 20  # requested at once at first, or one plan; then ever more, as neighbours can be joined
 
-Planned = TypeVar("Planned", bound=tuple[Any, np.ndarray])
+Planned = tuple[BatchPlan, np.ndarray]
 
 
-def expecting(items: Iterator[Planned], reader: Reader) -> Iterator[Planned]:
-    """Yield `items`, pairs of a plan and its samples' ids, after telling a reader what comes next.
+def expecting(items: Iterator[Planned], reader: Reader, order: Order) -> Iterator[Planned]:
+    """Yield `items`, pairs of a plan of this order and its samples' ids, after telling a reader what comes next.
 
     Readers that have no method ``expect`` are not told.
     """
@@ -35,8 +36,10 @@ def expecting(items: Iterator[Planned], reader: Reader) -> Iterator[Planned]:
             group = _take(items, min(size, most - n_waiting))
             if not group:
                 break
-            expect(np.concatenate([ids for _, ids in group]))
             waiting += group
+            first, last = waiting[0][0], waiting[-1][0]
+            outlook = Outlook(order, first.start, last.start + last.n - first.start)
+            expect(np.concatenate([ids for _, ids in group]), outlook if hasattr(order, "positions") else None)
             n_waiting += sum(len(ids) for _, ids in group)
             size = min(4 * size, max(1, most // 2))
         if not waiting:

@@ -106,7 +106,7 @@ class Fetcher:
         bad_files = {} if self.bad_files is None else self.bad_files
         skipper = Skipper(self.processing.handler, recipe, opened.reader, bad_files)
         read = functools.partial(_item, skipper, self.start.get()[3], len(opened.order))
-        planned = expecting(planned_ids(plans, opened.order), opened.reader)
+        planned = expecting(planned_ids(plans, opened.order), opened.reader, opened.order)
         for item in in_threads(read, planned, *self.threads) if self.threads[0] else map(read, planned):
             yield item
             if recipe.reuses_memory:

@@ -176,6 +176,17 @@ class MixtureReader:
     def expect_share(self, share: float) -> None:
         """Do nothing: how much of each dataset an epoch reads depends on its weight."""
 
+    @property
+    def prefetch_bytes(self) -> int:
+        """How much is requested before it is needed, where a dataset is behind a URL."""
+        return max(getattr(reader, "prefetch_bytes", 0) for reader in self.readers)
+
+    def expect(self, ids: np.ndarray, _: object = None) -> None:
+        """Begin to fetch the samples with these ids from datasets behind URLs, and return at once."""
+        for each in self._reads(ids)[1]:
+            if getattr(each.reader, "prefetch_bytes", 0):
+                each.reader.expect(each.ids)  # type: ignore[union-attr]
+
     def of_epoch(self, seed: int, epoch: int) -> MixtureReader:
         """Return the reader of an epoch of the mixture."""
         if not self._any_moves:

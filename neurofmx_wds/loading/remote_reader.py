@@ -10,7 +10,8 @@ import os
 import queue
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,15 +21,19 @@ from ..format.index import ShardIndex
 from ..format.names import field_of
 from ..format.remote_shards import CachedFile, RemoteShardSet
 from ..storage.blocks import BLOCK, Run, joined
+from ..storage.cache_room import Forecast, Forecasts
 from ..storage.node_cache import CachedObject, Part, drop, fetch
 from .memory import Memory
+from .outlook import Outlook
 from .readers import ShardReader
 from .shard_pool import max_open_shards
 
 logger = logging.getLogger("neurofmx_wds")
 
 _GAP = 32  # blocks: what lies between two parts and is not needed is fetched too if it is no more
-_ATTEMPTS = 5  # at reading a batch of which parts leave the cache meanwhile
+_NEVER = 1 << 62
+_REMEMBERED = 4  # groups of samples that were requested last
+_ATTEMPTS = 30  # at reading a batch of which parts leave the cache meanwhile
 
 T = TypeVar("T")
 
@@ -61,6 +66,17 @@ class SampleRuns:
             return True
         return False
 
+    def spread(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return all runs, ascending: starts, stops and the sample of each, int64. What is between two is in them."""
+        rows = np.broadcast_to(np.arange(self._first.shape[1]), self._first.shape).ravel()
+        starts, stops = self._first.ravel(), self._stop.ravel()
+        order = np.argsort(starts, kind="stable")
+        order = order[stops[order] > starts[order]]
+        starts, stops, rows = starts[order], stops[order], rows[order]
+        near = starts[1:] - stops[:-1] <= _GAP
+        stops[:-1][near] = np.maximum(starts[1:], stops[:-1])[near]
+        return starts, stops, rows
+
     def of(self, rows: Sequence[int]) -> list[Run]:
         """Return the runs of some samples."""
         first, stop = self._first[:, rows], self._stop[:, rows]
@@ -90,6 +106,8 @@ class RemoteShardReader(ShardReader):
         super().__init__(shards, modalities, selected, "pread", max_open_shards() // 4, checksums)
         self.prefetch_bytes = prefetch_bytes
         self._planner: _Planner | None = None
+        self._outlook: Outlook | None = None
+        self._recent: deque[np.ndarray] = deque(maxlen=_REMEMBERED)
         self._runs: dict[int, tuple[ShardIndex, SampleRuns]] = {}
 
     def read_batch(self, ids: np.ndarray, memory: Memory | None = None) -> dict[str, Any]:
@@ -125,6 +143,7 @@ class RemoteShardReader(ShardReader):
 
     def _parts_of(self, ids: np.ndarray, names: Sequence[str] | None = None) -> list[Part]:
         """Return where the wanted fields of samples are; the shards are opened for it."""
+        self._tell_cache()
         by_shard = self._by_shard(ids)
         self.shards.expect_indexes([i for i in by_shard if i not in self._pool.held])
         parts: list[Part] = []
@@ -141,8 +160,8 @@ class RemoteShardReader(ShardReader):
             found.setdefault(i, []).append(row)
         return found
 
-    def _runs_of(self, i: int) -> SampleRuns:
-        index = self.shards.index(i)
+    def _runs_of(self, i: int, index: ShardIndex | None = None) -> SampleRuns:
+        index = index or self.shards.index(i)
         known = self._runs.get(i)
         if known is None or known[0] is not index:
             if len(self._runs) > 2 * len(self._pool.held) + 64:
@@ -151,11 +170,52 @@ class RemoteShardReader(ShardReader):
             known = self._runs[i] = index, SampleRuns(index, names)
         return known[1]
 
-    def expect(self, ids: np.ndarray) -> None:
-        """Begin to fetch the samples with these ids, and return at once."""
+    def expect(self, ids: np.ndarray, outlook: Outlook | None = None) -> None:
+        """Begin to fetch the samples with these ids, and return at once.
+
+        Args:
+            ids: sample ids, shape (n,), int64.
+            outlook: what will be read after them.
+        """
         if self._planner is None or self._planner.pid != os.getpid():
             self._planner = _Planner(self)
+        self._outlook = outlook
+        self._recent.append(ids)
+        self._tell_cache()
         self._planner.put(ids)
+
+    def _tell_cache(self) -> None:
+        """Let the cache ask what will be used when."""
+        room = self.shards.node.room
+        if room is not None and room.forecasts is None:
+            room.own = frozenset(self.shards.cached_names)
+            room.forecasts = _forecasts_by(weakref.ref(self))
+
+    def forecasts(self, names: Iterable[str]) -> Iterator[Forecast]:
+        """Yield when the samples will be used of shards with these names in the cache."""
+        for name in names:
+            i = self.shards.cached_names[name]
+            index = self.shards.peek_index(i)
+            entry = self.shards.entry(i)
+            if index is not None and entry is not None:
+                starts, stops, rows = self._runs_of(i, index).spread()
+                next_use = self._next_use(self._first[i] + np.arange(index.n_samples))
+                yield Forecast(name, entry.blocks, starts, stops, next_use[rows])
+
+    def _next_use(self, dataset_ids: np.ndarray) -> np.ndarray:
+        """Return when samples of the dataset are used, int64 (n,); a very large number where they are not selected."""
+        if self.selected is None:
+            return self._next_use_of(dataset_ids)
+        ids = np.searchsorted(self.selected, dataset_ids)
+        ids[ids == len(self.selected)] = 0
+        chosen = self.selected[ids] == dataset_ids
+        return np.where(chosen, self._next_use_of(ids), _NEVER)
+
+    def _next_use_of(self, ids: np.ndarray) -> np.ndarray:
+        if self._outlook is not None:
+            return self._outlook.next_use(ids)
+        soon = np.concatenate([*self._recent, np.empty(0, np.int64)])  # nothing else is known of what comes
+        return np.where(np.isin(ids, soon), -1, np.random.default_rng().integers(1 << 40, size=len(ids)))
 
     def request(self, ids: np.ndarray) -> None:
         """Request what is missing of samples; whatever goes wrong is reported when they are read."""
@@ -171,26 +231,25 @@ class RemoteShardReader(ShardReader):
                 self.shards.node.request(entry, run)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_planner": None, "_runs": {}}
+        return {**super().__getstate__(), "_planner": None, "_outlook": None, "_runs": {}}
 
 
 def _steadily(find: Callable[[], list[Part]], read: Callable[[], T]) -> T:
     """Read what is in some parts, fetched first, and again if some left meanwhile or are not what was written."""
     was_damaged = False
+    parts: list[Part] = []
     for _ in range(_ATTEMPTS):
         parts = find()
-        entries = list({id(entry): entry for entry, _ in parts}.values())
-        before = [entry.blocks.evictions for entry in entries]
         missing = [(entry, run) for entry, run in parts if not entry.blocks.has(*run)]
         if missing:
             fetch(_joined(missing))
-            before = [entry.blocks.evictions for entry in entries]
-            if not all(entry.blocks.has(*run) for entry, run in missing):
-                continue
+        stamps = [entry.blocks.stamp(*run) for entry, run in parts]
+        if not all(stamps):
+            continue
         try:
             found = read()
         except ShardError as error:
-            if [entry.blocks.evictions for entry in entries] != before:
+            if stamps != [entry.blocks.stamp(*run) for entry, run in parts]:
                 continue
             if was_damaged or not parts:
                 raise
@@ -198,11 +257,21 @@ def _steadily(find: Callable[[], list[Part]], read: Callable[[], T]) -> T:
             logger.warning("%s; fetching it again", error)
             drop(parts)
             continue
-        if [entry.blocks.evictions for entry in entries] == before:
+        if stamps == [entry.blocks.stamp(*run) for entry, run in parts]:
+            drop(part for part in parts if part[0].blocks.place is None)  # memory is for what comes
             return found
-    problem = "what was fetched left the cache before it was read"
-    where = str(parts[0][0].path) if parts else None
-    raise ShardError(problem, file=where, remedy="raise cache_size")
+    where = str(parts[0][0].path)
+    raise ShardError("what was fetched left the cache before it was read", file=where, remedy="raise cache_size")
+
+
+def _forecasts_by(reader_ref: weakref.ref[RemoteShardReader]) -> Forecasts:
+    """Return a reader's forecasts, none once it is gone."""
+
+    def forecasts(names: Iterable[str]) -> Iterable[Forecast]:
+        reader = reader_ref()
+        return () if reader is None else reader.forecasts(names)
+
+    return forecasts
 
 
 def _joined(parts: Sequence[Part]) -> Iterator[Part]:

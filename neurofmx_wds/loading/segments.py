@@ -156,6 +156,11 @@ class SegmentedRecording:
         within = self._run_firsts[run] + place - self._run_places[run]
         return self._first + within if within < self._run_firsts[run + 1] else None
 
+    def numbers(self, start: int, stop: int) -> list[int]:
+        """Return the dataset's segments that overlap ``[start, stop)``, ns."""
+        places = range(start // self.segment_ns, -(-stop // self.segment_ns))
+        return [number for place in places if (number := self.number(place)) is not None]
+
     def array(self, place: int, field: str) -> np.ndarray | None:
         """Return one array of the segment at a place in time; None where there is no segment."""
         number = self.number(place)

@@ -108,6 +108,21 @@ class WindowReader:
         self._reader.expect_share(share)
 
     @property
+    def prefetch_bytes(self) -> int:
+        """How much is requested before it is needed."""
+        return getattr(self._reader, "prefetch_bytes", 0)
+
+    def expect(self, ids: np.ndarray, _: object = None) -> None:
+        """Begin to fetch the segments in which the windows with these ids lie, and return at once."""
+        places = self._places(ids)
+        starts, stops = Grid(self.windows.bin_width_ns).starts_of(places.firsts), places.firsts + self._length
+        starts = starts[0] + places.origins
+        stops = Grid(self.windows.bin_width_ns).starts_of(stops)[0] + places.origins
+        spans = zip(places.recordings, starts.tolist(), stops.tolist(), strict=True)
+        numbers = {n for recording, start, stop in spans for n in recording.segmented.numbers(start, stop)}
+        self._reader.expect(np.array(sorted(numbers), np.int64))  # type: ignore[attr-defined]
+
+    @property
     def chosen(self) -> bytes:
         """Which windows of the dataset these are, and how far jitter may move them, as bytes."""
         found = self._stretches

@@ -17,13 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
-from .claims import Claims
+from .claims import FIRST_CLAIM, Claims
 from .fork_lock import ForkLock
 
 BLOCK = 512
 DATA_SUFFIX, FLAGS_SUFFIX = ".data", ".have"
 _HEADER = 64  # bytes before the flags, of which the first 8 count evictions
-_ABSENT, _PRESENT = 0, 1  # other flags are the numbers of processes that are fetching the block
+_ABSENT, _PRESENT = 0, range(1, FIRST_CLAIM)  # other flags are the numbers of processes that are fetching the block
+_ARE_PRESENT = bytes(_PRESENT)
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # of Linux's fallocate
 
 Run = tuple[int, int]
@@ -59,6 +60,7 @@ class Blocks:
                 if os.fstat(file).st_size != size:
                     os.truncate(file, size)
         self._have = np.frombuffer(self._flags, np.uint8, self.n, _HEADER)
+        self._under_way = np.zeros(self.n, bool)  # here, in this process
         self._count = np.frombuffer(self._flags, np.uint64, 1)
 
     @property
@@ -70,18 +72,18 @@ class Blocks:
         """Open the data for reading; bytes of blocks that are not there are 0."""
         return io.FileIO(os.dup(self._memory) if self.file is None else self.file)
 
-    @property
-    def evictions(self) -> int:
-        """How often blocks have left: what was read meanwhile may not be what was there."""
-        return int(self._count[0])
-
     def has(self, start: int, stop: int) -> bool:
         """Return whether all blocks of a range are there."""
-        return self._flags[_HEADER + start : _HEADER + stop].count(_PRESENT) == stop - start
+        return bool(self.stamp(start, stop))
+
+    def stamp(self, start: int, stop: int) -> bytes:
+        """Return what changes when blocks of a range leave, also if they come again; empty if not all are there."""
+        flags = self._flags[_HEADER + start : _HEADER + stop]
+        return b"" if flags.translate(None, _ARE_PRESENT) else flags
 
     def present(self) -> np.ndarray:
         """Return which blocks are there, shape (n,), bool."""
-        return self._have == _PRESENT
+        return _are_present(self._have)
 
     def claim(self, start: int, stop: int, take_over: bool = False) -> tuple[list[Run], bool]:
         """Take blocks of a range that nobody has or is fetching.
@@ -96,11 +98,15 @@ class Blocks:
         with self._alone():
             here = self._have[start:stop]
             free = here == _ABSENT
-            for number in set(np.unique(here[here > _PRESENT]).tolist()):
-                if (take_over and number != self._claims.number) or not self._claims.is_alive(number):
+            under_way = self._under_way[start:stop]
+            for number in set(np.unique(here[here >= FIRST_CLAIM]).tolist()):
+                if number == self._claims.number:  # also that of a process that died before this one began
+                    free |= (here == number) & ~under_way
+                elif take_over or not self._claims.is_alive(number):
                     free |= here == number
             here[free] = self._claims.number
-            others = bool((here[~free] != _PRESENT).any())
+            under_way[free] = True
+            others = not _are_present(here[~free]).all()
         return [(start + a, start + b) for a, b in runs_of(free)], others
 
     def store(self, start: int, data: Buffer) -> None:
@@ -116,24 +122,28 @@ class Blocks:
         except BaseException:
             self.release(start, stop)
             raise
-        self._have[start:stop] = _PRESENT
+        self._have[start:stop] = _PRESENT[int(self._count[0]) % len(_PRESENT)]
+        self._under_way[start:stop] = False
 
     def release(self, start: int, stop: int) -> None:
         """Give back claims on blocks that could not be fetched."""
         with self._alone():
             here = self._have[start:stop]
             here[here == self._claims.number] = _ABSENT
+            self._under_way[start:stop] = False
 
     def evict(self, runs: Iterable[Run]) -> None:
         """Drop blocks, and give back their room."""
         with self._alone(), self._data() as file:
+            gone: list[Run] = []
             for start, stop in runs:
                 here = self._have[start:stop]
-                gone = here == _PRESENT
-                self._count[0] += 1
-                here[gone] = _ABSENT
-                for a, b in runs_of(gone):
-                    _punch(file, (start + a) * BLOCK, min((start + b) * BLOCK, self.size))
+                is_here = _are_present(here)
+                here[is_here] = _ABSENT
+                gone += [(start + a, start + b) for a, b in runs_of(is_here)]
+            self._count[0] += 1  # blocks that come again have other flags
+            for start, stop in gone:
+                _punch(file, start * BLOCK, min(stop * BLOCK, self.size))
 
     @contextlib.contextmanager
     def _data(self) -> Iterator[int]:
@@ -164,6 +174,10 @@ class Blocks:
     def __del__(self) -> None:
         if self._memory >= 0:
             os.close(self._memory)
+
+
+def _are_present(flags: np.ndarray) -> np.ndarray:
+    return (flags != _ABSENT) & (flags < FIRST_CLAIM)
 
 
 def runs_of(flags: np.ndarray) -> list[Run]:

@@ -10,11 +10,11 @@ import os
 import threading
 from pathlib import Path
 
-_FIRST, _STOP = 2, 256
+FIRST_CLAIM, _STOP = 65, 256
 
 
 class Claims:
-    """Numbers from 2 to 255, each held by one process at most.
+    """Numbers from 65 to 255, each held by one process at most.
 
     Args:
         directory: where the lock files are; None: no other process shares the cache.
@@ -41,7 +41,7 @@ class Claims:
         self._number, self._file, self._pid = _STOP - 1, -1, os.getpid()
         if self._directory is None:
             return
-        for number in range(_FIRST, _STOP - 1):
+        for number in range(FIRST_CLAIM, _STOP - 1):
             file = self._lock_file(number)
             if file >= 0:
                 self._number, self._file = number, file

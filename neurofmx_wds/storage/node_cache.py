@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ..errors import OutputError, ShardError
 from .blocks import BLOCK, Blocks, Buffer, Run
+from .cache_room import CacheRoom
 from .claims import Claims
 from .objects import ObjectPath, Objects, Version, slots, submit
 
@@ -55,12 +56,18 @@ class NodeCache:
     Args:
         objects: reads them.
         directory: where they are kept; None: in the memory of this process.
+        max_bytes: how much they may take there. What has been requested and not been read is kept even so.
+
+    Attributes:
+        room: keeps the directory within its limit; None: in memory.
     """
 
-    def __init__(self, objects: Objects, directory: Path | None) -> None:
+    def __init__(self, objects: Objects, directory: Path | None, max_bytes: int) -> None:
         self.objects = objects
         self.directory = _usable(directory)
         self._claims = Claims(self.directory)
+        self.room = None if self.directory is None else CacheRoom(self.directory, max_bytes, self._claims)
+        self._making_room = asyncio.Lock()
         self._entries: weakref.WeakValueDictionary[str, CachedObject] = weakref.WeakValueDictionary()
 
     def entry(self, path: ObjectPath, size: int, identity: str) -> CachedObject:
@@ -128,6 +135,9 @@ class NodeCache:
                     problem = f"the object has {version.size} bytes, its index says {entry.blocks.size}"
                     raise ShardError(problem, file=entry.path, remedy="restore it, or start again if it was replaced")
                 entry.version = entry.version or version
+            if self.room is not None and not self.room.take(len(data)):
+                async with self._making_room:
+                    await asyncio.get_running_loop().run_in_executor(None, self.room.make, len(data))
             self._store(entry, start, data)
         except BaseException as error:
             entry.blocks.release(start, stop)
@@ -148,10 +158,10 @@ class NodeCache:
         return OutputError(problem, file=self.directory, remedy=remedy)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_entries": None}
+        return {**self.__dict__, "_entries": None, "_making_room": None}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state, _entries=weakref.WeakValueDictionary())
+        self.__dict__.update(state, _entries=weakref.WeakValueDictionary(), _making_room=asyncio.Lock())
 
 
 def fetch(wanted: Iterable[Part]) -> None:
