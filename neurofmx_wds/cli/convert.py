@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..convert.config import Workers
 from ..convert.options import options_of
-from .options import INPUT_HELP, Request, add_options, as_usage
+from ..convert.settings_file import save_settings
+from ..errors import NeurofmxError
+from .options import INPUT_HELP, Request, add_options, as_usage, savable_options
 from .output import show, show_error, show_problems
 
 if TYPE_CHECKING:
@@ -97,9 +99,13 @@ def run(options: argparse.Namespace) -> int:
     """Do what was asked for: convert, append, repair, link a group, make a task's share, or only look."""
     try:
         request = Request.of(options)
+    except NeurofmxError:  # a file is at fault, not the usage
+        raise
     except ValueError as error:
         options.usage_error(as_usage(error))
     given = request.given
+    if "save_config" in given:
+        save_settings(given["save_config"], given, savable_options())
     if "link_group" in given:
         return _link_group(request)
     with _executor(given) as executor:

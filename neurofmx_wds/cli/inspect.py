@@ -10,7 +10,7 @@ from typing import Any
 from ..convert.inputs import find_inputs
 from ..convert.sources import SourceConfig
 from ..errors import SourceError
-from .options import INPUT_HELP, add_options, as_usage, convert_options, flag_of
+from .options import INPUT_HELP, add_options, as_usage, convert_options, flag_of, inputs_of
 from .output import show, show_error, terminal_width
 
 _EXAMPLES = """\
@@ -54,7 +54,7 @@ def _each(options: argparse.Namespace, config: SourceConfig, failures: list[Sour
     """Yield what each file holds; errors are collected."""
     from ..convert.inspect import inspect_file
 
-    for path in find_inputs(options.input, config.format):
+    for path in find_inputs(inputs_of(options), config.format):
         try:
             yield inspect_file(path, config)
         except SourceError as error:

@@ -6,19 +6,23 @@ Each setting is stated where it is used, in `convert`; here it gets its place in
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..convert.config import Output, Split, Task, Workers
-from ..convert.inputs import find_inputs, kinds_of
+from ..convert.inputs import find_inputs, kinds_of, listed
 from ..convert.options import NamedOption, Option, option, options_of
+from ..convert.settings_file import read_settings
 from ..convert.sources import ArrayConfig, FilesConfig, ImageConfig, SourceConfig, WindowConfig
 
 INPUT_HELP = (
     "NWB, npz or npy files; patterns (also quoted); directories, which are searched for such files; URLs of these, "
-    "such as 's3://bucket/*.nwb' or https://… (extra: cloud); or directories of the kind that --format names."
+    "such as 's3://bucket/*.nwb' or https://… (extra: cloud); directories of the kind that --format names; @FILE for "
+    "the lines of a file, - for those of the standard input."
 )
 
 
@@ -57,6 +61,18 @@ class Actions:
     )
     dask: str | None = option(
         None, Option("Work on the workers of this dask scheduler (extra: dask).", metavar="ADDRESS", unset="off")
+    )
+    config: str | None = option(
+        None,
+        Option(
+            "Take the settings in a YAML or JSON file, or those of a dataset, of its dataset_metadata.json; what is "
+            "typed counts more.",
+            metavar="FILE",
+            unset="off",
+        ),
+    )
+    save_config: str | None = option(
+        None, Option("Write the settings that were typed to a YAML or JSON file.", metavar="FILE", unset="off")
     )
 
 
@@ -171,6 +187,8 @@ class Request:
                 files heeds. The message begins with the option's name.
         """
         given = vars(options)
+        if "config" in given:
+            given = {**read_settings(given["config"], savable_options()), **given}
         _check_together(given)
         config = SourceConfig.of(**_own(given, SourceConfig.options()))
         output = Output(options.output, **_own(given, options_of(Output)))
@@ -181,11 +199,22 @@ class Request:
             if len(options.input) > 1:
                 raise ValueError("link_group: takes one --input, the directory of a dataset")
             return cls(given, [], config, output, split, task)
-        files = find_inputs(options.input, config.format)
+        files = find_inputs(inputs_of(options), config.format)
         kinds = kinds_of(files, config.format)
         if kinds is not None:
             config.refuse_unheeded(kinds)
         return cls(given, files, config, output, split, task)
+
+
+def inputs_of(options: argparse.Namespace) -> list[str]:
+    """Return the inputs that were typed, with what lists of them name."""
+    return listed(options.input, os.fsdecode(sys.stdin.buffer.read()) if "-" in options.input else "")
+
+
+def savable_options() -> list[NamedOption]:
+    """Return the options that a file of settings can have: those that decide what is made, and of which size."""
+    left_out = {each.name for config in (Actions, Task) for each in options_of(config)} | {"overwrite"}
+    return [each for _, each in convert_options() if each.name not in left_out]
 
 
 def _own(given: Mapping[str, Any], stated: Any) -> dict[str, Any]:

@@ -9,7 +9,11 @@ from pathlib import Path
 
 from ..errors import SourceError
 from ..storage.location import expand, is_url, is_zarr
+from ..storage.regular import read_regular
 from .sources.kinds import DIRECTORY_FORMATS, FILE_FORMATS, format_of
+
+#: Bytes of a list of inputs.
+_MOST_LISTED = 1 << 28
 
 
 def find_inputs(given: Sequence[str], kind: str) -> list[str]:
@@ -23,6 +27,46 @@ def find_inputs(given: Sequence[str], kind: str) -> list[str]:
     for path in (path for pattern in given for path in _expand(pattern, kind)):
         files.setdefault(path if is_url(path) else os.path.realpath(path), path)
     return list(files.values())
+
+
+def listed(given: Sequence[str], text: str = "") -> list[str]:
+    """Return the inputs that were given, with ``@FILE`` replaced by the lines of a file, and ``-`` by a text's.
+
+    Blank lines and those that begin with # are left out. Lines may also be separated by NUL.
+
+    Args:
+        given: paths, patterns, directories, URLs, lists.
+        text: what ``-`` stands for.
+
+    Raises:
+        SourceError: a list cannot be read, or names nothing.
+
+    Example:
+        >>> listed(["a.nwb", "-"], "# mine\\nb.nwb\\n")
+        ['a.nwb', 'b.nwb']
+    """
+    found: list[str] = []
+    for each in given:
+        if each == "-":
+            found += _names_in(text, "the standard input")
+        elif each.startswith("@") and not os.path.exists(each):
+            try:
+                names = os.fsdecode(read_regular(each[1:], _MOST_LISTED, SourceError))
+            except OSError as error:
+                problem = f"the list of inputs cannot be read: {error.strerror or error}"
+                raise SourceError(problem, file=each[1:], remedy="check the path and the permissions") from error
+            found += _names_in(names, each[1:])
+        else:
+            found.append(each)
+    return found
+
+
+def _names_in(text: str, file: str) -> list[str]:
+    lines = text.split("\0" if "\0" in text else "\n")
+    names = [line.rstrip("\r") for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not names:
+        raise SourceError("lists no inputs", file=file, remedy="write one path, pattern or URL a line")
+    return names
 
 
 def _expand(given: str, kind: str) -> Iterator[str]:

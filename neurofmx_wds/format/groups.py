@@ -5,16 +5,15 @@ Knows how they are defined; knows nothing of shards or samples.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import GroupError, NeurofmxError, join_some
-from ..storage.regular import read_regular
+from ..errors import GroupError, join_some
 from .manifest import Manifest
+from .plain_files import read_plain
 
 GROUP_FILES = ("groups.yaml", "groups.yml", "groups.json")
 _SECTION = "data_groups"  # of a larger configuration file, DynVision's for one
@@ -71,7 +70,7 @@ class Group:
             return cls(name, _labels_in(groups, name, directory))
         file = _file_in(directory) if groups is None else Path(groups)
         try:
-            return cls(name, _labels_in(_load(file), name, directory))
+            return cls(name, _labels_in(read_plain(file, _MAX_BYTES, GroupError), name, directory))
         except GroupError as error:
             raise GroupError(error.problem, file=file, remedy=error.remedy) from error.__cause__
 
@@ -82,28 +81,6 @@ def _file_in(directory: Path) -> Path:
             return directory / name
     remedy = f"give groups=, or put them into {GROUP_FILES[0]} or {GROUP_FILES[-1]} there"
     raise GroupError("the dataset defines no groups", file=directory, remedy=remedy)
-
-
-def _load(path: Path) -> Any:
-    text = read_regular(path, _MAX_BYTES, GroupError)
-    try:
-        if path.suffix == ".json":
-            return json.loads(text)
-        try:
-            import yaml
-        except ImportError as error:
-            remedy = "pip install 'neurofmx-wds[yaml]', or write the groups as a .json file"
-            raise NeurofmxError("reading YAML needs pyyaml", file=path, remedy=remedy) from error
-        try:
-            if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-                raise GroupError(
-                    "YAML aliases (*name) are refused: a few lines of them can stand for billions of labels"
-                )
-            return yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(str(error)) from error
-    except (ValueError, RecursionError) as error:
-        raise GroupError(f"cannot be read: {error}") from error
 
 
 def _labels_in(definition: Any, name: str, directory: Path) -> tuple[int | str, ...]:

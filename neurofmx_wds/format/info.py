@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -180,14 +181,15 @@ def format_summary(summary: Mapping[str, Any], width: int | None = None, every: 
         parts.append(_source_table(sources, width))
     notes = note_lines(summary["sources"], every)
     if notes:
-        parts.append("\n".join(printable(note) for note in notes))
+        parts.append("\n".join(_wrapped(printable(note), width) for note in notes))
     return "\n\n".join(parts)
 
 
 def _title(summary: Mapping[str, Any]) -> str:
     facts = [
         count(summary["total_samples"], "sample"),
-        f"{count(summary['total_shards'], 'shard')} of up to {summary['shard_size']:,}",
+        count(summary["total_shards"], "shard")
+        + (f" of up to {summary['shard_size']:,}" if summary["total_shards"] > 1 else ""),
         human_size(summary["total_bytes"]),
     ]
     if summary["compression"] != "none":
@@ -265,17 +267,34 @@ def _source_table(sources: Sequence[Mapping[str, Any]], width: int | None) -> st
         header += ["spikes", *SPIKE_COUNTS[1:]]
         for row, source in zip(rows, sources, strict=True):
             row += [source.get("spikes", {}).get(kind) for kind in SPIKE_COUNTS]
-    for i, name in reversed([(1, "session"), (2, "subject")]):
-        if not any(row[i] for row in rows):
-            header.remove(name)
-            for row in rows:
-                del row[i]
+    _leave_out(("session", "subject"), header, rows)
+    if width is not None and max(map(len, table(header, rows, None, "  ").splitlines())) > width:
+        _leave_out(("dropped", "outside", "invalid"), header, rows)
     shown = rows[:_MOST_SOURCES]
     if len(rows) > len(shown):
         shown.append([f"and {len(rows) - len(shown)} more", *[None] * (len(header) - 1)])
     if len(rows) > 1:
         shown.append(["all", *(_total(column) for column in list(zip(*rows, strict=True))[1:])])
     return table(header, shown, width, "  ")
+
+
+def _leave_out(names: Sequence[str], header: list[str], rows: list[list[Any]]) -> None:
+    """Leave out those of some columns that say nothing."""
+    for name in names:
+        if name in header and not any(row[header.index(name)] for row in rows):
+            i = header.index(name)
+            header.pop(i)
+            for row in rows:
+                row.pop(i)
+
+
+def _wrapped(line: str, width: int | None) -> str:
+    """Return a line cut into several where it is wider than the terminal; what it begins with stays its indent."""
+    if width is None or len(line) <= width:
+        return line
+    indent = line[: len(line) - len(line.lstrip())]
+    return textwrap.fill(line.strip(), width, initial_indent=indent, subsequent_indent=f"{indent}  ",
+                         break_on_hyphens=False)  # fmt: skip
 
 
 def _total(column: Sequence[Any]) -> int | None:
