@@ -168,12 +168,13 @@ def torch_brain(recordings: Hours, form: str) -> Any:
 
     def binned(data: Any) -> dict[str, Any]:
         data = bins(data)
-        return {"spikes": data.spikes_binned.binned_counts, "behavior": data.behavior.xy}
+        spikes, behavior = data.spikes_binned.binned_counts, data.behavior.xy
+        return {"spikes": spikes[:99], "behavior": behavior[:99]}  # some have 99 rows, others 100
 
     def padded(data: Any) -> dict[str, Any]:
         spikes = data.spikes
         fields = {"times": pad8(spikes.timestamps), "units": pad8(spikes.unit_index)}
-        return {**fields, "mask": track_mask8(spikes.timestamps), "behavior": data.behavior.xy}
+        return {**fields, "mask": track_mask8(spikes.timestamps), "behavior": data.behavior.xy[:99]}
 
     dataset = Dataset(recordings.torch_brain(), transform=binned if form == "binned" else padded)
     sampler = RandomFixedWindowSampler(sampling_intervals=dataset.get_sampling_intervals(), window_length=1.0)

@@ -16,10 +16,11 @@ import pynapple as nap
 import pytest
 import torch
 
+from neurofmx_wds import create_webdataset_dataloader
 from neurofmx_wds.cli.main import main
 from neurofmx_wds.demo import run, story
 from neurofmx_wds.demo.recording import ARENA_M, N_DIRECTION, N_PLACE, POSITION_HZ, Recording, simulate, write_nwb
-from neurofmx_wds.demo.train import Job, checksum, train
+from neurofmx_wds.demo.train import Job, checksum, train, windows_within
 from neurofmx_wds.errors import NeurofmxError, OutputError
 from neurofmx_wds.format.writer import create_shards_from_arrays
 
@@ -131,8 +132,9 @@ def test_without_matplotlib_it_says_how_to_get_the_picture(
 ) -> None:
     monkeypatch.setitem(sys.modules, "neurofmx_wds.demo.picture", None)
     told: list[str] = []
-    job = Job("", str(demo[0] / "runs/interrupted"), 60, 4, 0)
-    assert story._evaluate(demo[0], job, 1, told.append)["picture"] is None
+    training, held_out = story.parts_of(60)
+    job = Job("", str(demo[0] / "runs/interrupted"), 60, 4, 0, within=training)
+    assert story._evaluate(demo[0], job, held_out, 1, told.append)["picture"] is None
     assert "neurofmx-wds[plot]" in told[-1]
 
 
@@ -148,14 +150,15 @@ def test_every_window_once_an_epoch(demo: tuple[Path, dict[str, Any], list[str]]
 
 
 def test_no_bin_is_both_trained_on_and_tested_with(demo: tuple[Path, dict[str, Any], list[str]]) -> None:
-    import webdataset as wds
+    def metadata(part: tuple[float, float], jitter: bool) -> list[dict[str, Any]]:
+        windows = windows_within(part, jitter)
+        loader = create_webdataset_dataloader(demo[0] / "segments", num_workers=0, windows=windows)
+        return [about for _ in range(3) for batch in loader for about in batch["metadata"]]
 
-    def metadata(name: str) -> list[dict[str, Any]]:
-        shards = sorted(map(str, (demo[0] / "shards" / name).glob("*.tar")))
-        return [json.loads(sample["metadata.json"]) for sample in wds.WebDataset(shards, shardshuffle=False)]
-
-    trained_until = max(each["t_stop_ns"] for each in metadata("train"))
-    assert min(each["t_start_ns"] for each in metadata("held_out")) >= trained_until + 10**9
+    training, held_out = story.parts_of(60)
+    trained_until = max(each["t_stop_ns"] for each in metadata(training, jitter=True))
+    assert 0 < trained_until <= 48 * 10**9
+    assert min(each["t_start_ns"] for each in metadata(held_out, jitter=False)) >= trained_until + 10**9
 
 
 @pytest.mark.parametrize("damage", ["key", "sha256", "loss", "missing", "again"])
@@ -233,7 +236,7 @@ def test_training_is_a_function_users_can_call(demo: tuple[Path, dict[str, Any],
     before = (output / "runs/uninterrupted/batches.jsonl").read_bytes()
     threads = torch.get_num_threads()
     try:
-        train(Job(str(output / "shards/train"), str(output / "runs/uninterrupted"), 60, 4, 0))
+        train(Job(str(output / "segments"), str(output / "runs/uninterrupted"), 60, 4, 0, within=story.parts_of(60)[0]))
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(False)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import create_webdataset_dataloader
+from .. import Windows, create_webdataset_dataloader
 from .decoder import Decoder
 
 
@@ -53,21 +53,22 @@ class HeldOut:
         return 100 * distance[self.known.all(dim=-1)].median().item()
 
 
-def decode(weights: dict[str, Tensor], shards: Path, training_shards: Path) -> HeldOut:
-    """Decode every window of a dataset.
+def decode(weights: dict[str, Tensor], shards: Path, held_out: Windows, training: Windows) -> HeldOut:
+    """Decode windows of a dataset.
 
     Args:
         weights: state of a trained :class:`~neurofmx_wds.demo.decoder.Decoder`.
-        shards: the dataset to decode.
-        training_shards: the dataset whose mean position is the guess.
+        shards: the dataset.
+        held_out: the windows to decode.
+        training: the windows whose mean position is the guess.
     """
-    data = _load(shards)
+    data = _load(shards, held_out)
     decoder = Decoder(data["spikes"].shape[-1])
     decoder.load_state_dict(weights)
     with torch.no_grad():
         decoded = decoder(data["spikes"])
-    training = _load(training_shards, ["behavior", "behavior_mask"])
-    guess = training["behavior"].where(training["behavior_mask"], torch.nan).nanmean(dim=(0, 1))
+    known = _load(shards, training, ["behavior"])
+    guess = known["behavior"].where(known["behavior_mask"], torch.nan).nanmean(dim=(0, 1))
     return HeldOut(
         start_s=torch.tensor([each["t_start_ns"] for each in data["metadata"]], dtype=torch.float64) / 1e9,
         spikes=data["spikes"],
@@ -79,10 +80,9 @@ def decode(weights: dict[str, Tensor], shards: Path, training_shards: Path) -> H
     )
 
 
-def _load(shards: Path, modalities: list[str] | None = None) -> dict[str, Any]:
-    """Return a whole dataset as one batch, in stored order."""
-    loader = create_webdataset_dataloader(
-        shards, batch_size=1_000_000, num_workers=0, shuffle=False, modalities=modalities
-    )
+def _load(shards: Path, windows: Windows, modalities: list[str] | None = None) -> dict[str, Any]:
+    """Return all windows as one batch, in the order of time."""
+    options: dict[str, Any] = {"num_workers": 0, "shuffle": False, "modalities": modalities}
+    loader = create_webdataset_dataloader(shards, batch_size=1_000_000, windows=windows, **options)
     batch: dict[str, Any] = next(iter(loader))
     return batch

@@ -17,21 +17,21 @@ from typing import Any
 
 import torch
 
-from .. import NWBToWebDatasetConverter
+from .. import NWBToWebDatasetConverter, create_webdataset_dataloader
 from ..errors import NeurofmxError, OutputError
 from ..storage.atomic import refuse_url
 from .heldout import decode
 from .recording import ARENA_M, simulate, write_nwb
-from .train import LOG, Job, read_checkpoint
+from .train import LOG, Job, read_checkpoint, windows_within
 
 RECORDING, PICTURE = "demo_recording.nwb", "demo.png"
-TRAINING, HELD_OUT = "shards/train", "shards/held_out"
+SEGMENTS = "segments"
 INTERRUPTED, UNINTERRUPTED = "runs/interrupted", "runs/uninterrupted"
-BIN_MS, BINS, SHARD_SIZE = 20, 50, 64
+SEGMENT_S, SHARD_SIZE = 10, 8
 TRAINING_PART = 0.8
 SECONDS = (50, 1800)
 FEWEST_EPOCHS = 3
-GUARD_S = BINS * BIN_MS / 1000
+GUARD_S = 1.0  # between the parts: the length of a window
 
 Report = Callable[[str], None]
 
@@ -80,8 +80,12 @@ def run(
     output = Path(output)
     _make_room(output)
     _record(output / RECORDING, seconds, seed, report)
-    windows, units = _convert(output, seconds, report)
-    job = Job(str(output / TRAINING), str(output / INTERRUPTED), units, epochs, seed)
+    units = _convert(output, report)
+    training, held_out = parts_of(seconds)
+    job = Job(str(output / SEGMENTS), str(output / INTERRUPTED), units, epochs, seed, within=training)
+    windows = _count_windows(job, training)
+    report(f"   {training[0]:g}-{training[1]:g} s: {windows} windows of 1 s to train on, moved at random in each epoch")
+    report(f"   {held_out[0]:g}-{held_out[1]:g} s: held out")
     interruption = _interrupt(job, windows, report)
     report("4. Start it again")
     _train(job)
@@ -90,7 +94,7 @@ def run(
     uninterrupted = replace(job, directory=str(output / UNINTERRUPTED))
     _train(uninterrupted)
     comparison = _compare(job, uninterrupted, interruption, report)
-    quality = _evaluate(output, job, interruption["killed_after"], report)
+    quality = _evaluate(output, job, held_out, interruption["killed_after"], report)
     return {"windows": windows, **interruption, **comparison, **quality}
 
 
@@ -99,7 +103,7 @@ def _make_room(output: Path) -> None:
         raise OutputError("holds files that are not of an earlier demo", file=output, remedy="choose another --output")
     refuse_url(output)
     output.mkdir(parents=True, exist_ok=True)
-    for made in (TRAINING, HELD_OUT, INTERRUPTED, UNINTERRUPTED):
+    for made in (SEGMENTS, INTERRUPTED, UNINTERRUPTED):
         shutil.rmtree(output / made, ignore_errors=True)
 
 
@@ -112,29 +116,27 @@ def _record(path: Path, seconds: float, seed: int, report: Report) -> None:
     report(f"   {path}")
 
 
-def _convert(output: Path, seconds: float, report: Report) -> tuple[int, int]:
-    """Make both datasets; return the number of training windows and the number of units."""
-    report("2. Convert it to shards: the first part for training, the rest held out")
+def _convert(output: Path, report: Report) -> int:
+    """Store the recording in segments; return the number of units."""
+    report("2. Convert it once; windows are cut while training")
+    converter = NWBToWebDatasetConverter(
+        output / SEGMENTS, shard_size=SHARD_SIZE, layout="segments", segment_s=SEGMENT_S
+    )
+    converter.convert_nwb_file(output / RECORDING)
+    summary = converter.finalize()
+    report(f"   {summary['total_samples']} segments of {SEGMENT_S} s, {summary['total_shards']} shards")
+    return len(summary["modalities"]["spike_units"]["columns"])
+
+
+def parts_of(seconds: float) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Return the part of a recording to train on and the part that is held out: start and stop of each, in seconds."""
     boundary = round(TRAINING_PART * seconds)
-    parts = {TRAINING: (0.0, float(boundary)), HELD_OUT: (boundary + GUARD_S, float(seconds))}
-    for directory, interval in parts.items():
-        converter = NWBToWebDatasetConverter(
-            output / directory,
-            shard_size=SHARD_SIZE,
-            bin_size_ms=BIN_MS,
-            sequence_length=BINS,
-            overlap=0.5,
-            intervals=[interval],
-        )
-        converter.convert_nwb_file(output / RECORDING)
-        summary = converter.finalize()
-        windows, shards = summary["total_samples"], summary["total_shards"]
-        report(
-            f"   {interval[0]:g}-{interval[1]:g} s: {windows} windows of {BINS} bins of {BIN_MS} ms, {shards} shards"
-        )
-        if directory == TRAINING:
-            found = windows, summary["modalities"]["spikes"]["shape"][-1]
-    return found
+    return (0.0, float(boundary)), (boundary + GUARD_S, float(seconds))
+
+
+def _count_windows(job: Job, within: tuple[float, float]) -> int:
+    loader = create_webdataset_dataloader(job.shards, num_workers=0, windows=windows_within(within, jitter=True))
+    return int(loader.state_dict()["num_samples"])
 
 
 def _interrupt(job: Job, windows: int, report: Report) -> dict[str, Any]:
@@ -148,7 +150,7 @@ def _interrupt(job: Job, windows: int, report: Report) -> dict[str, Any]:
     saved = read_checkpoint(Path(job.directory))
     state = saved["loader"]
     report(f"   SIGKILL after batch {kill_at}; last checkpoint after batch {saved['step']}:")
-    report(f"   epoch {state['epoch']}, next: sample {state['sample_offset']} of shard {state['shard_idx']}")
+    report(f"   epoch {state['epoch']}, next: window {state['position']} of {state['num_samples']} in its order")
     return {"killed_after": kill_at, "resumed_after": saved["step"], "state": state}
 
 
@@ -186,11 +188,14 @@ def _compare(job: Job, uninterrupted: Job, interruption: dict[str, Any], report:
     return {"batches": len(reference), "redone": killed - resumed, "identical": True}
 
 
-def _evaluate(output: Path, job: Job, killed_after: int, report: Report) -> dict[str, Any]:
+def _evaluate(
+    output: Path, job: Job, held_out: tuple[float, float], killed_after: int, report: Report
+) -> dict[str, Any]:
     """Decode the held-out windows with the model of the resumed run, and draw the results."""
     report("7. Decode the position in the held-out part")
     weights = read_checkpoint(Path(job.directory))["decoder"]
-    heldout = decode(weights, output / HELD_OUT, output / TRAINING)
+    parts = [windows_within(part, jitter=False) for part in (held_out, job.within or (0.0, held_out[0]))]
+    heldout = decode(weights, output / SEGMENTS, *parts)
     report(
         f"   median error {heldout.error_cm:.1f} cm; constant guess of the mean position: {heldout.baseline_cm:.1f} cm"
     )

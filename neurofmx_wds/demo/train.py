@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 
-from .. import create_webdataset_dataloader
+from .. import Windows, create_webdataset_dataloader
 from ..storage.atomic import write_atomic
 from .decoder import Decoder, squared_error
 
 LOG, CHECKPOINT = "batches.jsonl", "checkpoint.pt"
+BIN_MS = 20
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Job:
     """Settings of a training run.
 
     Attributes:
-        shards: directory of the training shards.
+        shards: directory of the shards.
         directory: where the run keeps its log and checkpoint; it resumes from a checkpoint that it finds there.
         units: number of units in ``spikes``.
         epochs: number of passes over the data.
@@ -36,6 +37,8 @@ class Job:
         batch_size: windows in a batch.
         checkpoint_every: batches between checkpoints.
         kill_at: number of the batch, from 1, after which the process kills itself before saving; None: never.
+        within: the seconds (start, stop) of the recording from which training windows are cut; None: the shards hold
+            windows.
     """
 
     shards: str
@@ -46,6 +49,17 @@ class Job:
     batch_size: int = 16
     checkpoint_every: int = 10
     kill_at: int | None = None
+    within: tuple[float, float] | None = None
+
+
+def windows_within(seconds: tuple[float, float], jitter: bool) -> Windows:
+    """Return windows of 1 s in bins of 20 ms, one every half second.
+
+    Args:
+        seconds: start and stop of the part of the recording that they lie in.
+        jitter: whether they are moved at random, as is good for training.
+    """
+    return Windows(length_s=1, overlap=0.5, bin_ms=BIN_MS, jitter=jitter, within=[seconds])
 
 
 def train(job: Job) -> None:
@@ -56,7 +70,9 @@ def train(job: Job) -> None:
     directory = Path(job.directory)
     directory.mkdir(parents=True, exist_ok=True)
 
-    loader = create_webdataset_dataloader(job.shards, batch_size=job.batch_size, num_workers=0, seed=job.seed)
+    windows = None if job.within is None else windows_within(job.within, jitter=True)
+    options: dict[str, Any] = {"batch_size": job.batch_size, "num_workers": 0, "seed": job.seed}
+    loader = create_webdataset_dataloader(job.shards, windows=windows, **options)
     decoder = Decoder(job.units)
     optimizer = torch.optim.Adam(decoder.parameters(), lr=3e-3)
     step = 0
