@@ -163,7 +163,7 @@ def test_order_len_and_resume_are_those_of_the_same_selection(
 def test_group_and_select_choose_what_is_in_both(labelled: Callable[[str], Path]) -> None:
     loader = make(labelled("field"), group="invertebrates", select=lambda about: about["i"] % 2, shuffle=False)
     assert rows(loader) == [row for row in wanted("invertebrates").values() if row[0] % 2]
-    with pytest.raises(ValueError, match="fits none of the 7 samples of the group 'one'"):
+    with pytest.raises(ValueError, match="matches none of the 7 samples of the group 'one'"):
         make(labelled("both"), group="one", select={"label": 2})
 
 
@@ -393,7 +393,7 @@ def test_what_the_dataset_does_not_have_is_named(labelled: Callable[[str], Path]
     create_shards_from_arrays(tmp_path / "vectors", {"label": np.zeros((5, 2), "float32")})
     with pytest.raises(GroupError, match=r"shard_000000\.tar: a label is ndarray, neither a number nor a name"):
         make(tmp_path / "vectors", group="one")
-    with pytest.raises(ValueError, match="groups= goes together with group="):
+    with pytest.raises(ValueError, match="groups= needs group="):
         make(labelled("both"))
 
 
@@ -432,7 +432,7 @@ def test_samples_without_a_label_are_counted(tmp_path: Path, caplog: pytest.LogC
         (1, 1),
         (3, 0),
     ]
-    assert "5 of 10 samples have no label, so they are in no group" in caplog.text
+    assert "5 of 10 samples have no label, so they belong to no group" in caplog.text
 
 
 # --- datasets of links
@@ -512,7 +512,7 @@ def test_where_hard_links_cannot_be_they_are_symbolic(original: Path, monkeypatc
     assert sorted(rows(plainly(made))) == [*wanted("invertebrates").values()] and verify(made, deep=True).ok
     moved = original.rename(original.with_name("moved"))
     with pytest.raises(
-        ShardError, match=r"invertebrates/shard_000000\.tar: the shard that it links to has gone: .*orig"
+        ShardError, match=r"invertebrates/shard_000000\.tar: the shard that it links to is missing: .*orig"
     ):
         plainly(made)
     assert not verify(made).ok
@@ -520,7 +520,7 @@ def test_where_hard_links_cannot_be_they_are_symbolic(original: Path, monkeypatc
     with open(original / "shard_000000.tar", "ab") as tar:
         tar.write(bytes(512))
     with pytest.raises(
-        ShardError, match=r"shard_000000\.tar: the shard that it links to was changed: it has .* and had"
+        ShardError, match=r"shard_000000\.tar: the shard that it links to has changed: it has .* bytes, not"
     ):
         plainly(made)
 
@@ -528,7 +528,7 @@ def test_where_hard_links_cannot_be_they_are_symbolic(original: Path, monkeypatc
 def test_a_shard_changed_under_a_hard_link_is_named(original: Path) -> None:
     made = linked(original)
     os.truncate(original / "shard_000000.tar", 10_000)
-    with pytest.raises(ShardError, match=r"shard_000000\.tar: the shard that it links to was changed"):
+    with pytest.raises(ShardError, match=r"shard_000000\.tar: the shard that it links to has changed"):
         plainly(made)
 
 
@@ -539,7 +539,7 @@ def test_what_cannot_be_linked_is_refused(original: Path, tmp_path: Path) -> Non
         link_group(original, made, "one", GROUPS)
     with pytest.raises(OutputError, match="holds the input"):
         link_group(original, original, "one", GROUPS, overwrite=True)
-    with pytest.raises(GroupError, match="the dataset is itself made of a group"):
+    with pytest.raises(GroupError, match="the dataset is itself a group"):
         link_group(made, tmp_path / "again", "one", GROUPS)
     with pytest.raises(GroupError, match="no group 'two'"):
         link_group(original, tmp_path / "again", "two", GROUPS)

@@ -24,7 +24,7 @@ KINDS = (ReadOptions, OrderOptions, ProcessingOptions, BatchOptions, WorkerOptio
 BAD: list[tuple[Any, dict[str, Any], str]] = [
     (ReadOptions, {"io": "magic"}, 'io must be "auto", "mmap" or "pread", not \'magic\''),
     (ReadOptions, {"select": 3}, "select must be a mapping or a function of metadata, not 3"),
-    (ReadOptions, {"groups": {"a": [1]}}, "groups= goes together with group="),
+    (ReadOptions, {"groups": {"a": [1]}}, "groups= needs group="),
     (ReadOptions, {"checksums": "yes"}, "checksums must be True, False or None, not 'yes'"),
     (ReadOptions, {"cache_size": -1}, "cache_size must be a number of bytes, not -1"),
     (ReadOptions, {"modalities": [1]}, r"modalities must be names of fields, not \[1\]"),

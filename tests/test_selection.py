@@ -42,7 +42,7 @@ def described(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         ({"label": 1}, r"label is a field, and samples are chosen by their metadata, labels by group= and groups=$"),
         ({"spikes": 0, "column": 1}, r"spikes is a field, and samples are chosen by their metadata$"),
         ({"number": [1, 2], "column": 0}, r"no sample meets all conditions at once$"),
-        (lambda about: False, r"fits none of the 30 samples$"),
+        (lambda about: False, r"matches none of the 30 samples$"),
     ],
 )
 def test_why_no_sample_fits(described: Path, select: Any, told: str) -> None:

@@ -125,7 +125,7 @@ def test_a_state_goes_on_and_belongs_to_its_selection(both: tuple[Path, Path]) -
     ],
 )
 def test_why_no_window_fits(both: tuple[Path, Path], select: Any, told: str) -> None:
-    with pytest.raises(ValueError, match=rf"fits none of the \d+ windows; {told}"):
+    with pytest.raises(ValueError, match=rf"matches none of the \d+ windows; {told}"):
         load(both[1], select=select, windows=Windows(**WINDOWS))
 
 

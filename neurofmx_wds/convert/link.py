@@ -1,4 +1,4 @@
-"""A group as a dataset of its own, which refers to another one's shards and copies none of their data.
+"""Make a group of labels a dataset of its own, which links to the shards of another dataset and copies no data.
 
 Knows manifests, shards and labels; knows nothing of what is in a recording.
 """
@@ -36,26 +36,26 @@ def link_group(
     """Make a dataset of a group of labels, without copying data.
 
     It holds links to those shards in which the group has samples, under their own names and with their own indexes,
-    and a manifest that says which group it is. The loaders open it as they open the dataset itself with ``group=``:
-    they deliver the group's samples only, with labels 0 … n−1. A link is to a whole shard: the official webdataset
-    library, which knows nothing of groups, reads all of its samples.
+    and a manifest that names the group. Loaders read it like the original dataset with ``group=``: they deliver the
+    samples of the group only, with labels 0 … n−1. A link leads to a whole shard: the official webdataset library reads
+    all of its samples.
 
-    The links are hard links, so the group outlives the dataset. Where these cannot be, as across file systems, they
-    are symbolic links; then the dataset must stay where it is, and a loader says so if it does not.
+    The links are hard links, so the group outlives the original dataset. Where these are impossible, such as between
+    file systems, they are symbolic links; then the original dataset must stay in its place.
 
     Args:
         dataset_dir: the dataset's directory.
         output_dir: the new dataset's directory; new or empty unless `overwrite` is set.
         group: the group's name.
-        groups: what groups there are, see :meth:`~neurofmx_wds.format.groups.Group.of`; by default the dataset's own
-            file ``groups.yaml`` or ``groups.json`` says.
+        groups: the definitions of groups, see :meth:`~neurofmx_wds.format.groups.Group.of`; by default the file
+            ``groups.yaml`` or ``groups.json`` of the dataset.
         overwrite: replace an existing dataset, in one step.
 
     Returns:
         The new manifest. Its ``config["group"]`` has the group's name, its labels, and the number of their samples.
 
     Raises:
-        GroupError: there is no such group, the dataset does not have its labels, or is itself made of a group.
+        GroupError: there is no such group, the dataset does not have its labels, or is a group itself.
         FileNotFoundError, ShardError, ManifestError: the dataset cannot be opened.
         OutputError: the output is not empty, or cannot be written.
     """
@@ -63,8 +63,8 @@ def link_group(
     directory = Path(dataset_dir)
     shards = open_shards(directory, shard_pattern="*.tar*")
     if linked_group(shards.manifest) is not None:
-        remedy = "make it of the dataset that this one was made of"
-        raise GroupError("the dataset is itself made of a group", file=directory, remedy=remedy)
+        remedy = "link the group from the original dataset"
+        raise GroupError("the dataset is itself a group of another dataset", file=directory, remedy=remedy)
     refuse_inside([directory], output_dir)
     wanted = Group.of(group, groups, directory)
     ids, _ = group_samples(shards, wanted)
@@ -87,9 +87,11 @@ def _link(shard: Path, place: Path) -> None:
     try:
         try:
             os.link(original, place)
-        except OSError as error:  # another file system, somebody else's file, too many links: the kernel has many names
-            logging.getLogger("neurofmx_wds").info("%s: %s, so it is a symbolic link", place.name, error.strerror)
+        except OSError as error:  # another file system, another user's file, too many links: the error number varies
+            logging.getLogger("neurofmx_wds").info(
+                "%s: made a symbolic link, as a hard link is impossible: %s", place.name, error.strerror
+            )
             os.symlink(original, place)
     except OSError as error:
         problem = f"cannot link {original}: {error.strerror}"
-        raise OutputError(problem, file=place, remedy="free space, or choose another place") from error
+        raise OutputError(problem, file=place, remedy="free disk space, or choose another output directory") from error

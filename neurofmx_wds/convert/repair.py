@@ -1,4 +1,4 @@
-"""Damaged shards of a dataset made again from the recordings, byte for byte as they were; the others stay.
+"""Make damaged shards of a dataset again from the recordings, with the same bytes; other shards are not touched.
 
 Knows manifests, plans and shards; knows nothing of what is in a recording.
 """
@@ -38,21 +38,21 @@ def repair(
 ) -> list[str]:
     """Make the missing and damaged shards of a dataset again, and their indexes.
 
-    Every byte of the dataset is read. What is made is put in its place only if it has the checksum that the manifest
-    tells, each shard in one step; killed and run again, it is finished.
+    Every byte of the dataset is read. A new shard replaces the damaged one, in one step, only if it has the checksum in
+    the manifest. A repair that was killed can be run again.
 
     Args:
-        paths: the recordings that the dataset was made of, in any order.
+        paths: the recordings that the dataset was converted from, in any order.
         output: the dataset's directory, and how its shards were written.
-        config: how the files are read; as it was for the dataset.
-        workers: who does the work.
+        config: how the files are read: the settings of the original conversion.
+        workers: the processes that do the work.
 
     Returns:
         The shards that were made again.
 
     Raises:
         SourceError: a recording is missing, has changed or cannot be read.
-        OutputError: there is no such dataset, it was made with other settings, or by a program that made other bytes.
+        OutputError: there is no such dataset, it was made with other settings, or by a version that writes other bytes.
         ManifestError: its manifest is damaged.
     """
     dataset_dir = output.directory
@@ -65,20 +65,20 @@ def repair(
         staging_beside(dataset_dir) as staged,
         workers.start() as work,
     ):
-        for left in staged.path.glob(f"{_ASIDE}*"):  # by a run that was killed
+        for left in staged.path.glob(f"{_ASIDE}*"):  # left by a killed run
             shutil.rmtree(left)
         manifest = Manifest.load(staged.target)
-        told = differences(manifest.config, plan.to_json())
-        if told:
-            problem = f"the dataset was made with other settings: {'; '.join(told)}"
-            raise OutputError(problem, file=dataset_dir, remedy="give the same again")
+        found = differences(manifest.config, plan.to_json())
+        if found:
+            problem = f"the dataset was made with other settings: {'; '.join(found)}"
+            raise OutputError(problem, file=dataset_dir, remedy="repeat the settings of the conversion")
         good = list(work.apply(functools.partial(_is_good, staged.target), manifest.shards))
         if all(good):
             return []
         plan = replace(plan, entries=_sources(manifest, look_at(names, config, work)))
         ends = [0, *itertools.accumulate(record.n_samples for record in manifest.shards)]
         if plan.n_samples != ends[-1]:
-            problem = f"the recordings give {plan.n_samples} samples now, the dataset has {ends[-1]}"
+            problem = f"the recordings yield {plan.n_samples} samples now, the dataset has {ends[-1]}"
             raise OutputError(problem, file=dataset_dir, remedy="convert again, with --overwrite")
         bad = [(manifest.shards[k], plan.shard(manifest.shards[k].shard_name, *ends[k : k + 2]))
                for k in range(len(good)) if not good[k]]  # fmt: skip
@@ -93,8 +93,8 @@ def _is_good(directory: Path, record: ShardRecord) -> bool:
     path = directory / record.shard_name
     try:
         index = ShardIndex.load(index_path(path))
-        told = (index.n_samples, index.file_size, index.sha256)
-        return told == (record.n_samples, record.n_bytes, record.sha256) and file_sha256(path) == record.sha256
+        found = (index.n_samples, index.file_size, index.sha256)
+        return found == (record.n_samples, record.n_bytes, record.sha256) and file_sha256(path) == record.sha256
     except (OSError, ShardError):
         return False
 
@@ -106,15 +106,19 @@ def _sources(manifest: Manifest, entries: Sequence[PlannedSource | SourceError])
     for report in wanted:
         if identity_of(report) not in given:
             unread = [entry for entry in entries if isinstance(entry, SourceError)]
-            problem = "the dataset was made of this recording, which is not among those given, or has changed"
-            raise unread[0] if unread else SourceError(problem, file=report["path"], remedy="give it too, as it was")
+            problem = "the dataset was converted from this recording, which is missing among the inputs, or has changed"
+            raise (
+                unread[0]
+                if unread
+                else SourceError(problem, file=report["path"], remedy="add the original file to the inputs")
+            )
     return tuple(given[identity_of(report) or ""] for report in wanted)
 
 
 def _put_back(aside: Path, directory: Path, record: ShardRecord) -> None:
     made = ShardIndex.load(index_path(aside / record.shard_name))
     if made.sha256 != record.sha256:
-        problem = "the shard comes out otherwise than it was, perhaps because another version made it"
+        problem = "the new shard differs from the original, perhaps because another version wrote that"
         remedy = "convert again, with --overwrite"
         raise OutputError(problem, file=directory / record.shard_name, remedy=remedy)
     try:
@@ -122,5 +126,7 @@ def _put_back(aside: Path, directory: Path, record: ShardRecord) -> None:
             os.replace(aside / name, directory / name)
         fsync_path(directory)
     except OSError as error:
-        problem = f"cannot be put in its place: {error.strerror}"
-        raise OutputError(problem, file=directory / record.shard_name, remedy="mend that and run again") from error
+        problem = f"the repaired shard cannot replace it: {error.strerror}"
+        raise OutputError(
+            problem, file=directory / record.shard_name, remedy="fix the cause and repeat the command"
+        ) from error

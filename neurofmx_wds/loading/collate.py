@@ -61,7 +61,7 @@ class MetadataList:
         return [*other, *self]
 
     def index(self, value: object) -> int:
-        """The first place of a sample with this metadata.
+        """Return the first place of a sample with this metadata.
 
         Raises:
             ValueError: there is none.
@@ -100,7 +100,7 @@ def torch_dtype(dtype: str) -> torch.dtype | None:
 
 
 def to_tensor(array: np.ndarray) -> torch.Tensor | np.ndarray:
-    """The array as a tensor that shares its memory; as it is where torch has no such dtype (strings, dates)."""
+    """Return the array as a tensor that shares its memory; unchanged where torch has no such dtype (strings, dates)."""
     array = _native(array)
     if not array.flags.writeable:
         array = array.copy()
@@ -113,7 +113,7 @@ def to_tensor(array: np.ndarray) -> torch.Tensor | np.ndarray:
 
 
 def to_array(tensor: torch.Tensor) -> np.ndarray | torch.Tensor:
-    """The tensor as an array that shares its memory; as it is where numpy has no such dtype (bfloat16)."""
+    """Return the tensor as an array that shares its memory; unchanged where numpy has no such dtype (bfloat16)."""
     try:
         return tensor.numpy(force=True)  # without its gradient
     except TypeError:

@@ -130,7 +130,8 @@ def gather_rows(
         cut: the windows.
         field: what the series is called in the segments.
         sources: the series, each with a rate and without gaps.
-        low, high: int64 (n_windows,).
+        low: int64 (n_windows,), number of the first sample.
+        high: int64 (n_windows,), number after the last sample.
         times: int64 (n_windows,), ns, when sample `low` is.
 
     Returns:

@@ -23,7 +23,7 @@ class Order(Protocol):
 
     @property
     def epoch(self) -> int:
-        """The epoch, 0, 1, …"""
+        """The number of the epoch, from 0."""
 
     @property
     def seed(self) -> int:

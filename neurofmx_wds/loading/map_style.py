@@ -20,13 +20,13 @@ from .options import OrderOptions
 
 
 class MapStyle(Protocol):
-    """What has a length and items: torch's map-style datasets, lists, arrays of samples."""
+    """An object with a length and items: a map-style dataset of torch, a list, an array of samples."""
 
     def __len__(self) -> int:
-        """How many items."""
+        """Return the number of items."""
 
     def __getitem__(self, index: int, /) -> Any:
-        """One of them."""
+        """Return an item."""
 
 
 class MapStyleReader:
@@ -63,14 +63,14 @@ class MapStyleReader:
         return 0
 
     def read_samples(self, ids: np.ndarray) -> list[dict[str, Any]]:
-        """The samples with these ids, each a dict of its values, ``metadata`` and ``__key__``."""
+        """Return the samples with these ids, each a dict of its values, ``metadata`` and ``__key__``."""
         return [self._sample(i) for i in ids.tolist()]
 
     def expect_share(self, share: float) -> None:
         """Do nothing: a dataset's items may be any work."""
 
     def read_batch(self, ids: np.ndarray, memory: Memory | None = None) -> dict[str, Any]:
-        """The same as a batch."""
+        """Return these samples as a batch."""
         return collate_webdataset(self.read_samples(ids)) if len(ids) else {}
 
     def of_epoch(self, seed: int, epoch: int) -> MapStyleReader:
@@ -78,14 +78,14 @@ class MapStyleReader:
         return self
 
     def dataset_ids(self, ids: np.ndarray) -> np.ndarray:
-        """The samples' places in the whole dataset: there is no selection here."""
+        """Return the samples' places in the whole dataset, which are their ids: there is no selection here."""
         return ids
 
     def file(self, sample_id: int) -> None:
         """Items are in no file."""
 
     def name(self, sample_id: int) -> tuple[None, str]:
-        """File (there is none) and key of a sample."""
+        """Return the file of a sample, None, and its key."""
         return None, str(sample_id)
 
     def _sample(self, i: int) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class Memory(Protocol):
     """Where a batch's tensors are made."""
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """A tensor of this shape, its content undefined."""
+        """Return a tensor of this shape, its content undefined."""
 
     def with_rows(self, shape: Sequence[int], dtype: torch.dtype) -> tuple[torch.Tensor, Rows]:
         """Such a tensor, of a dtype that numpy has and with at least one row, and its bytes."""
@@ -67,7 +67,7 @@ class _Lease(weakref.ref[Any]):
 
 
 def _on_huge_pages(like: np.ndarray) -> np.ndarray:
-    """An array like this one (untouched so far), which numpy asks the system to put on pages of 2 MiB."""
+    """Return an array like this (untouched) one, for which numpy asks the system for pages of 2 MiB."""
     raw = np.empty(like.nbytes + ALIGNMENT, np.uint8)
     begin = -raw.ctypes.data % ALIGNMENT
     return raw[begin : begin + like.nbytes].view(like.dtype).reshape(like.shape)
@@ -89,7 +89,7 @@ class BatchMemory:
         self._most_lent = 0  # bytes at once
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """A tensor of this shape, its content undefined."""
+        """Return a tensor of this shape, its content undefined."""
         if self.pinned or dtype not in _NUMPY_HAS or not (shape and shape[0]):
             return torch.empty(*shape, dtype=dtype, pin_memory=self.pinned)
         return self._lend(shape, dtype)[0]
@@ -140,7 +140,7 @@ class BatchMemory:
                 free -= sum(base.nbytes for base, _ in self._free.popitem(last=False)[1])
 
     def pin(self, batch: Any) -> Any:
-        """The batch with its tensors in page-locked memory, where that is given out; whatever is no dict stays."""
+        """Return the batch with its tensors in page-locked memory, if used; anything but a dict stays as it is."""
         if not self.pinned or not isinstance(batch, dict):
             return batch
         return {

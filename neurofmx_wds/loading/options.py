@@ -110,11 +110,7 @@ class ReadOptions:
         check_filling(self.pad_units, self.fill)
         if not isinstance(self.vocabulary, (bool, Vocabulary)):
             raise ValueError(f"vocabulary must be True, False or a Vocabulary, not {self.vocabulary!r}")
-        if self.units is not None:
-            try:
-                Choice(self.units)
-            except ValueError as error:
-                raise ValueError(f"units={self.units!r:.200}: {error}") from None
+        _check_units(self.units)
         Objects(self.storage_options)  # refuses bad ones
         object.__setattr__(self, "prefetch_bytes", parse_size(self.prefetch_bytes, "prefetch_bytes"))
         if self.io not in ("auto", "mmap", "pread"):
@@ -122,18 +118,14 @@ class ReadOptions:
         if not (self.select is None or callable(self.select) or isinstance(self.select, Mapping)):
             raise ValueError(f"select must be a mapping or a function of metadata, not {self.select!r}")
         if self.group is None and self.groups is not None:
-            raise ValueError("groups= goes together with group=, the name of the one that is wanted")
+            raise ValueError("groups= needs group=, the name of a group")
         if self.checksums not in (None, True, False):
             raise ValueError(f"checksums must be True, False or None, not {self.checksums!r}")
         if not (isinstance(self.cache_size, (int, float, np.integer)) and self.cache_size >= 0):
             raise ValueError(f"cache_size must be a number of bytes, not {self.cache_size!r}")
         if self.windows is not None and self.group is not None:
             raise ValueError("group chooses stored samples and windows cuts new ones: use one of them")
-        if self.modalities is not None:
-            names = (self.modalities,) if isinstance(self.modalities, str) else tuple(self.modalities)
-            if not all(isinstance(name, str) for name in names):
-                raise ValueError(f"modalities must be names of fields, not {self.modalities!r}")
-            object.__setattr__(self, "modalities", names)
+        object.__setattr__(self, "modalities", _names(self.modalities))
         self._check_several()
 
     @property
@@ -162,6 +154,23 @@ class ReadOptions:
     def is_mixture(self) -> bool:
         """Whether several datasets are given."""
         return isinstance(self.shard_dir, (Mapping, Mixture))
+
+
+def _check_units(units: str | None) -> None:
+    if units is not None:
+        try:
+            Choice(units)
+        except ValueError as error:
+            raise ValueError(f"units={units!r:.200}: {error}") from None
+
+
+def _names(modalities: Sequence[str] | str | None) -> tuple[str, ...] | None:
+    if modalities is None:
+        return None
+    names = (modalities,) if isinstance(modalities, str) else tuple(modalities)
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"modalities must be names of fields, not {modalities!r}")
+    return names
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -245,7 +245,7 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
     def batched(
         self, batchsize: int, collation_fn: Collate | None = wds.filters.default_collation_fn, partial: bool = True
     ) -> ResumablePipeline:
-        """webdataset's ``batched``, but a batch is handed on once it is full: theirs first takes one sample more."""
+        """Collect items to batches as webdataset does, but yield a full batch before taking another item."""
         return self.compose(Batched(batchsize, collation_fn, partial))
 
     def iterator(self) -> Iterator[Any]:
@@ -270,7 +270,7 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
         self.progress.deliver(run)  # also what stages have made nothing of
 
     def _deliver(self, run: object) -> Iterator[Any]:
-        """What this rank gets, noted as it is taken."""
+        """Yield what this rank gets, and note it."""
         epoch, first = self.progress.epoch, self.progress.position
         rank, world_size = self.rank, self.world_size
         size = (len(self.order), self.batch_size, world_size, self.drop_last)

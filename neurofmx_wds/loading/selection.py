@@ -1,4 +1,4 @@
-"""Which samples of a dataset are to be seen, by their metadata and their labels.
+"""Choose samples of a dataset by their metadata and their labels.
 
 Knows shards and their indexes; knows nothing of order, batches or training.
 """
@@ -37,8 +37,8 @@ from ..storage.checksums import crc32_of
 
 logger = logging.getLogger("neurofmx_wds")
 
-_SEVERAL = (list, tuple, set, frozenset)  # in select=, of which one must fit
-_MOST_VALUES = 1000  # of a column, kept for a message
+_SEVERAL = (list, tuple, set, frozenset)  # values in select= of which one must match
+_MOST_VALUES = 1000  # of a column, kept for an error message
 
 Select = Mapping[str, Any] | Callable[[dict[str, Any]], bool]
 
@@ -46,69 +46,69 @@ Select = Mapping[str, Any] | Callable[[dict[str, Any]], bool]
 def choose_samples(
     shards: ShardSet, select: Select | None, group: str | None, groups: Groups | None, checksums: bool = True
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """What `select`, `group` and `groups` of :class:`~neurofmx_wds.WebDatasetLoader` mean for a dataset.
+    """Apply `select`, `group` and `groups` of :class:`~neurofmx_wds.WebDatasetLoader` to a dataset.
 
     Returns:
-        Ids of the samples to be seen, ascending, int64 (None for all), and what stands for the label of each, int64
-        (None without a group).
+        The ids of the chosen samples, ascending, int64 (None: all), and the new label of each, int64 (None without a
+        group).
 
     Raises:
         GroupError: there is no such group, or the dataset does not have its labels.
-        ValueError: no sample fits.
+        ValueError: no sample matches.
     """
     selected = None if select is None else select_samples(shards, select)
-    wanted = _group_of(shards, group, groups)
-    if wanted is None:
+    requested = _group_of(shards, group, groups)
+    if requested is None:
         return selected, None
-    ids, labels = group_samples(shards, wanted, checksums)
+    ids, labels = group_samples(shards, requested, checksums)
     if selected is None:
         return ids, labels
     common, _, places = np.intersect1d(selected, ids, assume_unique=True, return_indices=True)
     if not len(common):
-        raise ValueError(f"select={select!r} fits none of the {len(ids)} samples of the group {wanted.name!r}")
+        raise ValueError(f"select={select!r} matches none of the {len(ids)} samples of the group {requested.name!r}")
     return common, labels[places]
 
 
 def _group_of(shards: ShardSet, group: str | None, groups: Groups | None) -> Group | None:
-    """The group asked for, or the one that the dataset was made of."""
+    """Return the requested group, or the group that the dataset consists of."""
     linked = linked_group(shards.manifest)
     if group is None:
         if groups is not None:
-            raise ValueError("groups= goes together with group=, the name of the one that is wanted")
+            raise ValueError("groups= needs group=, the name of a group")
         for path, record in zip(shards.paths if linked else [], shards.records, strict=False):
             _check_link(path, record)
         return linked
     directory = shards.paths[0].parent if shards.paths else Path()
     if linked is not None:
-        remedy = "leave group= out, or select from the dataset that it was made of"
+        remedy = "leave group= out, or select from the original dataset"
         raise GroupError(f"the dataset is the group {linked.name!r} already", file=directory, remedy=remedy)
     return Group.of(group, groups, directory)
 
 
 def _check_link(path: Path, record: ShardRecord) -> None:
-    """Refuse a shard that is no longer what a group was made of; others are looked at when they are read."""
+    """Reject a shard that was removed or replaced since the group was made; other changes are found when reading."""
     try:
         size = path.stat().st_size
     except FileNotFoundError as error:
-        problem = f"the shard that it links to has gone: {os.readlink(path)}"
-        raise ShardError(problem, file=path, remedy="bring it back, or make the group again") from error
+        problem = f"the shard that it links to is missing: {os.readlink(path)}"
+        raise ShardError(problem, file=path, remedy="restore it, or make the group again") from error
     if size != record.n_bytes:
-        problem = f"the shard that it links to was changed: it has {size} bytes, and had {record.n_bytes}"
+        problem = f"the shard that it links to has changed: it has {size} bytes, not {record.n_bytes}"
         raise ShardError(problem, file=path, remedy="restore it, or make the group again")
 
 
 def select_samples(shards: ShardSet, select: Select) -> np.ndarray:
-    """The samples whose metadata, held in the indexes, fits.
+    """Return the samples whose metadata, read from the indexes, match.
 
     Args:
         shards: the dataset.
-        select: ``{name: value or list of values}``, all of which must fit, or ``f(metadata) -> bool``.
+        select: ``{name: value or list of values}``, all of which must match, or ``f(metadata) -> bool``.
 
     Returns:
         Sample ids, ascending, int64.
 
     Raises:
-        ValueError: no sample fits; it says what there is.
+        ValueError: no sample matches; the message lists the values that occur.
         NeurofmxError: `select` raised.
 
     Example:
@@ -129,7 +129,7 @@ def select_samples(shards: ShardSet, select: Select) -> np.ndarray:
         first += shards.index(i).n_samples
     if not selected:
         why = "" if callable(select) else _why_none(shards, select)
-        raise ValueError(f"select={select!r} fits none of the {first} samples{why}")
+        raise ValueError(f"select={select!r} matches none of the {first} samples{why}")
     return np.array(selected, np.int64)
 
 
@@ -157,7 +157,7 @@ def as_function(select: Select) -> Callable[[dict[str, Any]], bool]:
 
 
 def ask(fits: Callable[[dict[str, Any]], bool], metadata: dict[str, Any], file: Path | str, sample: str) -> bool:
-    """Return whether metadata fit.
+    """Return whether metadata match.
 
     Raises:
         NeurofmxError: `fits` raised; it names the file and the sample.
@@ -171,7 +171,7 @@ def ask(fits: Callable[[dict[str, Any]], bool], metadata: dict[str, Any], file: 
 
 
 def _fitting(shards: ShardSet, i: int, fits: Callable[[dict[str, Any]], bool]) -> list[int]:
-    """Places in shard i of the samples that fit."""
+    """Return the places in shard i of the samples that match."""
     index = shards.index(i)
     file, keys = shards.paths[i], index.sample_keys
     return [place for place, about in enumerate(_metadata(index)) if ask(fits, about, file, keys[place])]
@@ -184,7 +184,7 @@ def _why_none(shards: ShardSet, select: Mapping[str, Any]) -> str:
 
 
 def why_none(metadata: Iterable[Mapping[str, Any]], select: Mapping[str, Any], fields: Container[str]) -> str:
-    """Return what no sample meets of a selection that fits none, and what there is instead.
+    """Return which conditions of a selection no sample meets, and the values that occur instead.
 
     Args:
         metadata: of every sample.
@@ -223,7 +223,7 @@ def _fits(wanted: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
 
 
 def _metadata(index: ShardIndex) -> list[dict[str, Any]]:
-    """The metadata of a shard's samples; empty where there are none. Parsed in one go: that is twice as fast."""
+    """Return the metadata of a shard's samples, empty if absent. They are parsed together: that is twice as fast."""
     texts = index.sample_metadata
     try:
         found = json.loads(b"[" + b",".join(text or b"{}" for text in texts) + b"]")
@@ -235,7 +235,7 @@ def _metadata(index: ShardIndex) -> list[dict[str, Any]]:
 
 
 def group_samples(shards: ShardSet, group: Group, checksums: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """The samples that belong to a group.
+    """Return the samples that belong to a group.
 
     A sample's label is ``label`` in its metadata, and its name ``label_name``: the index holds them, so that no tar is
     read. Where a shard's metadata lack labels, its field ``label`` is read, and nothing else.
@@ -246,10 +246,10 @@ def group_samples(shards: ShardSet, group: Group, checksums: bool = True) -> tup
         checksums: compare the fields that are read with the checksums in the index, where it has them.
 
     Returns:
-        Sample ids, ascending, int64, and for each its label's place in the group, int64.
+        Sample ids, ascending, int64, and the place of each sample's label in the group, int64.
 
     Raises:
-        GroupError: the samples have no labels, or none has one of those wanted.
+        GroupError: the samples have no labels, or no label of the group occurs.
         ShardError: a shard is missing or damaged, or a label is.
     """
     names = _class_names(shards)
@@ -269,13 +269,13 @@ def group_samples(shards: ShardSet, group: Group, checksums: bool = True) -> tup
 
 
 def _class_names(shards: ShardSet) -> list[str]:
-    """What labels 0, 1, … are called, where the manifest says so."""
+    """Return the names of the labels 0, 1, …, if the manifest has them."""
     names = shards.manifest.modalities.get("label", {}).get("names") if shards.manifest else None
     return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def _places(group: Group, names: Sequence[str]) -> dict[Any, int]:
-    """Label, by number and by name, → its place in the group."""
+    """Return label, by number and by name, → its place in the group."""
     times = Counter(names)
     known = {name: number for number, name in enumerate(names) if times[name] == 1}
     numbers = [known.get(label, label) if isinstance(label, str) else label for label in group.labels]
@@ -286,7 +286,7 @@ def _places(group: Group, names: Sequence[str]) -> dict[Any, int]:
 
 
 def _labels(shards: ShardSet, i: int, checksums: bool) -> list[tuple[Any, Any]]:
-    """Label and name of each sample of shard i; None for what it does not have."""
+    """Return label and name of each sample of shard i; None if absent."""
     metadata = _metadata(shards.index(i))
     labels = [about.get("label") for about in metadata]
     names = [about.get("label_name") for about in metadata]
@@ -300,7 +300,7 @@ def _labels(shards: ShardSet, i: int, checksums: bool) -> list[tuple[Any, Any]]:
 
 
 def _read_labels(shards: ShardSet, i: int, column: Column, checksums: bool) -> list[Any]:
-    """The field ``label`` of each sample of shard i, None where it has none; no other byte of the tar is read."""
+    """Return the field ``label`` of each sample of shard i, None if absent; no other byte of the tar is read."""
     places = list(zip(column.offset.tolist(), column.size.tolist(), strict=True))
     shards.expect_field(i, column)
     with shards.open(i) as stream:
@@ -351,7 +351,7 @@ def _check_found(
     if missing:
         logger.warning("%s", problem)
     if n_bare:
-        logger.warning("%d of %d samples have no label, so they are in no group", n_bare, n_samples)
+        logger.warning("%d of %d samples have no label, so they belong to no group", n_bare, n_samples)
 
 
 def _in_order(label_and_name: tuple[Any, Any]) -> tuple[Any, ...]:

@@ -66,7 +66,7 @@ class Stretches:
         if n_windows and select is not None and not len(every):
             fields = {name for each in recordings for name in each.describe_fields()}
             reason = "" if callable(select) else why_none(_all_metadata(recordings), select, fields)
-            raise ValueError(f"select={select!r} fits none of the {n_windows} windows{reason}")
+            raise ValueError(f"select={select!r} matches none of the {n_windows} windows{reason}")
         return cls(*every.T.copy())
 
 

@@ -158,7 +158,7 @@ class WindowReader:
         return np.searchsorted(self._starts, ids, side="right") - 1
 
     def file(self, sample_id: int) -> None:
-        """A window may be cut from several shards."""
+        """Return None: a window may be cut from several shards."""
 
     def name(self, sample_id: int) -> tuple[Path | None, str]:
         """Return the recording and the key of a window, to name it in an error."""

@@ -35,11 +35,18 @@ class OpenRecording(AnyRecording, Protocol):
     """A recording whose samples can be read."""
 
     @property
-    def to_align(self) -> Sequence[Alignable]: ...
-    def close(self) -> None: ...
+    def to_align(self) -> Sequence[Alignable]:
+        """Tables whose rows windows can be aligned to."""
+
     @property
-    def unit_paths(self) -> tuple[str, ...]: ...
-    def not_taken(self, modalities: Sequence[str], paths: Collection[str]) -> list[dict[str, str]]: ...
+    def unit_paths(self) -> tuple[str, ...]:
+        """Paths of the tables of units."""
+
+    def close(self) -> None:
+        """Close the file."""
+
+    def not_taken(self, modalities: Sequence[str], paths: Collection[str]) -> list[dict[str, str]]:
+        """Return the objects of the file that are not converted: path, type, reason and remedy of each."""
 
 
 class RecordingSource(WindowedRecording):
@@ -96,6 +103,7 @@ class RecordingSource(WindowedRecording):
         return f"{told}; outside invalid_times: {_extent(plan.valid)} ({remedy})"
 
     def report_on(self, empty: str) -> dict[str, Any]:
+        """Return the entry of the recording in the manifest."""
         plan, recording = self.plan, self.recording
         report: dict[str, Any] = {
             "path": self._name,

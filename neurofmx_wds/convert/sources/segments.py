@@ -235,7 +235,7 @@ def _n_rows(table: Intervals) -> int:
 
 
 def _with_distinct_fields(held: Iterable[Held]) -> list[Held]:
-    """Number the fields of series that would have the name of another array of the recording."""
+    """Return the series with a number at the end of each field that another array of the recording has, too."""
     taken: set[str] = set()
     distinct = []
     for each in held:

@@ -330,6 +330,20 @@ class WindowConfig(Chosen):
     )
 
     def __post_init__(self) -> None:
+        self._normalize()
+        super().__post_init__()
+        self._check_modalities()
+        self._check_layout()
+        if self.align is not None:
+            self._check_aligned()
+            object.__setattr__(self, "sequence_length", self.bins_before + self.bins_after)
+        for each in options_of(self):
+            if each.name in ("event", "before_s", "after_s") and self.align is None:
+                if getattr(self, each.name) != each.default:
+                    raise refused(self, each.name, "goes together with align")
+
+    def _normalize(self) -> None:
+        """Bring values into the form that JSON holds, so that a configuration read from a manifest is equal."""
         if self.intervals is not None:
             pairs = tuple((_seconds(start), _seconds(stop)) for start, stop in self.intervals)
             object.__setattr__(self, "intervals", pairs)
@@ -338,10 +352,11 @@ class WindowConfig(Chosen):
                 object.__setattr__(self, name, tuple(tuple(map(_as_text, line)) for line in lines))
         if self.transposed is not None:
             object.__setattr__(self, "transposed", tuple(self.transposed))
-        for each in options_of(self):  # as JSON holds it, so that a configuration read from a manifest is equal
+        for each in options_of(self):
             if isinstance(value := getattr(self, each.name), Fraction):
                 object.__setattr__(self, each.name, str(value))
-        super().__post_init__()
+
+    def _check_modalities(self) -> None:
         for name in _CHOICES:
             if getattr(self, name) is not None:
                 try:
@@ -356,14 +371,6 @@ class WindowConfig(Chosen):
         except ValueError:
             why = "too large, or too fine a fraction, for 64-bit time"
             raise refused(self, "bin_size_ms", why) from None
-        self._check_layout()
-        if self.align is not None:
-            self._check_aligned()
-            object.__setattr__(self, "sequence_length", self.bins_before + self.bins_after)
-        for each in options_of(self):
-            if each.name in ("event", "before_s", "after_s") and self.align is None:
-                if getattr(self, each.name) != each.default:
-                    raise refused(self, each.name, "goes together with align")
 
     def _check_layout(self) -> None:
         """Refuse settings that the layout does not heed."""
