@@ -30,7 +30,7 @@ def find_inputs(given: Sequence[str], kind: str) -> list[str]:
 
 
 def listed(given: Sequence[str], text: str = "") -> list[str]:
-    """Return the inputs that were given, with ``@FILE`` replaced by the lines of a file, and ``-`` by a text's.
+    r"""Return the inputs that were given, with ``@FILE`` replaced by the lines of a file, and ``-`` by a text's.
 
     Blank lines and those that begin with # are left out. Lines may also be separated by NUL.
 
@@ -42,7 +42,7 @@ def listed(given: Sequence[str], text: str = "") -> list[str]:
         SourceError: a list cannot be read, or names nothing.
 
     Example:
-        >>> listed(["a.nwb", "-"], "# mine\\nb.nwb\\n")
+        >>> listed(["a.nwb", "-"], "# mine\nb.nwb\n")
         ['a.nwb', 'b.nwb']
     """
     found: list[str] = []

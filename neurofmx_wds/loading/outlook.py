@@ -26,8 +26,9 @@ class Outlook:
     horizon: int
 
     def next_use(self, ids: np.ndarray) -> np.ndarray:
-        """Return how many samples are read before each of these, int64 (n,); -1: it was requested already, here
-            or by a process of the job that is a little behind.
+        """Return how many samples are read before each of these, int64 (n,).
+
+        -1: it was requested already, here or by a process of the job that is a little behind.
 
         Args:
             ids: sample ids, shape (n,), int64.
