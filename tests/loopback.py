@@ -25,7 +25,9 @@ class Loopback:
         files: what it serves; may be changed at any time.
         requests: (method, path, first byte, last byte) of every request; the bytes of a GET with a range only.
         fault: asked before every GET of a file with (path, number of this GET from 0, bytes wanted): a status to answer
-            instead, "drop" to cut the connection in mid-body, "short" to end the body early but properly, or None.
+            instead, "drop" to cut the connection in mid-body, "short" to end the body early but properly, "flip" to
+            turn a bit over, "other" to answer with another range, "hang" to send nothing, "trickle" to send a byte now
+            and then, or None.
         ranges: "yes", "no" (ignored, as by Python's own server) or "refused" (says so).
         tags: whether it tells ETag and Last-Modified.
         password: "user:password" that must be given, or None.
@@ -39,6 +41,7 @@ class Loopback:
         self.tags = True
         self.retry_after: str | None = None
         self.queries: list[str] = []
+        self.closed = threading.Event()
         self.connections: set[socket.socket] = set()
         self._gets = 0
         self._lock = threading.Lock()
@@ -66,6 +69,7 @@ class Loopback:
 
     def close(self) -> None:
         """Ends it, and the connections that clients keep."""
+        self.closed.set()
         self._server.shutdown()
         for connection in list(self.connections):
             with contextlib.suppress(OSError):
@@ -137,12 +141,36 @@ class _Handler(BaseHTTPRequestHandler):
         if head:
             return self._send(200, whole, headers, head=True)
         is_other = self.headers.get("If-Match", headers.get("ETag")) != headers.get("ETag")
-        fault = 412 if is_other else owner.next_fault(path, len(body))
+        self._send_with(412 if is_other else owner.next_fault(path, len(body)), status, body, headers)
+
+    def _send_with(self, fault: int | str | None, status: int, body: bytes, headers: dict[str, str]) -> None:
+        """Send an answer with something wrong in it."""
+        retry_after = self.server_of.retry_after
         if isinstance(fault, int):
-            return self._send(fault, b"no", {"Retry-After": owner.retry_after} if owner.retry_after else {})
+            return self._send(fault, b"no", {"Retry-After": retry_after} if retry_after else {})
+        if fault in ("hang", "trickle"):
+            return self._dawdle(status, body, headers, fault)
         if fault == "short":
             body = body[: len(body) // 2]
+        elif fault == "flip":
+            body = bytes([*body[:-1], body[-1] ^ 1])
+        elif fault == "other" and "Content-Range" in headers:
+            headers["Content-Range"] = re.sub(r"\d+", lambda found: str(int(found[0]) + 1), headers["Content-Range"])
         self._send(status, body, headers, drop=fault == "drop")
+
+    def _dawdle(self, status: int, body: bytes, headers: dict[str, str], fault: str) -> None:
+        """Send nothing, or a byte now and then, until the server is closed or the client hangs up."""
+        closed, sent = self.server_of.closed, 0
+        if fault == "trickle":
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+        while not closed.wait(0.05) and fault == "trickle" and sent < len(body):
+            self.wfile.write(body[sent : sent + 1])
+            self.wfile.flush()
+            sent += 1
+        self.close_connection = True
 
     def _directory(self, path: str) -> None:
         inside = path.rstrip("/") + "/" if path.strip("/") else ""

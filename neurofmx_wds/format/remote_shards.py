@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, cast
 
-from ..errors import CONVERT_FIRST, NeurofmxError, ShardError, ShardIndexError
+from ..errors import CONVERT_FIRST, ManifestError, NeurofmxError, ShardError, ShardIndexError
 from ..storage.atomic import write_atomic
 from ..storage.blocks import BLOCK, joined
 from ..storage.cache import ShardCache, decompressed, is_compressed, is_packed
@@ -111,7 +111,13 @@ class RemoteShardSet(ShardSet):
             return self._index_of_tar(i)
         if isinstance(data, Exception):
             raise data
-        index = self._checked(i, ShardIndex.from_bytes(data, _sidecar(self.addresses[i])))
+        sidecar = _sidecar(self.addresses[i])
+        try:
+            index = ShardIndex.from_bytes(data, sidecar)
+        except ShardIndexError:  # perhaps not all of it came
+            data = self.node.objects.read(sidecar)[0]
+            index = ShardIndex.from_bytes(data, sidecar)
+        self._checked(i, index)
         self._save_index(i, data)
         return index
 
@@ -286,7 +292,10 @@ def open_remote_shards(
 def _open_directory(directory: ObjectPath, shard_pattern: str, parts: _Parts) -> RemoteShardSet:
     where = directory / MANIFEST_NAME
     try:
-        manifest = Manifest.from_bytes(parts.node.objects.read(where)[0], where)
+        try:
+            manifest = Manifest.from_bytes(parts.node.objects.read(where)[0], where)
+        except ManifestError:  # perhaps not all of it came
+            manifest = Manifest.from_bytes(parts.node.objects.read(where)[0], where)
     except FileNotFoundError:
         return _indexed(_listed(directory, shard_pattern, parts.node.objects), parts)
     records = [r for r in manifest.shards if fnmatch.fnmatch(r.shard_name, shard_pattern)]
