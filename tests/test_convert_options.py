@@ -75,8 +75,10 @@ def test_a_dataset_made_before_is_made_again_appended_to_repaired_and_merged(tmp
     np.save(tmp_path / "y.npy", np.arange(30.0).reshape(5, 6))
     out = Output(tmp_path / "out", shard_size=4)
     convert([tmp_path / "x.npy"], out, SETTINGS)
-    assert sha256(tmp_path / "out" / "dataset_metadata.json") == MADE_BEFORE
     manifest = json.loads((tmp_path / "out" / "dataset_metadata.json").read_bytes())
+    assert [list(source.pop("statistics")) for source in manifest["sources"]] == [["lfp"]]  # which it did not have
+    (tmp_path / "before.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    assert sha256(tmp_path / "before.json") == MADE_BEFORE
     del manifest["config"]["decode_video"], manifest["config_hash"]  # as before there was such a setting
     (tmp_path / "out" / "dataset_metadata.json").write_text(json.dumps(manifest))
     (tmp_path / "out" / "shard_000001.tar").unlink()

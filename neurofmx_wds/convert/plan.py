@@ -183,10 +183,27 @@ class ConversionPlan:
             for name, known in _agreed(s.description.fields for s in self.sources if s.description.n_samples).items()
         }
 
+    def stored_as(self) -> dict[str, dict[str, Any]]:
+        """Return dtype and shape of each field, as the sources describe them, with None where they differ."""
+        fields: dict[str, dict[str, Any]] = {}
+        for source in self.sources:
+            for name, about in source.description.fields.items() if source.description.n_samples else ():
+                new = {"dtype": about.get("dtype"), "shape": about.get("shape")}
+                fields[name] = _either(fields[name], new) if name in fields else new
+        return fields
+
     def reports(self) -> list[dict[str, Any]]:
         """Return the manifest's report on each source; ``fields`` holds what differs between them, such as columns."""
         agreed = _agreed(source.description.fields for source in self.sources if source.description.n_samples)
         return [report_of(entry, agreed) for entry in self.entries]
+
+
+def _either(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what two descriptions of a field say alike of its dtype and shape, None where they differ."""
+    a, b = one["shape"], other["shape"]
+    alike = a is not None and b is not None and len(a) == len(b)
+    shape = [n if n == m else None for n, m in zip(a, b, strict=True)] if alike else None
+    return {"dtype": one["dtype"] if one["dtype"] == other["dtype"] else None, "shape": shape}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -239,6 +239,9 @@ def _manifest(plan: ConversionPlan, directory: Path) -> Manifest:
     modalities = modalities_of(indexes())
     for name, about in plan.shared().items():
         modalities.setdefault(name, {}).update(about)
+    if plan.storage.field_format == "npy.gz":  # whose indexes do not tell what was compressed
+        for name, about in plan.stored_as().items():
+            modalities.setdefault(name, {}).update(about)
     return Manifest(
         shard_size=plan.storage.shard_size,
         compression=plan.storage.compression,

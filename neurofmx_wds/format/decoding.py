@@ -5,7 +5,6 @@ Knows nothing of tars, shards or loading.
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import zipfile
@@ -13,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from isal import isal_zlib
 
 from ..errors import UnsafeDataError
 from .limits import Buffer, most_unpacked
@@ -21,7 +21,7 @@ from .pickles import decode_pickle, decode_torch
 
 _PICKLE_EXTENSIONS = ("pyd", "pkl", "pickle")
 _NPY_MAGIC = b"\x93NUMPY"
-_PIECE = 1 << 20
+_GZIP = 31  # window bits that mean: with a header and a checksum
 
 
 def decode(suffix: str, data: Buffer) -> Any:
@@ -75,13 +75,24 @@ def decode_json(data: Buffer) -> Any:
 
 
 def _gunzip(data: Buffer, most: int) -> bytes:
-    raw = bytearray()
-    with gzip.open(io.BytesIO(data)) as stream:
-        while piece := stream.read(_PIECE):
-            raw += piece
-            if len(raw) > most:
-                raise UnsafeDataError(f"unpacks to more than {most:,} bytes, from {len(data):,}")
-    return bytes(raw)
+    """Unpack one gzip stream, or several one after the other.
+
+    Raises:
+        UnsafeDataError: it is damaged or cut off, or unpacks to more than `most` bytes.
+    """
+    parts: list[bytes] = []
+    rest = bytes(data)
+    while rest.strip(b"\0") or not parts:
+        stream = isal_zlib.decompressobj(_GZIP)
+        part = stream.decompress(rest, most + 1)
+        most -= len(part)
+        if most < 0:
+            raise UnsafeDataError(f"unpacks to more than {sum(map(len, parts)) + len(part) + most:,} bytes")
+        if not stream.eof:
+            raise UnsafeDataError("the gzip stream is cut off")
+        parts.append(part)
+        rest = stream.unused_data
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _decode_npz(data: Buffer, most: int) -> dict[str, np.ndarray | bytes]:

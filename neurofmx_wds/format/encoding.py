@@ -6,13 +6,13 @@ Knows nothing of tars, shards or loading.
 from __future__ import annotations
 
 import functools
-import gzip
 import json
 import pickle
 import sys
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 import numpy as np
+from isal import igzip
 
 from ..errors import FieldError
 from .decoding import decode
@@ -23,8 +23,10 @@ from .npy import ArrayLayout, encode_npy, layout_of, storable
 if TYPE_CHECKING:
     import torch
 
-FieldFormat = Literal["npy", "pyd"]
+FieldFormat = Literal["npy", "pyd", "npy.gz"]
+FIELD_FORMATS: tuple[FieldFormat, ...] = ("npy", "pyd", "npy.gz")
 Member = tuple[str, list[Buffer], ArrayLayout | None]  # suffix, payload in pieces, and layout
+_LEVEL = 2  # of 0 to 3; the highest is much slower and hardly smaller
 # torch, and webdataset, which imports it, take longer to import than a small file takes to convert: they are imported
 # on use here. A tensor can only be met where torch has been imported.
 
@@ -45,9 +47,9 @@ class Stored(bytes):
 def encode(name: str, value: object, field_format: FieldFormat = "npy") -> Member:
     """Encode a value as a tar member.
 
-    Arrays and tensors become ``.npy`` (or ``.pyd``; ``.pth`` if numpy has no such dtype, as of bfloat16), numbers
-    0-d ``.npy``, dicts and lists ``.json``, strings ``.txt``, bytes ``.bin``. A name that ends in an extension
-    webdataset knows goes through webdataset's own encoder. A `Stored` is not encoded at all.
+    Arrays and tensors become ``.npy`` (or ``.pyd``, or ``.npy.gz`` unless 0-d; ``.pth`` if numpy has no such dtype, as
+    of bfloat16), numbers 0-d ``.npy``, dicts and lists ``.json``, strings ``.txt``, bytes ``.bin``. A name that ends in
+    an extension webdataset knows goes through webdataset's own encoder. A `Stored` is not encoded at all.
 
     Args:
         name: the field's name.
@@ -79,7 +81,7 @@ def encode(name: str, value: object, field_format: FieldFormat = "npy") -> Membe
         return encode_npy(stem, _as_array(stem, value))
     if extension == "gz":  # webdataset's own gzip writes the time of day into the file
         suffix, buffers, _ = encode(stem, value)
-        return f"{suffix}.gz", [gzip.compress(b"".join(buffers), mtime=0)], None
+        return f"{suffix}.gz", [_gzip(buffers)], None
     if extension in _known_extensions():
         return name, [_encode_by_extension(name, value)], None
     return _encode_by_type(name, value, field_format)
@@ -99,7 +101,15 @@ def _encode_by_type(name: str, value: object, field_format: FieldFormat) -> Memb
     array = _as_array(name, value)
     if field_format == "pyd":
         return f"{name}.pyd", [pickle.dumps(array, protocol=4)], None
-    return encode_npy(name, array)
+    suffix, buffers, layout = encode_npy(name, array)
+    if field_format == "npy.gz" and array.ndim:
+        return f"{suffix}.gz", [_gzip(buffers)], None
+    return suffix, buffers, layout
+
+
+def _gzip(buffers: list[Buffer]) -> bytes:
+    """Compress a payload; the same bytes whenever it is done."""
+    return bytes(igzip.compress(b"".join(buffers), _LEVEL, mtime=0))
 
 
 def _utf8(name: str, text: str) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .encoding import FieldFormat
+from .encoding import FIELD_FORMATS, FieldFormat
 
 Compression = Literal["none", "gz", "bz2", "xz"]
 COMPRESSIONS: tuple[Compression, ...] = ("none", "gz", "bz2", "xz")
@@ -34,8 +34,8 @@ def check_config(shard_size: int, pattern: str, compression: Compression, field_
         raise ValueError(f"shard_size must be a positive integer, not {shard_size!r}")
     if compression not in COMPRESSIONS:
         raise ValueError(f"compression must be one of {', '.join(COMPRESSIONS)}, not {compression!r}")
-    if field_format not in ("npy", "pyd"):
-        raise ValueError(f'field_format must be "npy" or "pyd", not {field_format!r}')
+    if field_format not in FIELD_FORMATS:
+        raise ValueError(f"field_format must be one of {', '.join(FIELD_FORMATS)}, not {field_format!r}")
     try:
         names = {pattern.format(shard_idx=i) for i in (0, 1)}
         rounded = any(spec and not re.fullmatch(r"0?\d*[dxX]?", spec) for _, _, spec, _ in Formatter().parse(pattern))

@@ -44,7 +44,8 @@ class WebDatasetWriter:
         shard_size: samples per shard.
         shard_name_pattern: file name of a shard, with ``{shard_idx}``.
         compression: ``"none"``, ``"gz"``, ``"bz2"`` or ``"xz"``, of the whole tar; the extension is added to the name.
-        field_format: ``"npy"``, or ``"pyd"`` for pickled arrays as older NeuroFMX shards hold them.
+        field_format: ``"npy"``; ``"npy.gz"``, each array compressed by itself; or ``"pyd"`` for pickled arrays as older
+            NeuroFMX shards hold them.
         modalities: further entries of the fields in the manifest, beside dtype and shape, such as
             ``{"spikes": {"unit": "count"}}``.
         overwrite: replace an existing dataset, in one step, when this one is finished.

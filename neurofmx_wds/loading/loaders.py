@@ -52,6 +52,7 @@ from .progress import in_worker
 from .readers import Handler, IOMode
 from .selection import Select
 from .transforms import BatchTransform, Transform
+from .views import AsDtypes
 from .vocabulary import Vocabulary
 from .windows import Windows
 
@@ -136,6 +137,7 @@ class WebDatasetLoader(ResumablePipeline):
         vocabulary: True: batches have ``session_index`` and ``subject_index`` (B,), and ``unit_index`` (B, units), or
             of each spike where spikes are not dense; ``loader.vocabulary`` says what they mean. Or a
             :class:`~neurofmx_wds.Vocabulary`, whose indices stay, and to which unknown sessions are added at the end.
+        as_dtype: ``"float32"``: of ``spikes`` that are stored as uint8, for one; or ``{field: dtype}``.
 
     Raises:
         FileNotFoundError, ShardError, ManifestError: the dataset cannot be opened.
@@ -181,6 +183,7 @@ class WebDatasetLoader(ResumablePipeline):
         pad_units: PadUnits = False,
         fill: Fill = False,
         vocabulary: bool | Vocabulary = False,
+        as_dtype: AsDtypes | None = None,
     ) -> None:
         read = ReadOptions(
             shard_dir=shard_dir, shard_pattern=shard_pattern, modalities=modalities, select=select, group=group,
@@ -188,6 +191,7 @@ class WebDatasetLoader(ResumablePipeline):
             weights=weights, epoch=epoch, units=units,
             storage_options=storage_options, prefetch_bytes=prefetch_bytes,
             normalize=normalize, pad_units=pad_units, fill=fill, vocabulary=vocabulary,
+            as_dtype=as_dtype,
             split=split, split_by=split_by, part=part, stratify=stratify, split_seed=split_seed,
         )  # fmt: skip
         order = OrderOptions(seed=seed, shuffle=shuffle, buffer_size=buffer_size, block_size=block_size)
@@ -330,6 +334,7 @@ def create_webdataset_dataloader(
     pad_units: PadUnits = False,
     fill: Fill = False,
     vocabulary: bool | Vocabulary = False,
+    as_dtype: AsDtypes | None = None,
 ) -> WebDatasetDataLoader:
     """Batches of a dataset, in a reproducible order, resumable after any of them.
 
@@ -345,7 +350,7 @@ def create_webdataset_dataloader(
         shard_dir, shard_pattern, shuffle, buffer_size, seed, modalities, select, transform, handler, rank, world_size,
             block_size, io, cache_dir, cache_size, target_transform, group, groups, checksums, windows, weights,
             epoch, units, storage_options, prefetch_bytes, normalize, split, split_by, part, stratify, split_seed,
-            pad_units, fill, vocabulary: as :class:`WebDatasetLoader`.
+            pad_units, fill, vocabulary, as_dtype: as :class:`WebDatasetLoader`.
         batch_size: samples per batch and rank.
         num_workers: workers that read; 0: this process does, which is fastest where loading is only copying. None: 0
             where nothing is transformed, else 4, or the number of processor cores if that is smaller.
@@ -400,6 +405,7 @@ def create_webdataset_dataloader(
         weights=weights, epoch=epoch, units=units,
         storage_options=storage_options, prefetch_bytes=prefetch_bytes,
         normalize=normalize, pad_units=pad_units, fill=fill, vocabulary=vocabulary,
+            as_dtype=as_dtype,
         split=split, split_by=split_by, part=part, stratify=stratify, split_seed=split_seed,
     )  # fmt: skip
     order = OrderOptions(seed=seed, shuffle=shuffle, buffer_size=buffer_size, block_size=block_size)

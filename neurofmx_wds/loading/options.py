@@ -31,6 +31,7 @@ from .partition import Partition, Shares, as_partition
 from .readers import Handler, IOMode
 from .selection import Select
 from .transforms import BatchTransform, Transform, as_batch_transforms
+from .views import AsDtypes, torch_dtype_of
 from .vocabulary import Vocabulary
 from .windows import Windows
 
@@ -69,6 +70,7 @@ class ReadOptions:
         pad_units: whether spikes have as many columns as the recording with most units, or how many.
         fill: which fields every sample has, zeros where it lacks them.
         vocabulary: whether batches have indices of sessions and units, or the vocabulary that these come from.
+        as_dtype: dtypes of fields in batches; None: as they are stored.
 
     Raises:
         ValueError: a value that is not allowed.
@@ -104,10 +106,14 @@ class ReadOptions:
     pad_units: PadUnits = False
     fill: Fill = False
     vocabulary: bool | Vocabulary = False
+    as_dtype: AsDtypes | None = None
 
     def __post_init__(self) -> None:
         check_normalize(self.normalize)
         check_filling(self.pad_units, self.fill)
+        for dtype in self.as_dtype.values() if isinstance(self.as_dtype, Mapping) else [self.as_dtype]:
+            if dtype is not None:
+                torch_dtype_of(dtype)
         if not isinstance(self.vocabulary, (bool, Vocabulary)):
             raise ValueError(f"vocabulary must be True, False or a Vocabulary, not {self.vocabulary!r}")
         _check_units(self.units)
@@ -351,6 +357,7 @@ class SampleLoaderOptions(TypedDict, total=False):
     pad_units: PadUnits
     fill: Fill
     vocabulary: bool | Vocabulary
+    as_dtype: AsDtypes | None
 
 
 def take_options(kind: type[_Options], options: dict[str, Any], **defaults: Any) -> _Options:

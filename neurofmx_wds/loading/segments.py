@@ -44,6 +44,8 @@ class Segments:
     def __init__(self, reader: ShardReader, units: Sequence[Sequence[int]] | None = None) -> None:
         self._reader = reader
         self._units = units
+        manifest = reader.shards.manifest
+        self._packed = manifest is not None and manifest.config.get("field_format") == "npy.gz"
         self.source_numbers: list[int] = []
         self._kept: OrderedDict[tuple[int, str], np.ndarray] = OrderedDict()
         self.recordings = list(self._described(reader.shards.manifest))
@@ -72,7 +74,7 @@ class Segments:
         Raises:
             ShardError: the shard is missing or damaged.
         """
-        if self._reader.mapped:
+        if self._reader.mapped and not self._packed:
             return self._reader.array(segment, field)
         kept = self._kept.pop((segment, field), None)
         found = self._reader.array(segment, field) if kept is None else kept

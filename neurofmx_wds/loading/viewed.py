@@ -13,7 +13,7 @@ from .dataset import OpenDataset
 from .filling import Filled, filling
 from .normalizing import Normalized, as_mapping, scales_of
 from .options import ReadOptions
-from .views import FromSource, TakeUnits, View, ViewedReader
+from .views import AsDtype, FromSource, TakeUnits, View, ViewedReader, dtypes_of
 from .vocabulary import Indexed, Indices, Vocabulary
 
 
@@ -27,6 +27,8 @@ def with_views(opened: OpenDataset, read: ReadOptions) -> OpenDataset:
     views: list[View] = _chosen_units(opened)
     parts = opened.parts or (opened,)
     width = None
+    if read.as_dtype is not None:
+        views.append(AsDtype(dtypes_of(read.as_dtype, opened.reader.fields)))
     if read.normalize is not None:
         readers = [ViewedReader(_sourced(each), _chosen_units(each)) for each in parts]
         looked_at = [(reader, each.sessions, len(each.order)) for reader, each in zip(readers, parts, strict=True)]

@@ -6,7 +6,7 @@ Knows batches and the recordings that samples are of; knows nothing of files, or
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,11 +14,14 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from ..errors import available_hint
 from .collate import stack, to_array
 from .interfaces import Reader
 from .memory import BatchMemory, Memory
 
 Batch = dict[str, Any]
+AsDtypes = Any
+"""A dtype of ``spikes``, or field → dtype, each as torch, numpy or a name says it."""
 
 
 class View(Protocol):
@@ -215,3 +218,63 @@ def _events(batch: Batch, rows: _Rows) -> Batch:
         kept["spike_times"].append(times)
         kept["spike_units"].append(units)
     return {name: stack(values) for name, values in kept.items()}
+
+
+@dataclass(frozen=True)
+class AsDtype:
+    """Turns arrays of numbers into another dtype, such as counts that are stored as uint8 into float32.
+
+    Attributes:
+        dtypes: field → its dtype.
+    """
+
+    dtypes: Mapping[str, torch.dtype]
+
+    def fields(self, names: Sequence[str]) -> list[str]:
+        """Return the same fields."""
+        return list(names)
+
+    def __call__(self, batch: Batch, sources: np.ndarray, memory: Memory) -> Batch:
+        """Return the batch with the fields in their dtype."""
+        changed = {name: _turned(batch[name], dtype, memory) for name, dtype in self.dtypes.items() if name in batch}
+        return {**batch, **changed}
+
+
+def _turned(values: Any, dtype: torch.dtype, memory: Memory) -> Any:
+    if isinstance(values, torch.Tensor):
+        return values if values.dtype == dtype else memory.empty(values.shape, dtype).copy_(values)
+    return [value.to(dtype) if isinstance(value, torch.Tensor) else value for value in values]
+
+
+def dtypes_of(given: AsDtypes, fields: Sequence[str]) -> dict[str, torch.dtype]:
+    """Return what ``as_dtype=`` means for the fields of a dataset.
+
+    Raises:
+        ValueError: there is no such field.
+    """
+    if not isinstance(given, Mapping):
+        names = [name for name in fields if name == "spikes"]
+        if not names:
+            raise ValueError(f"as_dtype={given!r} is about spikes, and there are none; name fields: {{field: dtype}}")
+        return dict.fromkeys(names, torch_dtype_of(given))
+    for name in given:
+        if name not in fields:
+            raise ValueError(f"as_dtype: no field {name!r}; {available_hint(sorted(fields), name)}")
+    return {name: torch_dtype_of(dtype) for name, dtype in given.items()}
+
+
+def torch_dtype_of(given: Any) -> torch.dtype:
+    """Return a dtype of torch by its name, or as numpy or torch call it.
+
+    Raises:
+        ValueError: it is none of numbers.
+    """
+    found = given if isinstance(given, torch.dtype) else None
+    if found is None:
+        try:
+            found = torch.from_numpy(np.empty(0, np.dtype(given))).dtype
+        except TypeError:
+            found = getattr(torch, str(given), None)
+    if not isinstance(found, torch.dtype) or found == torch.bool:
+        raise ValueError(f"as_dtype: {given!r} is no dtype of numbers, such as float32")
+    return found
