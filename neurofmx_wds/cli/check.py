@@ -35,7 +35,7 @@ def _verify(options: argparse.Namespace) -> int:
     from ..format.info import count, human_size
     from ..format.verify import verify
 
-    report = verify(options.dir, options.deep, options.workers, show_progress=True)
+    report = verify(options.dir, options.deep, options.workers, show_progress=not options.quiet)
     checked = f"{count(report.shards, 'shard')}, {count(report.samples, 'sample')}, {human_size(report.n_bytes)}"
     how = f"every byte read, {count(report.members, 'member')} decoded" if report.deep else "sizes and indexes compared"
     show(f"{options.dir}: {checked}; {how}: {'all is well' if report.ok else count(len(report.problems), 'problem')}")

@@ -110,7 +110,7 @@ def run(options: argparse.Namespace) -> int:
         return _link_group(request)
     with _executor(given) as executor:
         count = {each.name: given[each.name] for each in options_of(Workers) if each.name in given}
-        workers = Workers(**count, executor=executor, show_progress=True)
+        workers = Workers(**count, executor=executor, show_progress=not given["quiet"])
         if "dry_run" in given:
             return _dry_run(request, workers)
         if request.task is not None:

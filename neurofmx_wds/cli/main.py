@@ -21,8 +21,8 @@ from typing import NoReturn
 from ..errors import NeurofmxError, hide_secrets, missing_package
 from ..storage.processes import do_without
 from ..version import __version__
-from . import check, convert, datasets, demo, inspect, look, view
-from .output import show_error
+from . import check, completion, convert, datasets, demo, inspect, look, view
+from .output import logging_to_stderr, show_error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None and not reads_any:
         do_without(*getattr(options, "without", ()))  # in a process of our own: it starts in half the time
     try:
-        with _termination_as_an_exception():
+        with _termination_as_an_exception(), logging_to_stderr(options.verbose), _silence(options.quiet):
             status: int = options.run(options)
             sys.stdout.flush()
             return status
@@ -57,6 +57,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         show_error(f"error: {hide_secrets(_told(error))}")
         return 1
+
+
+@contextlib.contextmanager
+def _silence(quiet: bool) -> Iterator[None]:
+    """Print no results: errors go to the other stream."""
+    if not quiet:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
 
 
 class _Terminated(BaseException):
@@ -107,10 +117,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"neurofmx_wds {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
-    for group in (inspect, convert, datasets, look, view, check, demo):
+    for group in (inspect, convert, datasets, look, view, check, demo, completion):
         group.add_commands(commands)
     for command in commands.choices.values():
         command.formatter_class = argparse.RawDescriptionHelpFormatter  # keeps the examples as they are
         command.description = textwrap.fill(command.description or "", 78)
+        command.add_argument("-q", "--quiet", action="store_true", help="print errors only: no results, no progress")
+        command.add_argument("-v", "--verbose", action="count", default=0, help="log what is done; -vv: more")
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser

@@ -5,9 +5,11 @@ Knows the wording of remedies; knows nothing of what is printed.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ..errors import (
     CONVERT_FIRST,
@@ -47,6 +49,34 @@ def show_error(text: str) -> None:
         text = text.replace(advice, f"{advice} with `{command}`")
     sys.stdout.flush()
     print(printable(text, keep="\n"), file=sys.stderr)
+
+
+class _Printable(logging.Formatter):
+    """Log records on one line each, with nothing in them that acts on a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a record as text."""
+        return printable(super().format(record), keep="\n")
+
+
+@contextlib.contextmanager
+def logging_to_stderr(verbosity: int) -> Iterator[None]:
+    """Print log records while the block runs.
+
+    Args:
+        verbosity: 0: warnings of this package, without their time; 1: what it does, too; 2 and more: details.
+    """
+    logger = logging.getLogger("neurofmx_wds")
+    handler, before = logging.StreamHandler(), logger.level
+    handler.setFormatter(_Printable("%(asctime)s %(levelname)s %(message)s" if verbosity else "%(message)s"))
+    logger.addHandler(handler)
+    if verbosity:
+        logger.setLevel(logging.INFO if verbosity == 1 else logging.DEBUG)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 def show_problems(problems: Sequence[object]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
@@ -16,13 +17,15 @@ from pathlib import Path
 from ..errors import SourceError
 from ..format.manifest import config_hash
 from ..storage.atomic import write_atomic
-from ..storage.location import Version, is_url
+from ..storage.location import Version, is_url, name_of
 from ..storage.progress import progress_bar
 from ..version import CREATED_BY
 from .config import Task, Work
 from .file_state import FileState, as_source_error, stamp, what_went_wrong
 from .plan import PlannedSource, in_utf8
 from .sources import SourceConfig, SourceDescription
+
+logger = logging.getLogger("neurofmx_wds")
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,12 @@ def look_at(
     turn = notes.task.of(len(paths)).start if notes and notes.task else 0
     given = [os.fspath(path) for path in (*paths[turn:], *paths[:turn])]
     entries = work.apply(functools.partial(_look, config=config, notes=notes), given)
-    seen = [*progress_bar(entries, len(given), "file", work.show_progress, desc="planning")]
+    seen = []
+    for path, entry in zip(given, progress_bar(entries, len(given), "file", work.show_progress, desc="planning"),
+                           strict=True):  # fmt: skip
+        found = f"{entry.description.n_samples} samples" if isinstance(entry, PlannedSource) else "cannot be converted"
+        logger.info("planned %s: %s", name_of(path), found)
+        seen.append(entry)
     back = len(given) - turn
     return reject_conflicts([*seen[back:], *seen[:back]], config)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from .plan import ConversionPlan, PlannedSource, ShardPlan, why_empty
 from .shards import MAKING, close_source, read_statistics, write_shard
 from .sources import SourceConfig
 from .staged import PLAN_NAME, clear, missing, note, refuse_another, remove_notes
+
+logger = logging.getLogger("neurofmx_wds")
 
 
 @dataclass(frozen=True)
@@ -230,6 +233,7 @@ def _make(shards: Sequence[ShardPlan], left: Sequence[ShardPlan], directory: Pat
     with progress_bar(None, total, "window", work.show_progress, desc="converting", initial=done) as bar:
         for shard, _ in zip(left, work.apply(functools.partial(write_shard, directory), left), strict=True):
             bar.update(shard.n_samples)
+            logger.info("wrote %s: %d samples", shard.name, shard.n_samples)
 
 
 def _manifest(plan: ConversionPlan, directory: Path) -> Manifest:
