@@ -327,7 +327,7 @@ def statistics_lines(summary: Mapping[str, Any], every: bool = False, width: int
     """
     sources = [source for source in summary["sources"] if "statistics" in source]
     if not sources:
-        return f"{summary['shard_dir']}: its manifest has no statistics; `python -m neurofmx_wds stats` writes them"
+        return f"{summary['shard_dir']}: its manifest has no statistics; the command stats writes them"
     header = ["field", "columns", "values", "NaN", "mean", "std", "min", "max"]
     if every:
         header[:2] = ["source", "field", "column"]
