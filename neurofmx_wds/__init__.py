@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .format.info import ShardedDatasetInfo
     from .format.writer import WebDatasetWriter, create_shards_from_arrays
     from .loading.batch import Batch
+    from .loading.batch_by import Budget
     from .loading.collate import collate_webdataset
     from .loading.loaders import ResumableWebDatasetLoader, WebDatasetLoader, create_webdataset_dataloader
     from .loading.mixture import Mixture, mix
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 # Imported on first use: `python -m neurofmx_wds --help` need not wait for torch.
 _PLACES = {
     "Batch": "loading.batch",
+    "Budget": "loading.batch_by",
     "Mixture": "loading.mixture",
     "NWBToWebDatasetConverter": "convert.converter",
     "ResumableWebDatasetLoader": "loading.loaders",
@@ -36,6 +38,7 @@ _PLACES = {
 }
 
 __all__ = [
+    "Budget",
     "Batch",
     "Mixture",
     "NWBToWebDatasetConverter",

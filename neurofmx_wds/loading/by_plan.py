@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 from torch.utils.data import Dataset, Sampler
 
 from ..errors import NeurofmxError
-from ..order import cursor as cursors
 from ..order.cursor import BatchPlan
 from .accelerate_shards import dealing_wrapper
 from .pipeline import ResumablePipeline
@@ -101,7 +100,7 @@ class PlanSampler(Sampler[PlannedBatch]):
 
     def __len__(self) -> int:
         _, share, n_ranks = self._share()
-        steps = cursors.n_steps(0, len(self.batches.order), self.batches.batch_size, n_ranks, self.batches.drop_last)
+        steps = self.batches.batching.n_steps(self.batches.epoch, 0, n_ranks)
         return steps * (1 if share is not None else n_ranks)
 
     def __iter__(self) -> Iterator[PlannedBatch]:
@@ -117,7 +116,7 @@ class PlanSampler(Sampler[PlannedBatch]):
     def _plans(batches: ResumablePipeline, rank: int | None, n_ranks: int) -> Iterator[PlannedBatch]:
         batches.progress.begin(by_plan=True)
         epoch, position = batches.progress.epoch, batches.progress.position
-        plans = cursors.batch_plans(position, len(batches.order), batches.batch_size, n_ranks, batches.drop_last)
+        plans = batches.batching.plans(epoch, position, n_ranks)
         for plan in plans if rank is None else itertools.islice(plans, rank, None, n_ranks):
             yield PlannedBatch(epoch, plan)
         batches.start_epoch(epoch + 1)

@@ -15,8 +15,8 @@ import numpy as np
 
 from ..format.remote_shards import RemoteShardSet, open_remote_shards, urls_in
 from ..format.shards import ShardSet, open_shards
-from ..order.cursor import ResumableOrder
 from ..order.epoch import ORDER_VERSION
+from ..order.grouped import ResumableOrder
 from ..storage.cache import ShardCache
 from .interfaces import Reader
 from .mixture import MixedLabels

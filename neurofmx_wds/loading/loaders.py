@@ -24,6 +24,7 @@ from ..storage.atomic import write_atomic
 from ..storage.cache import DEFAULT_CACHE_SIZE
 from ..storage.objects import StorageOptions
 from ..storage.regular import read_regular
+from .batch_by import BatchBy, batched_by
 from .batch_loader import BatchPipeline, WebDatasetDataLoader, as_dataloader
 from .collate import collate_webdataset
 from .filling import Fill, PadUnits
@@ -335,6 +336,7 @@ def create_webdataset_dataloader(
     fill: Fill = False,
     vocabulary: bool | Vocabulary = False,
     as_dtype: AsDtypes | None = None,
+    batch_by: BatchBy | None = None,
 ) -> WebDatasetDataLoader:
     """Batches of a dataset, in a reproducible order, resumable after any of them.
 
@@ -379,6 +381,11 @@ def create_webdataset_dataloader(
             and on a stream of their own, while the step before is under way. ``.map(…)`` of the loader then works on
             the device: integers cross the bus at a quarter of float32, if they are cast behind it. None: the tensors
             stay in memory. A framework that reads the batches by itself (Accelerate) copies them itself.
+        batch_by: what the samples of a batch have in common: ``"session_id"``, ``"subject"``, ``"__dataset__"`` of a
+            mixture, or another name of stored samples' metadata; or ``Budget(of="spikes", tokens=4096)``: nearly the
+            same length. Samples are rearranged inside each window of `buffer_size` positions, so their order depends on
+            `batch_size` too; batches may have fewer samples than that (with tokens: another number), and the number of
+            batches may differ from epoch to epoch. ``loader.padding`` reports what is saved.
 
     Returns:
         An iterable of batches with ``len()``, ``state_dict()``, ``load_state_dict()``, ``set_epoch()`` and
@@ -419,4 +426,5 @@ def create_webdataset_dataloader(
         persistent_workers=persistent_workers, multiprocessing_context=multiprocessing_context, timeout=timeout,
         worker_init_fn=worker_init_fn, in_order=in_order, workers=workers, device=device,
     )  # fmt: skip
-    return as_dataloader(BatchPipeline(open_datasets(read, order), processing, batches, worker_options))
+    opened = batched_by(open_datasets(read, order), batch_by, batches.batch_size)
+    return as_dataloader(BatchPipeline(opened, processing, batches, worker_options))

@@ -244,6 +244,10 @@ class MixtureReader:
             sample[DATASET] = name
         return samples
 
+    def shares(self, ids: np.ndarray) -> list[tuple[PartReader, np.ndarray, np.ndarray]]:
+        """Return which of the readers reads which samples: readers, own ids and places among these ids."""
+        return [(each.reader, each.ids, each.rows) for each in self._reads(ids)[1]]
+
     def _reads(self, ids: np.ndarray) -> tuple[np.ndarray, list[_Read]]:
         """Return the dataset of each sample, and which reader reads which of them."""
         datasets, places, laps = self.order.split(ids)

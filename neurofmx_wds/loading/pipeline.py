@@ -15,7 +15,9 @@ import webdataset as wds
 
 from ..errors import NeurofmxError, StateError
 from ..order import cursor as cursors
+from ..order.batching import Batching, EvenBatches, GroupedBatches
 from ..order.cursor import BatchPlan, Cursor
+from ..order.grouped import GroupedOrder
 from .accelerate_shards import dealing_wrapper
 from .dataset import OpenDataset
 from .describe import Location, fields_of, loader_html, locate
@@ -50,6 +52,11 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
         self.processing = processing
         self.batch_size = batches.batch_size
         self.drop_last = batches.drop_last
+        order = opened.order
+        self.batching: Batching = EvenBatches(len(order), batches.batch_size, batches.drop_last)
+        if isinstance(order, GroupedOrder):
+            self.batching = GroupedBatches(order, batches.drop_last)
+            self.batch_size = order.rule.batch_size
         self.progress = Progress()
         self.samples_per_worker_chunk = 1  # neighbours in the order that one worker of somebody else's DataLoader gets
         self._rank, self._world_size = batches.rank, batches.world_size
@@ -147,7 +154,7 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
     @property
     def n_steps(self) -> int:
         """Batches (or samples) of this rank in a whole epoch, before any composed stage."""
-        return cursors.n_steps(0, len(self.order), self.batch_size, self.world_size, self.drop_last)
+        return self.batching.n_steps(self.progress.epoch, 0, self.world_size)
 
     def __len__(self) -> int:
         """Items that this rank gets in a whole epoch, those included that `handler` will skip.
@@ -174,9 +181,9 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
             return None
         if not state["position"]:
             return len(self) if state["epoch"] else 0
-        size = (len(self.order), self.batch_size, self.world_size, self.drop_last)
         try:
-            return len(self) - self._items_of(cursors.n_steps(state["position"], *size))
+            steps_left = self.batching.n_steps(state["epoch"], state["position"], self.world_size)
+            return len(self) - self._items_of(steps_left)
         except TypeError:
             return None
 
@@ -273,24 +280,27 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
         """Yield what this rank gets, and note it."""
         epoch, first = self.progress.epoch, self.progress.position
         rank, world_size = self.rank, self.world_size
-        size = (len(self.order), self.batch_size, world_size, self.drop_last)
         # Inside somebody's DataLoader worker, a step here stands for one in each of the workers.
         workers = worker_info()[3]
-        last = cursors.n_steps(first, *size)
-        if last == 0:
-            self.progress.take(run, len(self.order), True)
-        done = 0
+        ends = self.batching.ends(epoch, first, world_size)
+        following = next(ends, None)
+        position = len(self.order)
+        if following is None:
+            self.progress.take(run, position, True)
         for item in self._items(epoch, first, rank, world_size):
-            done = min(done + workers, last)
-            self.progress.take(run, cursors.position_after(first, done, *size), done == last)
+            for _ in range(workers):
+                if following is not None:
+                    position, following = following, next(ends, None)
+            self.progress.take(run, position, following is None)
             if isinstance(item, PartialBatch):
                 self.progress.note(item)
                 yield from item.rest
             else:
                 yield item
             del item
-        if done < last and workers == 1:
-            problem = f"{last - done} of {last} batches did not arrive"
+        if following is not None and workers == 1:
+            n_missing = 1 + sum(1 for _ in ends)
+            problem = f"{n_missing} of {self.batching.n_steps(epoch, first, world_size)} batches did not arrive"
             raise NeurofmxError(problem, remedy="look above for an error; state_dict() says where to go on")
 
     def _items(self, epoch: int, first: int, rank: int, world_size: int) -> Iterator[Any]:
@@ -300,7 +310,7 @@ class ResumablePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[m
         self, start: Start, fetch: Callable[[Iterable[BatchPlan]], Iterator[Any]], chunk: int = 1
     ) -> wds.DataPipeline:
         """Return what a process runs: plans, split over ranks, in chunks over workers, and fetched."""
-        source = PlanSource(start, len(self.order), self.batch_size, self.drop_last)
+        source = PlanSource(start, self.batching)
         return wds.DataPipeline(source, SplitByNode(start), Chunks(chunk), wds.split_by_worker, flatten, fetch)
 
     def __copy__(self) -> ResumablePipeline:

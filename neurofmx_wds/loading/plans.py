@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 import webdataset as wds
 
-from ..order import cursor as cursors
+from ..order.batching import Batching
 from ..order.cursor import BatchPlan
 from .ranks import worker_info
 
@@ -57,20 +57,16 @@ class PlanSource(wds.PipelineStage):  # type: ignore[misc]
 
     Attributes:
         start: where it begins.
-        n_samples: samples in an epoch.
-        batch_size: samples per batch and rank.
-        drop_last: whether samples that do not fill a batch on every rank are left out.
+        batching: how the epoch is cut.
     """
 
     start: Start
-    n_samples: int
-    batch_size: int
-    drop_last: bool
+    batching: Batching
 
     def run(self) -> Iterator[BatchPlan]:
         """Yield the plans."""
-        _, position, _, world_size = self.start.get()
-        yield from cursors.batch_plans(position, self.n_samples, self.batch_size, world_size, self.drop_last)
+        epoch, position, _, world_size = self.start.get()
+        yield from self.batching.plans(epoch, position, world_size)
 
 
 @dataclass

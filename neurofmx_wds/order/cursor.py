@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 
 from ..errors import StateError
-from .epoch import LIMIT, EpochOrder
-from .mixture import MixtureOrder, differences
+from .epoch import LIMIT
+from .grouped import ResumableOrder
+from .mixture import differences
 
 STATE_VERSION = 1
 _STATE_KEYS = (
     "version", "epoch", "position", "shard_idx", "sample_offset", "seed", "shuffle", "buffer_size", "block_size",
     "num_samples", "fingerprint",
 )  # fmt: skip
-ResumableOrder = EpochOrder | MixtureOrder
 _REMEDY = "pass what state_dict() returned"
 _DIGEST = 32  # hexadecimal digits; a fingerprint is a digest of the content and one of the sizes, or one of the two
 
@@ -126,6 +126,7 @@ def to_state(cursor: Cursor, order: ResumableOrder, fingerprint: str) -> dict[st
         fingerprint: identifies the dataset and selection.
 
     Example:
+        >>> from neurofmx_wds.order.epoch import EpochOrder
         >>> order = EpochOrder([3, 2], seed=0, epoch=0, shuffle=False, buffer_size=1000, block_size=1)
         >>> state = to_state(Cursor(epoch=0, position=4), order, "f" * 32)
         >>> state["shard_idx"], state["sample_offset"], state["num_samples"]
@@ -222,6 +223,9 @@ def _compare(state: Mapping[str, Any], order: ResumableOrder, fingerprint: str) 
         raise StateError("the state is of a mixture of datasets", remedy="load it with the same datasets")
     if mixture is not None and (found := differences(state.get("mixture"), mixture)):
         raise StateError(f"the state is of another mixture: {found}", remedy="mix the same datasets, or start afresh")
+    if state.get("batch_by") != (by := order.about.get("batch_by")):
+        problem = f"the state is of other batches: batch_by is {state.get('batch_by')} there and {by} here"
+        raise StateError(problem, remedy="load it with the same batch_by, batch_size and buffer_size, or start afresh")
     here: dict[str, Any] = {"num_samples": len(order), "fingerprint": fingerprint, "shuffle": order.shuffle}
     if order.shuffle is not False or mixture is not None:
         here["seed"] = order.seed
