@@ -18,7 +18,7 @@ from ..errors import SourceError
 from ..format.index import ShardIndex, index_path
 from ..format.manifest import Manifest
 from ..format.modalities import modalities_of
-from ..format.statistics import Moments, statistics_of
+from ..format.statistics import Moments, shares_measured, statistics_of
 from ..format.units import with_unit_keys
 from ..format.writer import shard_record
 from ..storage.atomic import StagedDirectory
@@ -270,4 +270,7 @@ def _counted(plan: ConversionPlan, directory: Path) -> list[dict[str, Any]]:
     for entry, report in zip(plan.entries, reports, strict=True):
         if isinstance(entry, PlannedSource) and entry.description.n_samples:
             report["statistics"] = statistics_of(next(of_source), report)
+            if "measured" in report:  # by times alone, so far
+                shares = shares_measured(report["statistics"])
+                report["measured"] = {name: shares.get(name, share) for name, share in report["measured"].items()}
     return reports

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import SourceError
 from ..format.manifest import Manifest, recording_group
+from ..format.notes import ELSEWHERE
 from ..nwb.clock import NS_PER_S, Grid, union
 from ..nwb.windows import NOT_GIVEN
 from ..order.splitting import deal, time_blocks
@@ -22,8 +23,6 @@ from .look import plan_again
 from .plan import ConversionPlan, PlannedSource, identity_of
 from .run import NothingToWrite, nothing_to_write
 from .sources import SourceConfig, SourceDescription
-
-ELSEWHERE = "in the other parts of the split, or between them"  # why windows are not in a part
 
 Entries = list[PlannedSource | SourceError]
 
@@ -143,13 +142,17 @@ def _look_at_block(job: _Job) -> PlannedSource | SourceError:
         start, stop = (ns / NS_PER_S for ns in block)
         problem = f"gives windows outside of the {start:g} s to {stop:g} s that are for {name}"
         return SourceError(problem, file=source.file.path, remedy="split by session")
-    about["windows"] = _discount_other_blocks(entry.description.report["windows"], source.description.report["windows"])
-    return replace(entry, description=replace(entry.description, report={**entry.description.report, **about}))
+    report, whole = entry.description.report, source.description.report
+    for name, reasons in (("windows", "dropped"), ("spikes", "outside_because")):
+        if name in report:
+            lost = _discount_other_blocks(report[name][reasons], whole[name][reasons])
+            about[name] = {**report[name], reasons: lost}
+    return replace(entry, description=replace(entry.description, report={**report, **about}))
 
 
-def _discount_other_blocks(block: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
-    """Count the windows that the whole source has in other blocks apart from those that were dropped."""
-    dropped, not_given = dict(block["dropped"]), whole["dropped"].get(NOT_GIVEN, 0)
+def _discount_other_blocks(block: Mapping[str, int], whole: Mapping[str, int]) -> dict[str, int]:
+    """Count what the whole source has in other blocks apart from what was dropped, by reason."""
+    dropped, not_given = dict(block), whole.get(NOT_GIVEN, 0)
     elsewhere = dropped.pop(NOT_GIVEN, 0) - not_given  # the block is given to it as an interval, too
     dropped |= {NOT_GIVEN: not_given, ELSEWHERE: elsewhere}
-    return {**block, "dropped": {reason: n for reason, n in dropped.items() if n}}
+    return {reason: n for reason, n in dropped.items() if n}

@@ -19,7 +19,7 @@ from .finding import DEFAULT_SHARD_PATTERN
 from .groups import linked_group
 from .manifest import SPIKE_COUNTS, Manifest
 from .modalities import modalities_of
-from .notes import note_lines
+from .notes import ELSEWHERE, coverage_lines, note_lines
 from .shards import open_shards
 from .statistics import Moments, merged, pooled
 
@@ -178,7 +178,8 @@ def format_summary(summary: Mapping[str, Any], width: int | None = None, every: 
     parts = [_title(summary), _modality_table(summary, width)]
     sources = [source for source in summary["sources"] if "error" not in source]
     if sources:
-        parts.append(_source_table(sources, width))
+        lines = [_wrapped(printable(line), width) for line in coverage_lines(sources)]
+        parts.append("\n".join([_source_table(sources, width), *lines]))
     notes = note_lines(summary["sources"], every)
     if notes:
         parts.append("\n".join(_wrapped(printable(note), width) for note in notes))
@@ -259,7 +260,7 @@ def _source_table(sources: Sequence[Mapping[str, Any]], width: int | None) -> st
             source.get("session_id") or "",
             (source.get("subject") or {}).get("subject_id") or "",
             source.get("windows", {}).get("emitted", 0),
-            sum(source.get("windows", {}).get("dropped", {}).values()),
+            sum(n for why, n in source.get("windows", {}).get("dropped", {}).items() if why != ELSEWHERE),
         ]
         for source in sources
     ]
@@ -274,7 +275,8 @@ def _source_table(sources: Sequence[Mapping[str, Any]], width: int | None) -> st
     if len(rows) > len(shown):
         shown.append([f"and {len(rows) - len(shown)} more", *[None] * (len(header) - 1)])
     if len(rows) > 1:
-        shown.append(["all", *(_total(column) for column in list(zip(*rows, strict=True))[1:])])
+        totals: dict[str, Any] = dict(zip(header[1:], map(_total, list(zip(*rows, strict=True))[1:]), strict=True))
+        shown.append(["all", *({**totals, **(_all_spikes(sources) if "spikes" in header else {})}).values()])
     return table(header, shown, width, "  ")
 
 
@@ -295,6 +297,18 @@ def _wrapped(line: str, width: int | None) -> str:
     indent = line[: len(line) - len(line.lstrip())]
     return textwrap.fill(line.strip(), width, initial_indent=indent, subsequent_indent=f"{indent}  ",
                          break_on_hyphens=False)  # fmt: skip
+
+
+def _all_spikes(sources: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Return the spikes of all recordings, each recording's once, also if parts of it are several sources."""
+    whole: dict[Any, tuple[int, int]] = {}
+    for i, source in enumerate(sources):
+        spikes = source.get("spikes", {})
+        identity = source.get("sha256") or source.get("version") or i
+        whole[str(identity)] = spikes.get("total") or 0, spikes.get("invalid") or 0
+    binned = sum(source.get("spikes", {}).get("binned") or 0 for source in sources)
+    total, invalid = (sum(each[k] for each in whole.values()) for k in (0, 1))
+    return {"spikes": total, "binned": binned, "outside": max(0, total - binned - invalid), "invalid": invalid}
 
 
 def _total(column: Sequence[Any]) -> int | None:

@@ -232,7 +232,9 @@ def _is_windows(value: object) -> bool:
 
 
 def _is_spikes(value: object) -> bool:
-    return isinstance(value, dict) and all(_is_count(value.get(kind) or 0) for kind in SPIKE_COUNTS)
+    if not isinstance(value, dict) or not _is_counts(value.get("outside_because", {})):
+        return False
+    return all(_is_count(value.get(kind) or 0) for kind in SPIKE_COUNTS)
 
 
 def _is_subject(value: object) -> bool:
@@ -277,9 +279,13 @@ _OF_SOURCE: dict[str, Callable[[Any], bool]] = {
     "subject": _is_subject,
     "windows": _is_windows,
     "spikes": _is_spikes,
+    "measured": lambda value: (
+        isinstance(value, dict) and all(isinstance(each, (int, float)) for each in value.values())
+    ),
     "fields": lambda value: isinstance(value, (dict, list)),
     "warnings": _is_list_of(_is_text),
     "error": _is_text,
+    "support_rule": _is_text,
     "bins_in_tails": _is_count,
     "units": _is_table,
     "statistics": lambda value: isinstance(value, dict) and all(map(_is_statistics, value.values())),

@@ -5,9 +5,22 @@ Knows the reports on sources in a manifest; knows nothing of recordings.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+#: Why windows and spikes of a recording are not in one part of a split; nothing is lost with them.
+ELSEWHERE = "in the other parts of the split, or between them"
+#: How reasons for what is dropped begin, and what helps.
+_REMEDIES = {
+    "outside the support of": "the first of --modalities decides where windows are",
+    "outside the intervals given": "see --interval",
+    "in invalid_times": "the file's own table says so",
+    "segment shorter than a window": "--sequence-length makes windows shorter",
+    "where no whole window fits": "--sequence-length makes windows shorter",
+}
+#: A field that was measured in a smaller share of the bins gets a line of its own.
+_WELL_MEASURED = 0.9
 #: Lines of each kind that are shown by default.
 MOST_NOTES, MOST_NOT_TAKEN = 20, 6
 
@@ -38,10 +51,18 @@ def _first(lines: list[str], most: int, every: bool) -> list[str]:
 def _notes_on(source: Mapping[str, Any]) -> Iterator[str]:
     name = source.get("path", "")
     for reason, n in source.get("windows", {}).get("dropped", {}).items():
-        yield f"{name}: {n:,} window{'s' * (n != 1)} dropped: {reason}"
+        yield f"{name}: {n:,} window{'s' * (n != 1)} {_why(reason, 'dropped: ')}"
+    spikes = source.get("spikes", {})
+    because = spikes.get("outside_because", {})
+    for reason, n in because.items():
+        yield f"{name}: {n:,} spike{'s' * (n != 1)} {_why(reason, 'in no window: ')}"
     tails = source.get("bins_in_tails")
     if tails:
         yield f"{name}: {tails:,} bin{'s' * (tails != 1)} at the ends of segments fill no window"
+    for field, share in source.get("measured", {}).items():
+        if share < _WELL_MEASURED:
+            remedy = f"--modalities {field}, before the others, cuts windows where it was measured"
+            yield f"{name}: {percent(1 - share)} of {field} is NaN: not measured there ({remedy})"
     named = [f"{each.get('path')}/" for each in objects_not_taken(source)]
     for warning in source.get("warnings", []):
         path, left_out, _ = warning.partition(" left out: ")
@@ -49,6 +70,36 @@ def _notes_on(source: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name}: {warning}"
     if "error" in source:
         yield f"{name}: left out: {source['error']}"
+
+
+def _why(reason: str, before: str) -> str:
+    if reason == ELSEWHERE:
+        return f"are {reason}"
+    remedy = next((text for start, text in _REMEDIES.items() if reason.startswith(start)), "")
+    return f"{before}{reason}{f' ({remedy})' if remedy else ''}"
+
+
+def percent(share: float) -> str:
+    """Return a share in per cent, to a tenth; never 0 or 100 for what is not quite that.
+
+    Example:
+        >>> percent(0.4412), percent(0.99999), percent(1)
+        ('44.1 %', '99.9 %', '100 %')
+    """
+    tenths = 1000 if share >= 1 else 0 if share <= 0 else min(999, max(1, round(share * 1000)))
+    return f"{tenths / 10:g} %"
+
+
+def coverage_lines(sources: Reports) -> list[str]:
+    """Return how much of each field was measured, and by which rule it was found where windows are."""
+    rules = Counter(str(source["support_rule"]) for source in sources if "support_rule" in source)
+    several = len(sources) > 1
+    lines = [f"  windows are cut: {rule}{f' ({n} sources)' if several else ''}" for rule, n in rules.items()]
+    for source in [each for each in sources if each.get("measured")][:MOST_NOTES]:
+        known = sorted(source["measured"].items(), key=lambda each: (each[1], each[0]))
+        told = ", ".join(f"{field} {percent(share)}" for field, share in known)
+        lines.append(f"  measured{f' of {name}' if several and (name := source.get('path')) else ''}: {told}")
+    return lines
 
 
 def _not_taken(sources: Reports) -> list[str]:

@@ -288,6 +288,17 @@ def statistics_of(parts: Sequence[Mapping[str, Moments | None]], source: Mapping
     return found
 
 
+def shares_measured(statistics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the share of the values of each field that are not missing.
+
+    Example:
+        >>> shares_measured({"behavior": {"count": [3, 4], "nan": [1, 0]}})
+        {'behavior': 0.875}
+    """
+    sums = {name: (sum(about["count"]), sum(about["nan"])) for name, about in statistics.items()}
+    return {name: round(n / (n + missing), 4) for name, (n, missing) in sums.items() if n + missing}
+
+
 def pooled(moments: Moments) -> Moments:
     """Return what is known of all columns together, as one column."""
     columns = [moments.take([i]) for i in range(len(moments.n))]

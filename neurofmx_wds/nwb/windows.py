@@ -22,7 +22,8 @@ from .series import Series
 from .units import SpikeTrains
 from .video import Video
 
-NOT_GIVEN = "outside the intervals given"  # why windows are dropped
+#: Why windows are dropped, and spikes are in none.
+NOT_GIVEN, IN_NO_WINDOW = "outside the intervals given", "where no whole window fits"
 
 
 class WindowSettings(Protocol):

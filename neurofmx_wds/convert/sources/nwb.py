@@ -5,6 +5,7 @@ Reads what :mod:`neurofmx_wds.nwb.windows` plans, and reports on it; knows nothi
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 from typing import Any, Protocol
@@ -15,12 +16,13 @@ import numpy.typing as npt
 from ...errors import SourceError
 from ...nwb.alignable import Alignable
 from ...nwb.clock import NS_PER_S, Aligned, Grid, Int64, Windows, intersection, main_span, stride_of, union
+from ...nwb.coverage import share_of_bins, share_of_time
 from ...nwb.doubts import Extent, clock_doubts, events_outside
 from ...nwb.gridding import Float64
 from ...nwb.names import JOINED
 from ...nwb.series import Series
 from ...nwb.timeline import BLOCK_BYTES
-from ...nwb.windows import AnyRecording, WindowedRecording, intervals_given, start_of
+from ...nwb.windows import IN_NO_WINDOW, NOT_GIVEN, AnyRecording, WindowedRecording, intervals_given, start_of
 from ...storage.location import name_of
 from .contract import SourceDescription
 from .listing import Listing
@@ -67,6 +69,7 @@ class RecordingSource(WindowedRecording):
         super().__init__(recording, config, stride_of(config.sequence_length, config.overlap))
         self._open = recording
         self._name = name_of(recording.path)
+        self._shares: dict[tuple[int, str, bool], tuple[int, int]] = {}
 
     def close(self) -> None:
         """Close the file."""
@@ -115,6 +118,7 @@ class RecordingSource(WindowedRecording):
         }
         if self.config.align is not None:
             report["aligned_to"] = f"{self.config.align}/{self.event}"
+        report["measured"] = self._measured()
         if "spikes" in plan.modalities:
             report["units"] = recording.units_table
             report["spikes"] = self._spike_account()
@@ -145,6 +149,27 @@ class RecordingSource(WindowedRecording):
         recording.warn(*self._doubts(), *filter(None, [empty]))
         report["warnings"] = list(recording.warnings)
         return report
+
+    def _measured(self) -> dict[str, float]:
+        """Return the share of the windows' bins in which each field has values, as far as times tell."""
+        fields = {modality: self.joined(modality) for modality in JOINED} | {f: [s] for f, s in self.separate.items()}
+        found: dict[str, float] = {}
+        for field, series in fields.items():
+            parts = [(len(each.columns), self._measured_of(each)) for each in series]
+            total = sum(n * of for n, (_, of) in parts)
+            if total:
+                found[field] = round(sum(n * part for n, (part, _) in parts) / total, 4)
+        return found
+
+    def _measured_of(self, series: Series) -> tuple[int, int]:
+        windows, way = self.plan.windows, self.ways[series.path]
+        key = id(series.timeline), way, series.is_sparse
+        if key not in self._shares:  # series may share their timeline
+            if isinstance(windows, Aligned) or way == "native":
+                self._shares[key] = share_of_time(series, self._covered(), self.max_gap)
+            else:
+                self._shares[key] = share_of_bins(series, way, self.grid, windows.spans(), self.max_gap)
+        return self._shares[key]
 
     def _doubts(self) -> Iterator[str]:
         """Yield what does not fit together of the times of the objects that are taken."""
@@ -187,7 +212,7 @@ class RecordingSource(WindowedRecording):
             return union([windows.spans()])
         return np.array([[*map(self.grid.start_of, span)] for span in windows.spans()], np.int64).reshape(-1, 2)
 
-    def _spike_account(self) -> dict[str, int]:
+    def _spike_account(self) -> dict[str, Any]:
         trains = self.recording.spikes
         spans = [trains.within(start, stop) for start, stop in self._covered().tolist()]
         binned, invalid = sum(each.stop - each.start for each in spans), sum(trains.invalid.values())
@@ -205,7 +230,25 @@ class RecordingSource(WindowedRecording):
             "binned": binned,
             "outside": len(trains) - binned,
             "invalid": invalid,
+            "outside_because": self._outside_because(binned),
         }
+
+    def _outside_because(self, binned: int) -> dict[str, int]:
+        """Return how many spikes are in no window, by reason."""
+        trains, plan = self.recording.spikes, self.plan
+
+        def among(intervals: Int64) -> int:
+            return sum(each.stop - each.start for each in (trains.within(a, b) for a, b in intervals.tolist()))
+
+        given = (
+            plan.support
+            if self.config.intervals_ns is None
+            else intersection([plan.support, intervals_given(self.config)])
+        )
+        counts = [len(trains), among(plan.support), among(given), among(plan.valid), binned]
+        reasons = (f"outside the support of {plan.modalities[0]}", NOT_GIVEN, "in invalid_times", IN_NO_WINDOW)
+        lost = {reason: a - b for reason, (a, b) in zip(reasons, itertools.pairwise(counts), strict=True)}
+        return {reason: n for reason, n in lost.items() if n}
 
     def _doubt_empty(self, binned: int) -> None:
         """Warn where windows, which lie between spikes, hold so few that a time or its unit may be wrong."""

@@ -102,6 +102,9 @@ class SegmentSource(RecordingSource):
         report = self._stored_report(n) | {"stored": stored}
         return SourceDescription(n, self._described_fields(), report, "" if n else "nothing was recorded")
 
+    def _measured(self) -> dict[str, float]:
+        return {}  # no bins are chosen yet
+
     def _stored_report(self, n: int) -> dict[str, Any]:
         """Return the report of a conversion, of which nothing is about windows: none are cut yet."""
         report = self.report_on("" if n else "nothing was recorded")
@@ -110,7 +113,8 @@ class SegmentSource(RecordingSource):
         report["windows"] = {"emitted": n, "dropped": {}}
         if "spikes" in report:
             spikes = report["spikes"]
-            report["spikes"] = {**spikes, "binned": spikes["total"] - spikes["invalid"], "outside": 0}
+            binned = spikes["total"] - spikes["invalid"]
+            report["spikes"] = {**spikes, "binned": binned, "outside": 0, "outside_because": {}}
         return report
 
     def _described_fields(self) -> dict[str, dict[str, Any]]:
