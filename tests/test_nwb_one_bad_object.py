@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,20 @@ def spikes_as_they_were(samples: list[Any], tmp_path: Path, **options: Any) -> N
         np.testing.assert_array_equal(ours["spikes"], theirs["spikes"])
 
 
+def compressed(file: h5py.File, path: str, number: int) -> None:
+    """Writes a dataset anew as if it were compressed with a filter of this number."""
+    old = file[path]
+    about, values, group = dict(old.attrs), old[:], old.parent
+    del file[path]
+    made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    made.set_chunk(values.shape)
+    made.set_filter(number, h5py.h5z.FLAG_OPTIONAL, (3,))
+    space, dtype = h5py.h5s.create_simple(values.shape), h5py.h5t.py_create(values.dtype)
+    stored = h5py.h5d.create(group.id, path.rsplit("/", 1)[-1].encode(), dtype, space, made)
+    stored.write_direct_chunk((0,) * values.ndim, values.tobytes(), 0)
+    h5py.Dataset(stored).attrs.update(about)
+
+
 # -- what HDF5 cannot decompress -------------------------------------------------------------------------------------
 
 
@@ -61,16 +76,7 @@ def test_a_series_with_a_filter_that_is_missing_is_left_out(
     monkeypatch.setattr("neurofmx_wds.nwb.access._is_available", lambda each: each != number)
 
     def edit(file: h5py.File) -> None:
-        group = file[SPEED]
-        about, values = dict(group["data"].attrs), group["data"][:]
-        del group["data"]
-        made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        made.set_chunk(values.shape)
-        made.set_filter(number, h5py.h5z.FLAG_OPTIONAL, (3,))
-        space = h5py.h5s.create_simple(values.shape)
-        stored = h5py.h5d.create(group.id, b"data", h5py.h5t.IEEE_F64LE, space, made)
-        stored.write_direct_chunk((0,), values.tobytes(), 0)
-        h5py.Dataset(stored).attrs.update(about)
+        compressed(file, f"{SPEED}/data", number)
 
     description, samples = read_all(with_speed(tmp_path / "a.nwb", edit))
     assert list(description.fields) == ["spikes"]
@@ -297,3 +303,45 @@ def test_a_file_that_needs_bytes_from_elsewhere_as_a_whole_is_refused(name: str,
     with pytest.raises(SourceError, match="not in the recording's directory and is not opened") as refused:
         read_all(path)
     assert "the secret" not in str(refused.value)
+
+
+# -- tables of intervals ---------------------------------------------------------------------------------------------
+
+
+def unreadable(file: h5py.File) -> None:
+    compressed(file, "intervals/trials/start_time", 32015)
+
+
+def three_axes(file: h5py.File) -> None:
+    replaced(file["intervals/trials"], "start_time", np.zeros((4, 2)))
+
+
+@pytest.mark.parametrize(("edit", "told"), [(unreadable, "needs hdf5plugin"), (three_axes, r"the shape \(4, 2\)")])
+def test_a_table_of_intervals_that_cannot_be_read_is_left_out(edit: Any, told: str, tmp_path: Path) -> None:
+    path = with_speed(tmp_path / "a.nwb", edit, trials=4)
+    description, samples = read_all(path)
+    [left_out] = [each for each in description.report["not_taken"] if each["path"] == "intervals/trials"]
+    assert re.search(told, left_out["why"])
+    spikes_as_they_were(samples, tmp_path, trials=4)
+    assert "trial" not in samples[0][1]
+    with pytest.raises(SourceError, match=f"intervals/trials: .*{told}"):
+        read_all(path, align="trials")
+
+
+def test_times_of_one_column_are_read(tmp_path: Path) -> None:
+    path = with_speed(
+        tmp_path / "a.nwb",
+        lambda f: replaced(f["intervals/trials"], "start_time", f["intervals/trials/start_time"][:][:, None]),
+        trials=4,
+    )
+    _, expected = read_all(with_speed(tmp_path / "b.nwb", trials=4), align="trials")
+    assert [m["event_ns"] for _, m in read_all(path, align="trials")[1]] == [m["event_ns"] for _, m in expected]
+
+
+@pytest.mark.parametrize("where", ["acquisition", "electrodes", "ids"])
+def test_objects_that_pynwb_cannot_read_for_want_of_a_filter_name_it(where: str, tmp_path: Path) -> None:
+    paths = {"acquisition": "processing/ecephys/LFP/lfp/electrodes", "ids": "units/id",
+             "electrodes": "processing/ecephys/LFP/lfp/data"}  # fmt: skip
+    path = with_speed(tmp_path / "a.nwb", lambda f: compressed(f, paths[where], 32015), lfp_channels=2)
+    left_out = read_all(path)[0].report["not_taken"]
+    assert len(left_out) == 1 and "pip install 'neurofmx-wds[filters]'" in left_out[0]["why"]

@@ -245,6 +245,8 @@ def test_spike_account_and_windows_add_up(tmp_path: Path, opened: Any) -> None:
     make_recording(tmp_path / "a.nwb", spike_times=spikes, obs_intervals=[[[0, 4], [5, 10]]] * 3)
     description = opened(tmp_path / "a.nwb", intervals=[(0, 9.5)], sequence_length=100, overlap=0.0).describe()
     report = description.report
+    because = report["spikes"].pop("outside_because")
+    assert sorted(because.values()) == [1, 1, 1]
     assert report["spikes"] == {"total": 9, "binned": 4, "outside": 3, "invalid": 2}
     assert report["windows"] == {
         "emitted": 8,

@@ -5,11 +5,15 @@ Knows HDF5 datasets; knows nothing of what they hold.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import re
 from typing import Any
 
 import h5py
 
+#: What to do where a filter is missing.
+INSTALL_FILTERS = "pip install 'neurofmx-wds[filters]'"
 #: Filters that are not part of HDF5 and that hdf5plugin brings, by number.
 _FILTERS = {
     307: "bzip2", 32001: "blosc", 32004: "lz4", 32008: "bitshuffle", 32013: "zfp", 32015: "zstd", 32017: "sz",
@@ -32,8 +36,17 @@ def why_unreadable(dataset: Any) -> str:
         return ""
     names = ", ".join(_FILTERS.get(number, f"number {number}") for number in missing)
     if all(number in _FILTERS for number in missing):
-        return f"it is compressed with {names}, which needs hdf5plugin: pip install 'neurofmx-wds[filters]'"
+        return f"it is compressed with {names}, which needs hdf5plugin: {INSTALL_FILTERS}"
     return f"it is compressed with the HDF5 filter {names}, which is not installed"
+
+
+def lacks_filter(error: BaseException) -> bool:
+    """Return whether HDF5 failed for want of a filter; hdf5plugin, if it is installed, has registered its own then."""
+    if not re.search("can't open directory|required filter|plugin", str(error)):
+        return False
+    with contextlib.suppress(ImportError):
+        importlib.import_module("hdf5plugin")
+    return True
 
 
 def _is_available(number: int) -> bool:

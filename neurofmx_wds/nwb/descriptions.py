@@ -12,6 +12,7 @@ import numpy as np
 from hdmf.common import DynamicTable, DynamicTableRegion, VectorIndex
 from pynwb.base import TimeSeriesReferenceVectorData
 
+from .access import why_unreadable
 from .tables import plain
 
 #: A manifest holds at most so many columns of a table, cells of a column, and characters of a cell.
@@ -39,7 +40,8 @@ def scalar_columns(table: DynamicTable) -> tuple[Columns, list[str]]:
         try:
             columns[name] = _cells(table[name])
         except (OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
-            notes.append(f"{table.name}/{name} left out: {error}")
+            why = why_unreadable(table[name].data) or error
+            notes.append(f"{table.name}/{name} left out: {why}")
     return {name: cells for name, cells in columns.items() if len(cells) == len(table)}, notes
 
 

@@ -13,6 +13,8 @@ from typing import Any
 from pynwb import NWBFile
 from pynwb.behavior import BehavioralEvents
 
+from ..errors import SourceError
+from .access import why_unreadable
 from .alignable import Alignable, Events, table_to_align
 from .clock import Int64, intervals_of, no_intervals
 from .events import read_epochs, read_events
@@ -29,10 +31,14 @@ class IntervalTables:
         objects: its objects that hold data.
         file: its path, for errors.
         warn: called with a line for what is left out.
+
+    Attributes:
+        left_out: path → reason of each table that cannot be read.
     """
 
     def __init__(self, nwb: NWBFile, objects: Sequence[Found], file: str, warn: Callable[..., None]) -> None:
         self._nwb, self._objects, self._file, self._warn = nwb, objects, file, warn
+        self.left_out: dict[str, str] = {}
 
     @cached_property
     def metadata(self) -> dict[str, Intervals]:
@@ -41,18 +47,30 @@ class IntervalTables:
         They are those of trials, epochs and other intervals in the file, in acquisition and in processing.
         """
         nwb = self._nwb
-        own = [table for table in (nwb.trials, nwb.epochs, *(nwb.intervals or {}).values()) if table is not None]
-        tables = {
-            table.name: self._read(table, f"intervals/{table.name}")
-            for table in own
-            if table.name != "invalid_times" and {"start_time", "stop_time"} <= set(table.colnames)
-        }
+        known = (nwb.trials, nwb.epochs, *(nwb.intervals or {}).values())
+        own = {table.name: table for table in known if table is not None}
+        tables: dict[str, Intervals] = {}
+        for table in own.values():
+            if table.name != "invalid_times" and {"start_time", "stop_time"} <= set(table.colnames):
+                self._add(tables, table, f"intervals/{table.name}", (table.name,))
         for found in self._objects:
             if found.kind == "intervals" and found.in_recording:
                 names = (found.series.name, f"{found.place}_{found.series.name}", found.path)
-                name = next(each for each in names if each not in tables)
-                tables[name] = replace(self._read(found.series, found.path), name=name)
+                self._add(tables, found.series, found.path, names)
         return tables
+
+    def _add(self, tables: dict[str, Intervals], table: Any, path: str, names: Sequence[str]) -> None:
+        """Read a table into `tables` under the first name that is free; with a warning, leave out a damaged one."""
+        try:
+            read = self._read(table, path)
+        except (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+            columns = (each for column in table.columns for each in (column, getattr(column, "target", column)))
+            problem = next(filter(None, (why_unreadable(each.data) for each in columns)), f"it cannot be read: {error}")
+            self.left_out[path] = problem
+            self._warn(f"{path} left out: {problem}")
+        else:
+            name = next(each for each in names if each not in tables)
+            tables[name] = read if name == read.name else replace(read, name=name)
 
     @cached_property
     def invalid_times(self) -> Int64:
@@ -71,7 +89,11 @@ class IntervalTables:
         Raises:
             SourceError: several have this name.
         """
-        return table_to_align(name, self.metadata, self.others, self._file)
+        known = self.metadata
+        for path, why in self.left_out.items():
+            if name in (path, path.rsplit("/", 1)[-1]):
+                raise SourceError(f"{path}: {why}", file=self._file, remedy="align to a table that can be read")
+        return table_to_align(name, known, self.others, self._file)
 
     @cached_property
     def others(self) -> list[Alignable]:

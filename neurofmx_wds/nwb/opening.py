@@ -16,6 +16,7 @@ import h5py
 from pynwb import NWBHDF5IO
 
 from ..errors import SourceError
+from .access import INSTALL_FILTERS, lacks_filter
 from .outside import open_guarded
 from .partial import read_partly
 
@@ -57,7 +58,8 @@ def open_nwb(
         closing.callback(io.close)
         try:
             return io, io.read(), _refusals(outside)
-        except Exception:
+        except Exception as error:
+            lacks_filter(error)  # if they can be had, filters are registered before the next attempt
             if make_io is not None:  # objects in a Zarr store are refused as dangerous, not as odd
                 raise
             nwb, left_out = read_partly(io)
@@ -169,6 +171,8 @@ def _why_left_out(path: str, needed: str, error: Exception) -> SourceError:
 
 def _why_unreadable(error: Exception) -> tuple[str, str]:
     """Return pynwb's error in words, without its dump of the file's content, and what to do about it."""
+    if lacks_filter(error):
+        return "it is compressed with a filter that is not installed", f"it may be one of hdf5plugin: {INSTALL_FILTERS}"
     extension = re.search(r"'([\w-]+)' not a namespace", str(error))
     if extension:
         name = extension[1]

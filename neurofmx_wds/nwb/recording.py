@@ -269,7 +269,12 @@ class Recording:
         known = {each.path for each in self._objects}
         unreadable = {path: why for path, why in self._unread.items() if path.rsplit("/", 1)[0] not in known}
         units = self.units.paths if "spikes" in modalities else ()
-        left_out = {**unreadable, **self._maker.left_out, **self._unit_tables.left_out}
+        left_out = {
+            **unreadable,
+            **self._maker.left_out,
+            **self._unit_tables.left_out,
+            **self._interval_tables.left_out,
+        }
         return not_taken(self._objects, modalities, {*paths, *units}, left_out)
 
     def unused(self) -> list[Found]:

@@ -74,6 +74,9 @@ def read_intervals(table: Any, path: str, on_clock: Callable[[Any], Any] | None 
     rows = rows[np.argsort(starts[rows], kind="stable")]
     cells = {name: plain_cells(table[name]) for name in table.colnames}
     known = {name: values for name, values in cells.items() if values is not None}
+    for name, seconds in (("start_time", starts), ("stop_time", stops)):
+        if len(getattr(table[name].data, "shape", ())) > 1:
+            known[name] = [_without_nan(each) for each in seconds.tolist()]
     if on_clock is not None:
         times = [name for name in known if _TIME.fullmatch(name) and getattr(table[name], "target", None) is None]
         known |= {name: [*map(_without_nan, _seconds(table[name].data, on_clock).tolist())] for name in times}
@@ -84,7 +87,10 @@ def read_intervals(table: Any, path: str, on_clock: Callable[[Any], Any] | None 
 
 
 def _seconds(times: Any, on_clock: Callable[[Any], Any] | None) -> npt.NDArray[np.float64]:
-    return np.asarray((times if on_clock is None else on_clock(times))[:], dtype=np.float64)
+    seconds = np.asarray((times if on_clock is None else on_clock(times))[:], dtype=np.float64)
+    if seconds.size != len(seconds):
+        raise ValueError(f"a column of times has the shape {seconds.shape}")
+    return seconds.ravel()
 
 
 def plain_cells(column: Any) -> list[Any] | None:

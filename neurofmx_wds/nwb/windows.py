@@ -234,7 +234,7 @@ class WindowedRecording:
             raise SourceError(
                 f"there is no {' and no '.join(missing or MODALITIES)} in it; it has {self.recording.contents}",
                 file=self.recording.path,
-                remedy=" ".join([*filter(None, hints), "ask for what it has, by modality or by path in the file"]),
+                remedy="; ".join([*filter(None, hints), "ask for what it has, by modality or by path in the file"]),
             )
         return tuple(dict.fromkeys(each for name in asked for each in self._usable(name)))
 
