@@ -453,7 +453,7 @@ def test_a_converter_that_is_never_finished_says_so(
     converter.convert_nwb_file(inputs[0])
     del converter
     gc.collect()
-    assert f"{tmp_path / 'out'}: not made, as finalize() was never called" in caplog.text
+    assert f"{tmp_path / 'out'}: no dataset was written, because finalize() was not called" in caplog.text
     caplog.clear()
     for end in ("finalize", "close"):
         converter = NWBToWebDatasetConverter(tmp_path / "out", overwrite=True)

@@ -403,7 +403,7 @@ def test_the_current_directory_is_not_replaced(
 ) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(OutputError, match="is the current one, or holds it|would delete it"):
+    with pytest.raises(OutputError, match="is the current directory, or contains it|would delete it"):
         WebDatasetWriter(output, overwrite=overwrite)
     assert [*tmp_path.rglob("*")] == [tmp_path / "here"]
 
@@ -433,13 +433,13 @@ def test_an_abandoned_writer_cleans_up(tmp_path: Path, caplog: pytest.LogCapture
     writer.write_sample({"x": 1})
     del writer
     assert list(tmp_path.iterdir()) == []
-    assert f"{tmp_path / 'd'}: not made, as finalize() was never called" in caplog.text
+    assert f"{tmp_path / 'd'}: no dataset was written, because finalize() was not called" in caplog.text
 
 
 def test_a_script_that_forgets_to_finish_hears_of_it(tmp_path: Path) -> None:
     code = "import sys, neurofmx_wds as n; writer = n.WebDatasetWriter(sys.argv[1]); writer.write_sample({'x': 1})"
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "d"], capture_output=True, text=True, check=True)
-    assert "finalize() was never called" in done.stderr
+    assert "finalize() was not called" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -34,8 +34,8 @@ def fsync_path(path: str | os.PathLike[str]) -> None:
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     """Write `data` to `path` so that a reader sees the old content or the new, whatever happens in between.
 
-    Of several processes that do so at once, each waits for the others. What one that was killed has left beside the
-    file, the next one uses up.
+    Several processes may do so at once: each waits for the others. A file that a killed process left beside it is
+    overwritten by the next.
 
     Raises:
         OSError: the directory cannot be written or the disk is full; the old content stays.
@@ -57,9 +57,9 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def _open_alone(path: Path) -> int:
-    """Open a file, made if there is none, that no other process has open in this way.
+    """Open a file that no other process has opened by this function; create it if necessary.
 
-    A link, pipe or the like of that name is removed: it is not ours, and following it would overwrite another file.
+    A link or pipe of that name is removed: writing through it would overwrite another file.
     """
     while True:
         try:
@@ -81,24 +81,24 @@ def _open_alone(path: Path) -> int:
 
 
 def refuse_url(output: str | os.PathLike[str]) -> None:
-    """Refuse a place to write to that is a URL: taken for a path it would be a directory named after the scheme.
+    """Reject a URL as a place to write to: as a path, it would be a directory named after the scheme.
 
     Raises:
-        OutputError: it is one.
+        OutputError: the place is a URL.
     """
     if re.match(r"[A-Za-z][\w+.:-]*:/", os.fspath(output)):  # one slash: a URL that has gone through pathlib
-        remedy = "write to a local directory, and copy that there when it is finished"
-        raise OutputError("nothing is written to a URL", file=output, remedy=remedy)
+        remedy = "write to a local directory, and copy the finished dataset to the URL"
+        raise OutputError("a URL cannot be written to", file=output, remedy=remedy)
 
 
 class StagedDirectory:
     """A directory that is filled beside its final place and put there in one rename.
 
     The staging directory is ``.<name>.partial`` beside `target` and holds a lock for as long as this object lives,
-    so two runs never write into one output. The lock is the kernel's: it goes with the process that held it.
+    so two runs never write into one output. The kernel releases the lock when the process ends.
 
     Args:
-        target: where the finished directory shall stand.
+        target: path of the finished directory.
         overwrite: whether an existing, non-empty `target` may be replaced.
 
     Raises:
@@ -113,13 +113,13 @@ class StagedDirectory:
         refuse_url(target)
         self.target = Path(os.path.realpath(target))  # a rename would replace a symbolic link, not what it names
         self.overwrite = overwrite
-        self._check_target()  # what has a parent and a name, unlike the root, is no mount point
+        self._check_target()  # now it has a parent and a name, unlike the root
         self.path = self.target.with_name(f".{self.target.name}.partial")
         self._pid = os.getpid()
         self._lock = self._create_and_lock()
         try:
             self._restore_or_remove_old()
-            self._check_target()  # another run may have finished while this one waited for nothing
+            self._check_target()  # another run may have finished meanwhile
         except OutputError:
             self.discard()
             raise
@@ -128,7 +128,7 @@ class StagedDirectory:
         with contextlib.suppress(FileNotFoundError):  # the current directory may have been removed
             if self.target in (here := Path.cwd(), *here.parents):
                 raise OutputError(
-                    "the output directory is the current one, or holds it, and would be replaced as a whole",
+                    "the output directory is the current directory, or contains it, and would be replaced as a whole",
                     file=self.target,
                     remedy="choose a directory inside it",
                 )
@@ -144,7 +144,7 @@ class StagedDirectory:
             raise OutputError(
                 "the output directory is not empty",
                 file=self.target,
-                remedy=f"choose another directory, or, if it holds nothing but a dataset, {OVERWRITE}",
+                remedy=f"choose another directory, or, if it holds only a dataset, {OVERWRITE}",
             )
 
     def _create_and_lock(self) -> int:
@@ -156,15 +156,15 @@ class StagedDirectory:
                 fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
             except OSError as error:
                 if isinstance(error, (FileNotFoundError, FileExistsError)) and attempt < 100:
-                    continue  # the run that owned it finished in this very moment
+                    continue  # the run that owned it has just finished
                 raise OutputError(
-                    f"cannot create the output: {error.strerror}", file=self.path, remedy="choose a writable place"
+                    f"cannot create the output: {error.strerror}", file=self.path, remedy="choose a writable directory"
                 ) from error
             self._take(fd)
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(fd), os.stat(self.path)):
                     return fd
-            os.close(fd)  # locked what had just been renamed into place: start again
+            os.close(fd)  # the locked directory has just been renamed: start again
 
     def _take(self, fd: int) -> None:
         try:
@@ -172,7 +172,7 @@ class StagedDirectory:
         except OSError as error:
             os.close(fd)
             if isinstance(error, BlockingIOError):
-                problem, remedy = f"{self._other} is writing this output", "wait for it, or end it"
+                problem, remedy = f"{self._other} is writing this output", "wait for it, or stop it"
             else:
                 problem, remedy = f"the output cannot be locked: {error.strerror}", "choose another file system"
             raise OutputError(problem, file=self.target, remedy=remedy) from error
@@ -186,7 +186,7 @@ class StagedDirectory:
             os.rename(old, self.target)
 
     def clear(self) -> None:
-        """Remove whatever an earlier, unfinished run left in the staging directory."""
+        """Remove the files that an unfinished run left in the staging directory."""
         for entry in self.path.iterdir():
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
@@ -194,10 +194,10 @@ class StagedDirectory:
                 entry.unlink()
 
     def commit(self) -> None:
-        """Bring the staged files to the disk and put them in their place.
+        """Write the staged files to the disk and move them to the target.
 
         Raises:
-            OutputError: the place cannot be taken; the staged files stay, and the old directory too.
+            OutputError: the target cannot be replaced; the staged files stay, and the old directory too.
         """
         try:
             for entry in os.scandir(self.path):
@@ -209,14 +209,16 @@ class StagedDirectory:
                 self._replace()
         except OSError as error:
             raise OutputError(
-                f"cannot put the finished files in place: {error.strerror}", file=self.target, remedy="see the cause"
+                f"cannot move the finished files to the output: {error.strerror}",
+                file=self.target,
+                remedy="see the cause",
             ) from error
         fsync_path(self.target.parent)
         self.release()
 
     def _replace(self) -> None:
         old = os.open(self.target, os.O_RDONLY | os.O_DIRECTORY)
-        self._take(old)  # the next run must not take the old dataset's directory for its own while it is removed
+        self._take(old)  # the next run must not use the old directory while it is removed
         try:
             _exchange(self.path, self.target)
             shutil.rmtree(self.path)  # now the old dataset
@@ -231,9 +233,9 @@ class StagedDirectory:
         self.release()
 
     def release(self) -> None:
-        """Let go of the lock, leaving the staged files for a later run."""
+        """Release the lock and leave the staged files for a later run."""
         if self._lock >= 0:
-            if os.getpid() == self._pid:  # closing alone would leave it to children forked meanwhile
+            if os.getpid() == self._pid:  # closing alone would leave the lock with forked children
                 fcntl.flock(self._lock, fcntl.LOCK_UN)
             os.close(self._lock)
             self._lock = -1
@@ -260,5 +262,5 @@ def _exchange(a: Path, b: Path) -> None:
 
 
 def warn_not_finalized(target: Path) -> None:
-    """Says of a writer that has gone that nobody finished it, when no error can be raised any more."""
-    logger.warning("%s: not made, as finalize() was never called: nothing was kept (call it, or use `with`)", target)
+    """Warn that a writer was not finalized; used where no error can be raised any more."""
+    logger.warning("%s: no dataset was written, because finalize() was not called (call it, or use `with`)", target)

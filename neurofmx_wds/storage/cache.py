@@ -32,7 +32,7 @@ except ImportError:
 DEFAULT_CACHE_SIZE = 64 << 30
 _ABANDONED_AFTER = 3600.0  # seconds without a write, after which an unfinished copy belongs to a killed process
 _VARIABLE = "NEUROFMX_CACHE"
-_REMEDY = f"give a directory with room that can be written, by cache_dir= or in the environment variable {_VARIABLE}"
+_REMEDY = f"give a writable directory with enough space, by cache_dir= or the environment variable {_VARIABLE}"
 _SUFFIXES = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz")
 _OPENERS: dict[bytes, Callable[..., Any]] = {  # by what such files begin with
     b"\x1f\x8b": _open_gzip,
@@ -44,7 +44,7 @@ Expand = Callable[[Path], Iterator[bytes]]
 
 
 def is_compressed(path: str | os.PathLike[str]) -> bool:
-    """Whether a shard's name says that it must be unpacked before it can be read at random places.
+    """Return whether a shard's name says that it must be unpacked before reading at random places.
 
     Example:
         >>> is_compressed("shard_000000.tar.gz"), is_compressed("shard_000000.tar")
@@ -54,7 +54,7 @@ def is_compressed(path: str | os.PathLike[str]) -> bool:
 
 
 def is_packed(path: str | os.PathLike[str]) -> bool:
-    """Whether a shard is compressed, by its first bytes: webdataset does not look at names either.
+    """Return whether a shard is compressed, by its first bytes: webdataset ignores names, too.
 
     Raises:
         ShardError: it is not a regular file.
@@ -76,12 +76,12 @@ def default_cache_dir() -> Path:
     """
     if os.environ.get(_VARIABLE):
         return Path(os.environ[_VARIABLE])
-    if os.path.isabs(os.environ.get("XDG_CACHE_HOME", "")):  # else it is to be ignored, says its specification
+    if os.path.isabs(os.environ.get("XDG_CACHE_HOME", "")):  # its specification says to ignore relative paths
         return Path(os.environ["XDG_CACHE_HOME"], "neurofmx_wds")
     try:
         return Path.home() / ".cache" / "neurofmx_wds"
     except RuntimeError as error:
-        problem = "compressed shards are unpacked into a cache, and this user has no home directory for it"
+        problem = "compressed shards are unpacked into a cache directory, but this user has no home directory"
         raise OutputError(problem, remedy=_REMEDY) from error
 
 
@@ -93,8 +93,8 @@ class ShardCache:
 
     Args:
         directory: where the copies are; by default :func:`default_cache_dir`.
-        max_bytes: how much they may take together. The shard in use is always kept, even if it takes more, provided
-            that its index says how large it is: without an index nobody knows where unpacking would end.
+        max_bytes: bytes of all copies together. The shard in use is always kept, even if it is larger, provided that
+            its index gives its size: otherwise unpacking might never end.
     """
 
     def __init__(self, directory: str | os.PathLike[str] | None = None, max_bytes: int = DEFAULT_CACHE_SIZE) -> None:
@@ -113,7 +113,7 @@ class ShardCache:
         return self._directory
 
     def copy_of(self, path: Path) -> Path:
-        """Return the place of a shard's unpacked copy, which need not be there yet."""
+        """Return the path of a shard's unpacked copy, which may not exist yet."""
         stat = path.stat()
         name = f"{os.path.abspath(path)}\n{stat.st_size}\n{stat.st_mtime_ns}"
         return self.directory / f"{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.tar"
@@ -179,10 +179,10 @@ class ShardCache:
             aside.unlink(missing_ok=True)
 
     def _unpacked(self, path: Path, expected_size: int | None, expand: Expand) -> Iterator[bytes]:
-        """Yield the shard's unpacked bytes in pieces; raise ShardError for whatever is wrong with them."""
+        """Yield the shard's unpacked bytes in pieces; raise ShardError if they are damaged."""
         limit, remedy = expected_size, RESTORE
         if limit is None:
-            limit, remedy = self.max_bytes, "it has no index to say its size: raise cache_size if it is as large"
+            limit, remedy = self.max_bytes, "it has no index with its size: increase cache_size if it is as large"
         size = 0
         try:
             for piece in expand(path):
@@ -198,7 +198,7 @@ class ShardCache:
             raise ShardError(f"unpacks to {size} bytes, not {expected_size}", file=path, remedy=RESTORE)
 
     def _unwritable(self, error: Exception) -> OutputError:
-        problem = f"compressed shards are unpacked here, and it cannot be written: {_reason(error)}"
+        problem = f"compressed shards are unpacked here, but it cannot be written: {_reason(error)}"
         return OutputError(problem, file=self.directory, remedy=_REMEDY)
 
     def _make_room(self, needed: int) -> None:
@@ -228,7 +228,7 @@ def decompressed(path: Path) -> Iterator[bytes]:
     with io.BufferedReader(open_regular(path)) as packed:
         opener = _opener_of(packed.peek(6))
         if opener is None:
-            raise ShardError("it is not compressed as its index says", file=path, remedy=RESTORE)
+            raise ShardError("it is not compressed, but its index says so", file=path, remedy=RESTORE)
         with opener(packed, "rb") as stream:
             while piece := stream.read(1 << 20):
                 yield piece

@@ -56,27 +56,27 @@ class Version:
 
 
 def is_url(path: str) -> bool:
-    """Says whether this is a URL, not a path."""
+    """Return whether this is a URL, not a path."""
     return re.match(r"[a-z][a-z0-9+.-]*(::[a-z][a-z0-9+.-]*)*://", path) is not None
 
 
 def is_zarr(path: str) -> bool:
-    """Says whether this is a directory that holds a Zarr store."""
+    """Return whether this is a directory that holds a Zarr store."""
     return any(os.path.exists(os.path.join(path, name)) for name in (".zgroup", ".zmetadata", "zarr.json"))
 
 
 def name_of(path: str) -> str:
-    """Gives a file's name: the last part of its path, or of its URL's path, without what follows a question mark."""
+    """Return a file's name: the last part of its path, or of the path of its URL, without a query."""
     return as_utf8(unquote(urlsplit(path).path.rstrip("/").rpartition("/")[2]) if is_url(path) else Path(path).name)
 
 
 def as_utf8(text: str) -> str:
-    r"""Gives a text that can be written down: bytes of a name or an attribute that are no UTF-8 become ``\xff``."""
+    r"""Return a text that can be written: bytes of a name or an attribute that are not UTF-8 become ``\xff``."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def version_of(path: str) -> Version:
-    """Gives the version of a file as it is now.
+    """Return the present version of a file.
 
     Raises:
         OSError: there is no such file on disk.
@@ -103,7 +103,7 @@ def version_of(path: str) -> Version:
 
 
 def open_binary(path: str) -> BinaryIO:
-    """Opens a file for reading; a URL is read by range.
+    """Open a file for reading; a URL is read by range.
 
     Raises:
         OSError, SourceError: as :func:`version_of`.
@@ -115,7 +115,7 @@ def open_binary(path: str) -> BinaryIO:
 
 @contextlib.contextmanager
 def on_disk(given: Sequence[Given]) -> Iterator[list[str]]:
-    """Gives paths and URLs; an open file is copied to a temporary one, which lasts as long as this.
+    """Yield paths and URLs; an open file is copied to a temporary file, which is removed at the end.
 
     Args:
         given: paths, URLs or binary files, read from their start where that can be sought. A copy has the file's own
@@ -151,7 +151,7 @@ def _copied(file: BinaryIO, directory: Path) -> str:
 
 
 def expand(url: str, suffixes: Sequence[str]) -> list[str]:
-    """Gives the files that a URL means: those that fit its pattern, or those in a directory; else itself.
+    """Return the files that a URL names: those that match its pattern, those in a directory, or the URL itself.
 
     Args:
         url: as the user gave it.
@@ -174,7 +174,7 @@ def expand(url: str, suffixes: Sequence[str]) -> list[str]:
 
 
 def _is_directory(fs: Any, inner: str) -> bool:
-    """Says whether this is a directory; a web server's is a page that lists it, and no other page is fetched."""
+    """Return whether this is a directory; a web server's is a page that lists it, and no other page is fetched."""
     if "https" not in fs.protocol:
         return bool(fs.isdir(inner))
     return inner.endswith("/") and fs.info(inner).get("mimetype") == "text/html"
@@ -212,7 +212,7 @@ _failures: dict[str, SourceError] = {}
 
 
 def failure_of(path: str) -> SourceError | None:
-    """Gives what a server did, once, where something went wrong with what was read from it."""
+    """Return what a server did, once, if reading from it failed."""
     return _failures.pop(path, None)
 
 
@@ -251,7 +251,7 @@ class RemoteFile(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        """Gives the place."""
+        """Return the position."""
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -260,7 +260,7 @@ class RemoteFile(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        """Reads as many bytes as fit and as there are."""
+        """Read as many bytes as fit and are available."""
         view = memoryview(buffer).cast("B")
         stop = min(self._at + len(view), self._size)
         count = max(0, stop - self._at)
@@ -274,7 +274,7 @@ class RemoteFile(io.RawIOBase):
         return count
 
     def _block(self, number: int, last: int) -> bytes:
-        """Gives a block; where it is not held, it is fetched with those after it up to `last`, or more in a stream."""
+        """Return a block; unless it is in memory, fetch it with the blocks up to `last`, or more while streaming."""
         if number not in self._blocks:
             self._ahead = min(2 * self._ahead, MOST_BLOCKS_AT_ONCE) if number == self._next else 1
             most = min(MOST_BLOCKS_AT_ONCE, BLOCKS_HELD)
@@ -319,7 +319,7 @@ class RemoteFile(io.RawIOBase):
 
 
 def _file_system(url: str) -> tuple[Any, str]:
-    """Gives the fsspec file system of a URL, and what the file is called there."""
+    """Return the fsspec file system of a URL, and the name of the file there."""
     if re.search(r"(^|::)reference:", url):  # its file says which other URLs are to be fetched
         raise SourceError("names other files, which are never fetched", file=url, remedy="name the files themselves")
     try:
@@ -362,7 +362,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _status(error: Exception) -> int | None:
-    """Gives the HTTP status that an error tells of; fsspec makes a missing file of many."""
+    """Return the HTTP status that an error reports; fsspec turns many into a missing file."""
     found = (getattr(each, "status", None) for each in _causes(error))
     return next((status for status in found if isinstance(status, int)), None)
 
@@ -374,7 +374,7 @@ def _asked_to_wait(error: Exception) -> float:
 
 
 def _is_transient(error: Exception) -> bool:
-    """Says whether an error may pass by itself: a dropped connection, a busy server."""
+    """Return whether an error may pass by itself: a dropped connection, a busy server."""
     status = _status(error)
     if status is not None and status >= 400:
         return status in (408, 425, 429) or status >= 500
