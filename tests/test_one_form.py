@@ -240,3 +240,22 @@ def test_a_damaged_vocabulary_is_refused(tmp_path: Path) -> None:
             Vocabulary.load(path)
     with pytest.raises(FileNotFoundError):
         Vocabulary.load(tmp_path / "nothing.json")
+
+
+def test_other_splits_have_the_indices_and_means_of_training(recordings: list[Path], tmp_path: Path) -> None:
+    pytest.importorskip("lightning")
+    from neurofmx_wds.lightning import NeuroDataModule
+
+    config = SourceConfig.of(**BINS)
+    for name, files in (("train", [recordings[2], recordings[0]]), ("val", recordings[:2])):
+        convert(files, Output(tmp_path / name), config)
+    options: dict[str, Any] = {"vocabulary": True, "normalize": "zscore", "pad_units": 4, "modalities": ["spikes"]}
+    data = NeuroDataModule(train=tmp_path / "train", val=tmp_path / "val", **options)
+    train, val = data.train_dataloader(), data.val_dataloader()
+    assert [each["name"] for each in train.vocabulary.sessions] == ["s2", "s0"]
+    assert indices(val)["s0"] == indices(train)["s0"] and indices(val)["s1"] == (2, [7, 8, 0, 0])
+    assert val.normalization["spikes"]["s0"] == train.normalization["spikes"]["s0"]
+    own = NeuroDataModule(
+        train=tmp_path / "train", val=tmp_path / "val", **options, per_split={"val": {"vocabulary": False}}
+    )
+    assert "unit_index" not in next(iter(own.val_dataloader()))

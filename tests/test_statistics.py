@@ -244,6 +244,18 @@ def test_statistics_of_one_split_for_another(windows: Path) -> None:
         create_webdataset_dataloader(windows, normalize=only, select={"session_id": ["s0", "s1"]})
 
 
+def test_pooled_statistics_hold_for_new_sessions(windows: Path) -> None:
+    train = {"select": {"session_id": ["s0", "s1"]}}
+    pooled = create_webdataset_dataloader(
+        windows, normalize={"lfp": "zscore_all"}, num_workers=0, **train
+    ).normalization
+    assert list(pooled["lfp"]) == ["*"]
+    [plain], [normal] = (samples_by_source(windows, select={"session_id": "s2"}, **more).values()
+                         for more in ({}, {"normalize": pooled}))  # fmt: skip
+    seen = np.concatenate([rows_of(each, "lfp") for each in samples_by_source(windows, **train).values()])
+    assert np.allclose(rows_of(normal, "lfp"), zscored(plain, "lfp", seen), rtol=2e-4, atol=2e-4)
+
+
 def test_pooled_and_given_statistics(windows: Path) -> None:
     plain = [sample for each in samples_by_source(windows).values() for sample in each]
     given = {"lfp": ([0.25, 0.5], 2.0), "behavior": "zscore_all", "spikes": (1, 0)}

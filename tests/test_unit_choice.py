@@ -367,3 +367,38 @@ def test_choosing_where_it_cannot_be_is_refused(
             create_webdataset_dataloader(directory, units="id == 100", **options)
     create_webdataset_dataloader(datasets[0], num_workers=0, units='quality == "good"')
     assert "no unit of b.nwb fulfils it" in caplog.text
+
+
+def test_columns_of_other_kinds(tmp_path: Path) -> None:
+    """Names that are taken, words of an enumeration, bytes, references, times and what no table of a manifest holds."""
+
+    def extra(nwb: pynwb.NWBFile) -> None:
+        table = nwb.units
+        table.add_column("key", "their own", data=["x", "y", "z"])
+        table.add_column("n_spikes", "their own", data=[1, 2, 3])
+        table.add_column("column", "their own", data=[7, 8, 9])
+        table.add_column("group", "references", data=[nwb.electrode_groups["shank0"]] * 3)
+        table.add_column("pairs", "two numbers each", data=[[1, 2]] * 3)
+        table.add_column("odd", "control characters", data=["a\x1b[31m", "b\nc", ""])
+        table.add_column("huge", "not finite", data=[np.inf, -np.inf, np.nan])
+
+    make_recording(tmp_path / "a.nwb", seconds=4, n_units=3, extra=extra)
+    done = convert(
+        [tmp_path / "a.nwb"], Output(tmp_path / "out"), SourceConfig.of(units="n_spikes_in_table > 1", **BINS)
+    )
+    units = done.summary["sources"][0]["units"]
+    assert units["key"] == ["session-1/101", "session-1/102"] and units["key_in_table"] == ["y", "z"]
+    assert units["n_spikes_in_table"] == [2, 3] and units["n_spikes"] != [2, 3] and units["column_in_table"] == [8, 9]
+    assert units["group"] == ["shank0"] * 2 and "pairs" not in units and units["huge"] == [None] * 2
+    assert units["odd"] == ["b\nc", ""]
+    loader = create_webdataset_dataloader(tmp_path / "out", num_workers=0)
+    assert list(loader.units["column"]) == [0, 1] and list(loader.units["source"]) == ["a.nwb"] * 2
+    assert main(["info", str(tmp_path / "out"), "--units"]) == 0
+
+
+def test_an_expression_with_nothing_to_choose_from_is_told(tmp_path: Path) -> None:
+    make_recording(tmp_path / "a.nwb", seconds=4, n_units=0, behavior_rate=50)
+    config = SourceConfig.of(units="n_spikes > 1", rois="Accepted == 1", **BINS)
+    done = convert([tmp_path / "a.nwb"], Output(tmp_path / "out"), config)
+    warnings = done.summary["sources"][0]["warnings"]
+    assert [line.split(":")[0] for line in warnings if "could choose from" in line] == ["units", "rois"]

@@ -77,7 +77,8 @@ def units_of(source: Mapping[str, Any], session: str) -> dict[str, list[Any]]:
     known, keys = source.get("units", {}), unit_keys(source, session)
     of_source = {"session_id": source.get("session_id"), "source": source.get("path", "")}
     first = {"key": keys, **{name: [value] * len(keys) for name, value in of_source.items()}}
-    return {**first, "column": list(range(len(keys))), **{k: v for k, v in known.items() if k != "key"}}
+    first["column"] = list(range(len(keys)))
+    return {**first, **{name: cells for name, cells in known.items() if name not in first}}
 
 
 def unit_table(

@@ -59,6 +59,8 @@ class NeuroDataModule(SplitModule):
         **options: for all splits: every other argument of :func:`~neurofmx_wds.create_webdataset_dataloader`. `windows`
             with jitter are those of `train`; the other splits have the same without, unless `per_split` says otherwise.
             With ``split={"train": 0.8, "val": 0.2}`` each split reads the part of its name, unless `part` says another.
+            With ``vocabulary=True`` and `normalize` the other splits have the indices of `train`, and its means and
+            deviations for its sessions.
 
     Raises:
         ValueError, TypeError: an unknown split or option.
@@ -92,6 +94,7 @@ class NeuroDataModule(SplitModule):
         datasets = {"val": val, "test": test, "predict": predict, **mapped}
         present = [split for split in self._SPLITS if datasets.get(split) is not None]
         self.shard_dirs = {split: _absolute(datasets[split]) for split in present}  # opened later, perhaps elsewhere
+        self._training: tuple[Any, dict[str, Any]] | None = None
         self.batch_size = batch_size
         self.per_split = by_name(per_split, self._SPLITS, "per_split")
         self.options = {"num_workers": num_workers, **options}
@@ -123,7 +126,26 @@ class NeuroDataModule(SplitModule):
         datasets = self.shard_dirs[split]
         if not isinstance(datasets, Mapping):
             options = {name: value for name, value in options.items() if name not in _OF_MIXTURES}
-        return create_webdataset_dataloader(datasets, **options)
+        loader = create_webdataset_dataloader(datasets, **options)
+        shared = {} if split == "train" else self._shared_by_training(split, options, loader)
+        return create_webdataset_dataloader(datasets, **{**options, **shared}) if shared else loader
+
+    def _shared_by_training(
+        self, split: str, options: Mapping[str, Any], loader: WebDatasetDataLoader
+    ) -> dict[str, Any]:
+        """Return the options of another split that come from the training data: indices, means and deviations."""
+        own = self.per_split.get(split, {})
+        wanted = {"vocabulary"} if options.get("vocabulary") is True else set()
+        wanted |= {"normalize"} if loader.normalization else set()
+        if "train" not in self.shard_dirs or not wanted - own.keys():
+            return {}
+        if self._training is None:
+            training = self._make("train")
+            self._training = training.vocabulary, training.normalization
+        vocabulary, seen = self._training
+        normalize = {name: {**known, **seen.get(name, {})} for name, known in loader.normalization.items()}
+        return {name: value for name, value in (("vocabulary", vocabulary), ("normalize", normalize))
+                if name in wanted - own.keys()}  # fmt: skip
 
 
 def _absolute(datasets: Any) -> Any:

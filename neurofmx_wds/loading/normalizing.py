@@ -171,10 +171,17 @@ def _of_moments(name: str, moments: Moments | None) -> tuple[np.ndarray, np.ndar
     return _scale(name, (moments.mean, moments.std))
 
 
-def as_mapping(scales: Mapping[str, Sequence[Any]], sessions: Sequence[str]) -> dict[str, dict[str, Scale]]:
-    """Return scales as ``normalize=`` of another loader takes them: field → session → (mean, std), as JSON values."""
-    return {
-        name: {session: (each[0].tolist(), each[1].tolist())
-               for session, each in zip(sessions, of_sources, strict=True) if each is not None}
-        for name, of_sources in scales.items()
-    }  # fmt: skip
+def as_mapping(
+    given: Normalize, scales: Mapping[str, Sequence[Any]], sessions: Sequence[str]
+) -> dict[str, dict[str, Scale]]:
+    """Return scales as ``normalize=`` of another loader takes them: field → session → (mean, std), as JSON values.
+
+    Where a field has the same in all sessions, these are called ``"*"``.
+    """
+    found: dict[str, dict[str, Scale]] = {}
+    for name, of_sources in scales.items():
+        how = given.get(name) if isinstance(given, Mapping) else given
+        alike = how == _ALL or not isinstance(how, (str, Mapping))
+        pairs = zip([EVERY] if alike else sessions, of_sources, strict=False)
+        found[name] = {session: (each[0].tolist(), each[1].tolist()) for session, each in pairs if each is not None}
+    return found

@@ -35,7 +35,7 @@ def with_views(opened: OpenDataset, read: ReadOptions) -> OpenDataset:
         scales = scales_of(read.normalize, looked_at, opened.reader.fields)
         views.append(Normalized(scales))
         sessions = [name for each in parts for name in each.sessions.names]
-        opened = replace(opened, normalization=as_mapping(scales, sessions))
+        opened = replace(opened, normalization=as_mapping(read.normalize, scales, sessions))
     if read.pad_units or read.fill:
         views.append(_filling(parts, views, read, opened.reader.fields))
         width = views[-1].width if read.pad_units else None  # type: ignore[attr-defined]

@@ -26,6 +26,8 @@ from .units import SpikeTrains, read_units
 #: Spike times are doubtful if the units that fire have a lower mean rate (spikes/s), or if the last spike is later than
 #: this many times the end of all else.
 LOWEST_RATE, LATEST_SPIKE = 0.05, 20
+#: Columns that every table of units gets; a file's own of these names get another.
+RESERVED = frozenset({"id", "key", "n_spikes", "table", "session_id", "source", "column"})
 #: Of ids that several units have, this many are named.
 MOST_IDS = 10
 
@@ -211,7 +213,8 @@ def _columns_of(table: Any) -> tuple[dict[str, list[Any]], list[str]]:
         said = joined_rows(electrodes, map(_as_list, columns["electrodes"]))
         columns |= {name if name == "location" else f"electrode_{name}": said[name] for name in said}
         notes += more
-    return {**columns, **{name: scalars[name] for name in scalars if name != "electrode_group"}}, notes
+    own = {f"{name}_in_table" if name in RESERVED else name: cells for name, cells in scalars.items()}
+    return {**columns, **{name: cells for name, cells in own.items() if name != "electrode_group"}}, notes
 
 
 def _as_list(rows: Any) -> list[int]:

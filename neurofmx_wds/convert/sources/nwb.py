@@ -145,6 +145,7 @@ class RecordingSource(WindowedRecording):
         report["not_taken"] = self._open.not_taken(plan.modalities, {*taken, *rows})
         report["intervals"] = {name: len(table.rows) for name, table in recording.intervals.items()}
         renamed = [name for name, table in self.tables.items() if self.words[name] != table.word]
+        recording.warn(*self._unheeded())
         recording.warn(*(f"intervals/{n}: its metadata begin with {self.words[n]}: others are taken" for n in renamed))
         recording.warn(*self._doubts(), *filter(None, [empty]))
         report["warnings"] = list(recording.warnings)
@@ -259,6 +260,17 @@ class RecordingSource(WindowedRecording):
                 f"units: {n:,} windows from {first:.6g} s to {last:.6g} s hold {binned} spikes: is one far off, or all "
                 "in another unit? intervals (--interval) keeps to the recording, time_scale (--time-scale) mends units"
             )
+
+    def _unheeded(self) -> list[str]:
+        """Return a line for each expression that has nothing to choose from in this recording."""
+        there = {"units"} if "spikes" in self.plan.modalities else set()
+        there |= {"electrodes" if each.kind == "voltage" else "rois" for each in self.all_series if each.about}
+        given = {name: getattr(self.settings, name) for name in ("units", "electrodes", "rois")}
+        return [
+            f"{name}: nothing that is taken of the recording is what {name}={wanted!r} could choose from"
+            for name, wanted in given.items()
+            if wanted is not None and name not in there
+        ]
 
     def read(self, start: int, stop: int) -> Iterator[tuple[Fields, dict[str, Any]]]:
         """Return the windows [start, stop) in order; those that overlap share memory, which nobody can write to.
