@@ -42,14 +42,23 @@ class Actions:
             "The same as the command append: add to the dataset in DIR, or with --split to its splits, where sessions "
             "stay in theirs.",
             parse=bool,
+            rare=True,
         ),
     )
     repair: bool = option(
-        False, Option("The same as the command repair: make damaged shards of the dataset in DIR again.", parse=bool)
+        False,
+        Option(
+            "The same as the command repair: make damaged shards of the dataset in DIR again.", parse=bool, rare=True
+        ),
     )
     link_group: str | None = option(
         None,
-        Option("The same as the command link-group, of the dataset given with --input.", metavar="GROUP", unset="off"),
+        Option(
+            "The same as the command link-group, of the dataset given with --input.",
+            metavar="GROUP",
+            unset="off",
+            rare=True,
+        ),
     )
     groups: str | None = option(
         None,
@@ -57,10 +66,12 @@ class Actions:
             "For --link-group: a YAML or JSON file with {dataset: {group: [labels]}}.",
             metavar="FILE",
             unset="groups.yaml or groups.json of the dataset",
+            rare=True,
         ),
     )
     dask: str | None = option(
-        None, Option("Work on the workers of this dask scheduler (extra: dask).", metavar="ADDRESS", unset="off")
+        None,
+        Option("Work on the workers of this dask scheduler (extra: dask).", metavar="ADDRESS", unset="off", rare=True),
     )
     config: str | None = option(
         None,
@@ -69,10 +80,12 @@ class Actions:
             "typed counts more.",
             metavar="FILE",
             unset="off",
+            rare=True,
         ),
     )
     save_config: str | None = option(
-        None, Option("Write the settings that were typed to a YAML or JSON file.", metavar="FILE", unset="off")
+        None,
+        Option("Write the settings that were typed to a YAML or JSON file.", metavar="FILE", unset="off", rare=True),
     )
 
 

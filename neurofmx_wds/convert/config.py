@@ -64,7 +64,7 @@ class ShardConfig:
         ),
     )
     key_prefix: str = option(
-        "sample_", Option("What the keys of samples begin with; their number follows.", metavar="TEXT")
+        "sample_", Option("What the keys of samples begin with; their number follows.", metavar="TEXT", rare=True)
     )
 
     def __post_init__(self) -> None:
@@ -144,6 +144,7 @@ class Split:
             metavar="NAME=SHARE,…",
             flag="split",
             unset="off",
+            rare=True,
         ),
     )
     by: SplitBy = option(
@@ -153,6 +154,7 @@ class Split:
             "window left out between two blocks.",
             choices=SPLIT_BY,
             flag="split-by",
+            rare=True,
         ),
     )
 
@@ -181,9 +183,10 @@ class Task:
             parse=integer,
             metavar="I",
             unset="off",
+            rare=True,
         ),
     )
-    tasks: int = option(None, Option("How many tasks there are.", parse=integer, metavar="N", unset="off"))
+    tasks: int = option(None, Option("How many tasks there are.", parse=integer, metavar="N", unset="off", rare=True))
 
     def __post_init__(self) -> None:
         if not is_whole(self.tasks, least=1):

@@ -34,7 +34,7 @@ class Option:
         kinds: the kinds of input that it concerns; empty: all.
         flag: its name on the command line, without ``--``; by default that of the field. None: Python only.
         unset: what its default means, where the value does not say it.
-        rare: whether it corrects what is wrong with a file: then it is in the help text, not in README's table.
+        rare: whether it is seldom needed: then it is in the help text, not in README's table.
     """
 
     help: str

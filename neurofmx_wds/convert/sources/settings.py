@@ -31,6 +31,7 @@ _ALLOW_MISSING = Option(
     "Skip and count incomplete samples (files), or files that are not images (imagefolder).",
     parse=bool,
     kinds=("files", "imagefolder"),
+    rare=True,
 )
 
 
@@ -58,7 +59,7 @@ class ArrayConfig(Chosen):
     field: str = option(
         "data",
         Option("Name of the field that an npy file becomes.", metavar="NAME", check=bool, rule="must not be empty",
-               kinds=("npy",)),
+               kinds=("npy",), rare=True),
     )  # fmt: skip
     rate: float | None = option(
         None,
@@ -79,6 +80,7 @@ class ArrayConfig(Chosen):
             metavar="NAME",
             kinds=ARRAYS,
             unset="off",
+            rare=True,
         ),
     )
 
@@ -106,9 +108,9 @@ class ImageConfig:
 
     allow_missing: bool = option(False, _ALLOW_MISSING)
     keep_encoded: bool = option(
-        False, Option("Store image files as they are, not their pixels.", parse=bool, kinds=("imagefolder",))
+        False, Option("Store image files as they are, not their pixels.", parse=bool, kinds=("imagefolder",), rare=True)
     )
-    subset: str = option("all", Option("Which part of the set to convert.", choices=SUBSETS, kinds=LABELLED))
+    subset: str = option("all", Option("Which part of the set to convert.", choices=SUBSETS, kinds=LABELLED, rare=True))
 
     def __post_init__(self) -> None:
         check_options(self)

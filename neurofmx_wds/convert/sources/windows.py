@@ -119,6 +119,7 @@ class WindowConfig(Chosen):
             kinds=_ALONG_TIME,
             flag="interval",
             unset="no limit",
+            rare=True,
         ),
     )
     origin_ns: int = option(
@@ -139,6 +140,7 @@ class WindowConfig(Chosen):
             check=_is_count_dtype,
             rule="must be an integer or floating dtype",
             kinds=_NWB,
+            rare=True,
         ),
     )
     spike_format: str = option(
@@ -159,6 +161,7 @@ class WindowConfig(Chosen):
             check=is_positive,
             rule="must be a positive number of seconds",
             kinds=_NWB,
+            rare=True,
         ),
     )
     behavior_method: str = option(
@@ -168,6 +171,7 @@ class WindowConfig(Chosen):
             "linear interpolation where there is less than one sample in half a bin; previous for states.",
             choices=BEHAVIOR_METHODS,
             kinds=_ALONG_TIME,
+            rare=True,
         ),
     )
     lfp_method: str = option(
@@ -177,6 +181,7 @@ class WindowConfig(Chosen):
             "at least two samples in a bin.",
             choices=LFP_METHODS,
             kinds=_ALONG_TIME,
+            rare=True,
         ),
     )
     max_gap_s: float = option(
@@ -188,6 +193,7 @@ class WindowConfig(Chosen):
             check=lambda value: 0 < value < float("inf"),
             rule="must be a positive number of seconds",
             kinds=_ALONG_TIME,
+            rare=True,
         ),
     )
     decode_video: bool = option(
@@ -197,6 +203,7 @@ class WindowConfig(Chosen):
             "URLs are never fetched.",
             parse=bool,
             kinds=_NWB,
+            rare=True,
         ),
     )
     align: str | None = option(
@@ -231,6 +238,7 @@ class WindowConfig(Chosen):
             "of each bin, NaN where there is no event.",
             parse=bool,
             kinds=_NWB,
+            rare=True,
         ),
     )
     min_confidence: float = option(
@@ -243,6 +251,7 @@ class WindowConfig(Chosen):
             rule="must be a number that is not negative",
             kinds=_NWB,
             unset="all",
+            rare=True,
         ),
     )
     clock: tuple[tuple[str, Number, Number], ...] | None = option(
@@ -322,11 +331,12 @@ class WindowConfig(Chosen):
             metavar="EXPR",
             kinds=_NWB,
             unset="all",
+            rare=True,
         ),
     )
     rois: str | None = option(
         None,
-        Option("The same for the ROIs of ophys, by their table.", metavar="EXPR", kinds=_NWB, unset="all"),
+        Option("The same for the ROIs of ophys, by their table.", metavar="EXPR", kinds=_NWB, unset="all", rare=True),
     )
 
     def __post_init__(self) -> None:
