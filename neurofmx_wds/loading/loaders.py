@@ -145,6 +145,17 @@ class WebDatasetLoader(ResumablePipeline):
         GroupError: there is no such group, or the dataset does not have its labels.
         ValueError: a bad argument, or no sample fits `select`.
         NeurofmxError: `select` raised.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from neurofmx_wds import create_shards_from_arrays
+        >>> out = tempfile.mkdtemp()
+        >>> _ = create_shards_from_arrays(out, {"x": np.arange(10)})
+        >>> loader = WebDatasetLoader(out, shuffle=False, select=lambda metadata: True)
+        >>> samples = iter(loader)
+        >>> [int(next(samples)["x"]) for _ in range(3)], loader.state_dict()["position"]
+        ([0, 1, 2], 3)
     """
 
     @suggest_keywords
@@ -218,6 +229,19 @@ class ResumableWebDatasetLoader(WebDatasetLoader):
 
     Raises:
         StateError: the checkpoint belongs to another dataset, seed or shuffle, or is damaged.
+
+    Example:
+        >>> import os, tempfile
+        >>> import numpy as np
+        >>> from neurofmx_wds import create_shards_from_arrays
+        >>> out = tempfile.mkdtemp()
+        >>> _ = create_shards_from_arrays(out, {"x": np.arange(10)})
+        >>> path = os.path.join(out, "checkpoint.json")
+        >>> loader = ResumableWebDatasetLoader(out, path, shuffle=False)
+        >>> first = [int(sample["x"]) for _, sample in zip(range(4), loader)]
+        >>> loader.save_checkpoint()
+        >>> [int(sample["x"]) for sample in ResumableWebDatasetLoader(out, path, shuffle=False)]
+        [4, 5, 6, 7, 8, 9]
     """
 
     def __init__(

@@ -35,6 +35,11 @@ class Mixture:
         datasets: name → its directory, or a dictionary of arguments of the loader that are its own.
         weights: name → its share of the samples; or epoch → weights from that on; None: equal shares.
         epoch: "longest", "shortest" or a number of samples.
+
+    Example:
+        >>> mixture = mix({"mouse": "shards_of_mice", "monkey": "shards_of_monkeys"}, weights={"mouse": 2, "monkey": 1})
+        >>> mixture.weights, mixture.epoch
+        ({'mouse': 2, 'monkey': 1}, 'longest')
     """
 
     datasets: Mapping[str, Part]

@@ -21,7 +21,7 @@ from .statistics import Counted, counted_of, pooled_over_sources
 from .views import Batch
 
 Scale = tuple[Any, Any]
-Normalize = str | Mapping[str, "str | Scale | Mapping[str, Scale]"]
+Normalize = str | Mapping[str, str | Scale | Mapping[str, Scale]]
 """``"zscore"``, ``"zscore_all"``, or field → one of these, or (mean, std), or {session: (mean, std)}."""
 
 EVERY = "*"  # stands for all sessions

@@ -141,6 +141,12 @@ class StandardDataLoader:
         ValueError: an argument has a bad value.
         TypeError: an argument has a bad type, is unknown, or is given twice.
         NeurofmxError: while loading: a batch lacks a field, or the field is not a tensor.
+
+    Example:
+        >>> dataset = [(torch.ones(3, 8, 8), label) for label in range(4)]
+        >>> data, labels = next(iter(StandardDataLoader(dataset, batch_size=4, n_timesteps=5)))
+        >>> data.shape, labels[1].tolist()
+        (torch.Size([4, 5, 3, 8, 8]), [1, 1, 1, 1, 1])
     """
 
     presentation_type: ClassVar[type[Presentation]] = StimulusRepetition
@@ -252,7 +258,14 @@ class StandardDataLoader:
 
 
 class StimulusRepetitionDataLoader(StandardDataLoader):
-    """Behave as :class:`StandardDataLoader`, with 20 steps by default (also called ``repeat=``)."""
+    """Behave as :class:`StandardDataLoader`, with 20 steps by default (also called ``repeat=``).
+
+    Example:
+        >>> dataset = [(torch.ones(3, 8, 8), label) for label in range(4)]
+        >>> data, labels = next(iter(StimulusRepetitionDataLoader(dataset, batch_size=4)))
+        >>> data.shape
+        torch.Size([4, 20, 3, 8, 8])
+    """
 
     defaults = {}
 
@@ -262,6 +275,13 @@ class StimulusDurationDataLoader(StandardDataLoader):
 
     Adds `n_timesteps` (30), `stimulus_duration` (20) and `intro_duration` (1) to the arguments of
     :class:`StandardDataLoader`. Unlike there, data and labels are not views.
+
+    Example:
+        >>> dataset = [(torch.ones(3, 8, 8), label) for label in range(4)]
+        >>> options = {"n_timesteps": 5, "stimulus_duration": 2}
+        >>> data, labels = next(iter(StimulusDurationDataLoader(dataset, batch_size=4, **options)))
+        >>> labels[1].tolist()
+        [-1, 1, 1, -1, -1]
     """
 
     presentation_type = StimulusDuration
@@ -273,6 +293,12 @@ class StimulusIntervalDataLoader(StandardDataLoader):
 
     Adds `n_timesteps` (30), `stimulus_duration` (2), `intro_duration` (0) and `interval_duration` (2) to the arguments
     of :class:`StandardDataLoader`.
+
+    Example:
+        >>> dataset = [(torch.ones(3, 8, 8), label) for label in range(4)]
+        >>> data, labels = next(iter(StimulusIntervalDataLoader(dataset, batch_size=4, n_timesteps=7)))
+        >>> labels[1].tolist()
+        [1, 1, -1, -1, 1, 1, -1]
     """
 
     presentation_type = StimulusInterval
@@ -284,6 +310,12 @@ class StimulusContrastDataLoader(StandardDataLoader):
 
     Adds `n_timesteps` (15), `stimulus_duration` (10), `intro_duration` (2) and `stimulus_contrast` (1.0) to the
     arguments of :class:`StandardDataLoader`.
+
+    Example:
+        >>> dataset = [(torch.ones(3, 8, 8), label) for label in range(4)]
+        >>> data, labels = next(iter(StimulusContrastDataLoader(dataset, batch_size=4, stimulus_contrast=0.5)))
+        >>> float(data.max())
+        0.5
     """
 
     presentation_type = StimulusContrast
@@ -296,6 +328,12 @@ class StimulusNoiseDataLoader(StandardDataLoader):
     Adds `n_timesteps` (20), `stimulus_duration` (15), `intro_duration` (1), `noise_type` ("uniform"), `ssnr` (0.5) and
     the other attributes of :class:`StimulusNoise` to the arguments of :class:`StandardDataLoader`. The noise of a
     sample depends only on seed, epoch and sample; it is generated in the process that reads the sample.
+
+    Example:
+        >>> dataset = [(torch.ones(3, 8, 8), label) for label in range(4)]
+        >>> data, labels = next(iter(StimulusNoiseDataLoader(dataset, batch_size=4, noise_type="gaussian", ssnr=0.7)))
+        >>> data.shape, data.dtype
+        (torch.Size([4, 20, 3, 8, 8]), torch.float32)
     """
 
     presentation_type = StimulusNoise
@@ -326,6 +364,12 @@ def get_data_loader(
     Raises:
         ValueError: no loader has this name.
         TypeError: `dataloader` is neither a name nor such a class.
+
+    Example:
+        >>> dataset = [(torch.ones(3, 8, 8), label) for label in range(4)]
+        >>> data, labels = next(iter(get_data_loader(dataset, "StimulusDuration", batch_size=4, n_timesteps=25)))
+        >>> data.shape
+        torch.Size([4, 25, 3, 8, 8])
     """
     if dataloader is None:
         dataloader = StandardDataLoader

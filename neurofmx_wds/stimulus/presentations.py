@@ -214,7 +214,12 @@ def _whole(name: str, value: Any) -> int:
 
 @dataclass(frozen=True)
 class StimulusRepetition(Presentation):
-    """Show the image at every step; data and labels are views (see :func:`repeat_over_time`)."""
+    """Show the image at every step; data and labels are views (see :func:`repeat_over_time`).
+
+    Example:
+        >>> StimulusRepetition(3).labels(torch.tensor([7]))
+        tensor([[7, 7, 7]])
+    """
 
     n_timesteps: int = 20
 
@@ -283,6 +288,10 @@ class StimulusContrast(StimulusDuration):
 
     Raises:
         ValueError: the contrast is not in [0, 1], or the durations do not fit into `n_timesteps`.
+
+    Example:
+        >>> StimulusContrast(4, 2, 1, stimulus_contrast=0.25).data(torch.ones(1, 1)).flatten()
+        tensor([0.0000, 0.2500, 0.2500, 0.0000])
     """
 
     n_timesteps: int = 15
@@ -324,6 +333,12 @@ class StimulusNoise(StimulusDuration):
     Raises:
         ValueError: the kind or mode is unknown, a number is out of range, or the durations do not fit into
             `n_timesteps`.
+
+    Example:
+        >>> batch = {"image": torch.ones(2, 3, 8, 8), "label": torch.tensor([4, 5])}
+        >>> noise = StimulusNoise(6, 4, 1, noise_type="uniform", ssnr=0.5)
+        >>> noise(batch, [np.random.default_rng(i) for i in range(2)])["image"].shape
+        torch.Size([2, 6, 3, 8, 8])
     """
 
     n_timesteps: int = 20
