@@ -418,3 +418,69 @@ def test_a_lightning_data_module_mixes(datasets: dict[str, Path]) -> None:
     assert "__dataset__" not in next(iter(data.val_dataloader()))
     with pytest.raises(ValueError, match="no such split 'mouse'"):
         lightning.NeuroDataModule(train=datasets)
+
+
+# One dataset, balanced
+
+
+@pytest.fixture(scope="module")
+def trials(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "trials"
+    about = [{"i": i, "label": 1 if i % 10 == 0 else 2, "side": "left" if i % 5 < 2 else "right"} for i in range(60)]
+    create_shards_from_arrays(out, {"x": np.arange(60.0)}, metadata=about, shard_size=11)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"balance": "label"}, {1: 54, 2: 54}),
+        ({"balance": "side", "weights": {"left": 3, "right": 1}}, {"left": 108, "right": 36}),
+        ({"balance": "side", "epoch": "shortest", "weights": {"left": 1, "right": 3}}, {"left": 12, "right": 36}),
+        ({"balance": "label", "select": {"side": "left"}, "epoch": 40}, {1: 20, 2: 20}),
+    ],
+    ids=str,
+)
+def test_a_dataset_is_balanced(trials: Path, options: dict[str, Any], expected: dict[Any, int]) -> None:
+    loader = load(trials, batch_size=4, **options)
+    batches = list(loader)
+    column = options["balance"]
+    assert Counter(about[column] for batch in batches for about in batch["metadata"]) == expected
+    for batch in batches:
+        assert batch["__dataset__"] == [str(about[column]) for about in batch["metadata"]]
+        assert batch["x"].tolist() == [about["i"] for about in batch["metadata"]]
+    met = Counter(about["i"] for batch in batches for about in batch["metadata"])
+    for value in expected:  # each value's samples equally often, but for one
+        times = [met[i] for i in range(60) if i in met and {1: i % 10 == 0, 2: i % 10 > 0, "left": i % 5 < 2}.get(
+            value, i % 5 >= 2)]  # fmt: skip
+        assert max(times) - min(times) <= 1
+
+
+def test_a_balanced_dataset_resumes(trials: Path) -> None:
+    options: dict[str, Any] = {"balance": "label", "weights": {1: 1, 2: 2}}
+    whole = [about["i"] for batch in load(trials, **options) for about in batch["metadata"]]
+    loader = load(trials, batch_size=4, **options)
+    got = [about["i"] for batch in itertools.islice(loader, 5) for about in batch["metadata"]]
+    state = loader.state_dict()
+    for step in steps(resumed(trials, state, batch_size=3, **SMALL, **options)):
+        got += [about["i"] for batch in step for about in batch["metadata"]]
+    assert got == whole
+    for other in ({"balance": "side"}, {"balance": "label"}, {}):
+        with pytest.raises(StateError):
+            load(trials, **other).load_state_dict(state)
+
+
+def test_bad_balances_are_refused(trials: Path, datasets: dict[str, Path]) -> None:
+    for options, message in [
+        ({"balance": "colour"}, "some samples have no colour"),
+        ({"balance": 3}, "balance must be a name"),
+        ({"balance": "side", "weights": {"left": 1}}, "'right' has none"),
+        ({"balance": "side", "weights": {"left": 1, "right": 1, "up": 1}}, "there is no 'up'"),
+        ({"weights": {"left": 1}}, "or balance="),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            load(trials, **options)
+    with pytest.raises(ValueError, match="of one dataset"):
+        load(datasets, balance="odd")
+    with pytest.raises(ValueError, match="no argument 'normalize'"):
+        load({"a": {"shard_dir": trials, "normalize": "zscore"}})

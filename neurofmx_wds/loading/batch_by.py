@@ -6,21 +6,18 @@ Knows what sessions and lengths samples have; knows nothing of ranks or training
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..errors import available_hint
-from ..format.manifest import recording_group
-from ..order.grouped import Alike, GroupedOrder, NearlyAsLong, padded
+from ..order.grouped import Alike, GroupedOrder, NearlyAsLong, Values, padded
 from ..order.mixture import MixtureOrder
 from .dataset import OpenDataset
 from .mixture import DATASET, MixtureReader
 from .readers import ShardReader
-from .selection import values_of
-from .views import ViewedReader
+from .values import as_stored, column_of
 
 logger = logging.getLogger("neurofmx_wds")
 
@@ -97,46 +94,12 @@ def _by_value(opened: OpenDataset, by: object, batch_size: int) -> Alike:
     return Alike(f"{by}, up to {batch_size} samples", _values(opened, by), batch_size)
 
 
-def _values(opened: OpenDataset, by: str) -> Any:
+def _values(opened: OpenDataset, by: str) -> Values:
     if by == DATASET:
         if not isinstance(opened.order, MixtureOrder):
             raise ValueError("batch_by='__dataset__' goes together with a mixture of datasets")
         return OfDataset(opened.order)
-    sources = opened.sessions.sources
-    known = len(sources) > 0 and all("windows" in source for source in sources)
-    if by in ("session_id", "subject") and known and _tells_sources(opened):
-        names = opened.sessions.names if by == "session_id" else [recording_group(s, "subject") for s in sources]
-        if None not in names:
-            return OfSource(opened.reader, _numbers(names))
-    reader = _stored(opened.reader)
-    if not isinstance(reader, ShardReader):
-        raise ValueError(
-            f"batch_by={by!r}: of mixtures and windows cut while loading, session_id, subject or __dataset__"
-        )
-    values = values_of(reader.shards, by)
-    if None in values:
-        columns = reader.metadata(0)
-        raise ValueError(f"batch_by={by!r}: some samples have no {by} in their metadata; {available_hint(columns, by)}")
-    return OfSample(reader, _numbers(values))
-
-
-def _tells_sources(opened: OpenDataset) -> bool:
-    reader = _stored(opened.reader)
-    if not isinstance(reader, ShardReader):
-        return True
-    ends = opened.sessions.ends
-    named = all("session_id" in source for source in opened.sessions.sources)
-    return named and int(ends[-1]) == reader.shards.n_samples
-
-
-def _stored(reader: Any) -> Any:
-    return reader.reader if isinstance(reader, ViewedReader) else reader
-
-
-def _numbers(values: Sequence[Any]) -> np.ndarray:
-    """Return a number for each value, equal for equal ones: int64 (n,)."""
-    number: dict[Any, int] = {}
-    return np.array([number.setdefault(value, len(number)) for value in values], np.int64)
+    return column_of(opened, by, "batch_by")
 
 
 @dataclass(frozen=True)
@@ -148,30 +111,6 @@ class OfDataset:
     def __call__(self, ids: np.ndarray) -> np.ndarray:
         """Return the number of each sample's dataset."""
         return self.order.split(ids)[0]
-
-
-@dataclass(frozen=True)
-class OfSource:
-    """What each sample's recording is, or is of."""
-
-    reader: Any
-    numbers: np.ndarray
-
-    def __call__(self, ids: np.ndarray) -> np.ndarray:
-        """Return the number of each sample's recording, session or subject."""
-        return np.asarray(self.numbers[_stored(self.reader).sources(ids)])
-
-
-@dataclass(frozen=True)
-class OfSample:
-    """A value of each stored sample."""
-
-    reader: ShardReader
-    numbers: np.ndarray
-
-    def __call__(self, ids: np.ndarray) -> np.ndarray:
-        """Return the number of each sample's value."""
-        return np.asarray(self.numbers[self.reader.dataset_ids(ids)])
 
 
 class Lengths:
@@ -186,7 +125,7 @@ class Lengths:
     """
 
     def __init__(self, reader: Any, of: str) -> None:
-        self._reader = _stored(reader)
+        self._reader = as_stored(reader)
         self._of = of
         mixed = isinstance(self._reader, MixtureReader)
         parts: list[Any] = self._reader.readers if mixed else [self._reader]

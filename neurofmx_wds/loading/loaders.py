@@ -110,6 +110,8 @@ class WebDatasetLoader(ResumablePipeline):
             `select` chooses among the windows by the metadata that they have without jitter, which then moves none to
             where other rows of interval tables are running than those it was chosen by.
         weights, epoch: of a mixture, as of :func:`~neurofmx_wds.mix`.
+        balance: a name of the samples' metadata, or ``"label"``: the dataset is read as a mixture of the samples with
+            each of its values, in equal shares, or as `weights` say: ``{"left": 3, "right": 1}``.
         units: which units the spikes are of, as an expression over the columns of ``loader.units``, such as
             ``'quality == "good" and location == "CA1"'``: see :class:`~neurofmx_wds.nwb.choosing.Choice`. Windows stay
             where they are with all units.
@@ -192,6 +194,7 @@ class WebDatasetLoader(ResumablePipeline):
         part: str | Sequence[str] | None = None,
         stratify: str | None = None,
         split_seed: int = 0,
+        balance: str | None = None,
         pad_units: PadUnits = False,
         fill: Fill = False,
         vocabulary: bool | Vocabulary = False,
@@ -204,7 +207,7 @@ class WebDatasetLoader(ResumablePipeline):
             storage_options=storage_options, prefetch_bytes=prefetch_bytes,
             normalize=normalize, pad_units=pad_units, fill=fill, vocabulary=vocabulary,
             as_dtype=as_dtype,
-            split=split, split_by=split_by, part=part, stratify=stratify, split_seed=split_seed,
+            split=split, split_by=split_by, part=part, stratify=stratify, split_seed=split_seed, balance=balance,
         )  # fmt: skip
         order = OrderOptions(seed=seed, shuffle=shuffle, buffer_size=buffer_size, block_size=block_size)
         processing = ProcessingOptions(transform=transform, target_transform=target_transform, handler=handler)
@@ -356,6 +359,7 @@ def create_webdataset_dataloader(
     part: str | Sequence[str] | None = None,
     stratify: str | None = None,
     split_seed: int = 0,
+    balance: str | None = None,
     pad_units: PadUnits = False,
     fill: Fill = False,
     vocabulary: bool | Vocabulary = False,
@@ -437,7 +441,7 @@ def create_webdataset_dataloader(
         storage_options=storage_options, prefetch_bytes=prefetch_bytes,
         normalize=normalize, pad_units=pad_units, fill=fill, vocabulary=vocabulary,
             as_dtype=as_dtype,
-        split=split, split_by=split_by, part=part, stratify=stratify, split_seed=split_seed,
+        split=split, split_by=split_by, part=part, stratify=stratify, split_seed=split_seed, balance=balance,
     )  # fmt: skip
     order = OrderOptions(seed=seed, shuffle=shuffle, buffer_size=buffer_size, block_size=block_size)
     processing = ProcessingOptions(

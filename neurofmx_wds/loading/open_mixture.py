@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 
 from ..errors import did_you_mean
-from ..order.epoch import key_of
+from ..order.epoch import EpochOrder, key_of
 from ..order.mixture import MixtureOrder, Stage, epoch_length
 from .dataset import OpenDataset, open_dataset
-from .mixture import MixedLabels, Mixture, MixtureReader, mix
+from .mixture import MixedLabels, Mixture, MixtureReader, mix, stages_of
 from .options import OrderOptions, ReadOptions
 from .sessions import Sessions
+from .values import column_of
 from .viewed import with_views
 
-_OF_MIXTURES = ("weights", "epoch")
+_OF_MIXTURES = ("weights", "epoch", "balance")
+_OF_ALL = ("normalize", "pad_units", "fill", "vocabulary", "as_dtype")  # what batches of a mixture are changed by
 
 
 def open_datasets(read: ReadOptions, order: OrderOptions) -> OpenDataset:
@@ -30,7 +32,10 @@ def open_datasets(read: ReadOptions, order: OrderOptions) -> OpenDataset:
     Raises:
         FileNotFoundError, NeurofmxError, ValueError: as :func:`open_dataset` and :func:`open_mixture`.
     """
-    opened = open_mixture(read, order) if read.is_mixture else open_dataset(read, order)
+    if read.is_mixture:
+        return with_views(open_mixture(read, order), read)
+    alone = open_dataset(replace(read, weights=None, epoch=None, balance=None), order)
+    opened = alone if read.balance is None else _balanced(alone, read, read.balance)
     return with_views(opened, read)
 
 
@@ -68,13 +73,49 @@ def open_mixture(read: ReadOptions, order: OrderOptions) -> OpenDataset:
     )
 
 
+def _balanced(opened: OpenDataset, read: ReadOptions, column: str) -> OpenDataset:
+    """Return a dataset as a mixture of the samples with each value of a column.
+
+    Raises:
+        ValueError: the samples do not have it, or weights that do not go with its values.
+    """
+    found = column_of(opened, column, "balance")
+    reader, whole = found.reader, opened.order
+    if not isinstance(whole, EpochOrder):
+        raise TypeError("a mixture is balanced by its weights")
+    numbers = found(np.arange(len(whole)))
+    chosen = {value: np.flatnonzero(numbers == i) for i, value in enumerate(found.values)}
+    chosen = {value: ids for value, ids in chosen.items() if len(ids)}
+    names = [str(value) for value in chosen]
+    if len(set(names)) < len(names):
+        raise ValueError(f"balance={column!r}: different values are written alike: {', '.join(map(repr, chosen))}")
+    ends = np.cumsum(reader.counts)
+    parts = []
+    for name, ids in zip(names, chosen.values(), strict=True):
+        counts = np.diff(np.searchsorted(ids, ends), prepend=0)
+        parts.append(replace(whole, shard_counts=counts, seed=_seed_of(whole.seed, name)))
+    order = OrderOptions(seed=whole.seed, shuffle=whole.shuffle, buffer_size=whole.buffer_size)
+    mixed = _order_of(stages_of(read.weights, list(chosen)), names, parts, order, read.epoch or "longest")
+    mixture = MixtureReader(mixed, [reader] * len(names), list(chosen.values()), [0] * len(names))
+    own = _fingerprint(mixed, [opened.fingerprint])
+    digest = hashlib.sha256(numbers.tobytes()).hexdigest()
+    fingerprint = "".join(
+        hashlib.sha256(f"{half} {column} {digest}".encode()).hexdigest()[:32]
+        for half in (own[i : i + 32] for i in range(0, len(own), 32))
+    )
+    labels = opened.labels
+    picked = [labels[ids] for ids in chosen.values()] if isinstance(labels, np.ndarray) else []
+    mixed_labels = MixedLabels(mixed, picked) if picked else None
+    return OpenDataset(mixture, mixed, fingerprint, mixed_labels, opened.sessions, (opened,))
+
+
 def _options_of(name: str, part: Any) -> dict[str, Any]:
     """Return what a dataset of a mixture says of itself, as the loader's arguments."""
     if isinstance(part, Mixture):
         raise ValueError(f"the dataset {name!r} of the mixture is a mixture: give its datasets instead")
     if not isinstance(part, Mapping):
         return {"shard_dir": part}
-    known = [each.name for each in fields(ReadOptions) if each.name not in _OF_MIXTURES]
+    known = [each.name for each in fields(ReadOptions) if each.name not in (*_OF_MIXTURES, *_OF_ALL)]
     for key in part:
         if key not in known:
             problem = f"the dataset {name!r} of the mixture: no argument {key!r}"

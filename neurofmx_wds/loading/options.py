@@ -62,6 +62,7 @@ class ReadOptions:
         cache_dir, cache_size: where compressed shards are unpacked, and bytes that they may take there.
         checksums: whether payloads are compared with their checksums; None: where these are known.
         weights, epoch: proportions, and what an epoch is, of a mixture; None: equal, "longest".
+        balance: the name of the samples' metadata whose values are mixed; None: none.
         units: which units, as an expression over the columns of ``loader.units``; None: all.
         storage_options: of the object store, where the shards are behind URLs.
         prefetch_bytes: how much is requested from there before it is needed.
@@ -94,6 +95,7 @@ class ReadOptions:
     checksums: bool | None = None
     weights: Weights | None = None
     epoch: Length | None = None
+    balance: str | None = None
     units: str | None = None
     storage_options: StorageOptions | None = field(default=None, repr=False)  # may hold credentials
     prefetch_bytes: MemorySize = DEFAULT_PREFETCH
@@ -141,13 +143,15 @@ class ReadOptions:
 
     def _check_several(self) -> None:
         _ = self.partition  # raises where its settings do not go together
+        if self.balance is not None and (self.is_mixture or not isinstance(self.balance, str)):
+            raise ValueError(f"balance must be a name of the metadata of one dataset, not {self.balance!r}")
         for name in ("weights", "epoch"):
             if getattr(self, name) is None:
                 continue
             if isinstance(self.shard_dir, Mixture):
                 raise ValueError(f"{name}= is a setting of mix() where a mixture is given")
-            if not self.is_mixture:
-                raise ValueError(f"{name}= is a setting of a mixture: give several datasets, by name")
+            if not self.is_mixture and self.balance is None:
+                raise ValueError(f"{name}= is a setting of a mixture: give several datasets by name, or balance=")
 
     @property
     def directory(self) -> ShardDir:
@@ -345,6 +349,7 @@ class SampleLoaderOptions(TypedDict, total=False):
     windows: Windows | None
     weights: Weights | None
     epoch: Length | None
+    balance: str | None
     units: str | None
     storage_options: StorageOptions | None
     prefetch_bytes: MemorySize
