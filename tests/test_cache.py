@@ -74,7 +74,7 @@ def test_a_shard_larger_than_the_cache_is_kept_while_it_is_used(tmp_path: Path) 
 
 def test_a_shard_that_nobody_knows_the_size_of_must_fit(tmp_path: Path) -> None:
     path, data = packed_shard(tmp_path / "a.tar.gz")
-    with pytest.raises(ShardError, match=r"a\.tar\.gz: unpacks to more than 10 bytes.*raise cache_size"):
+    with pytest.raises(ShardError, match=r"a\.tar\.gz: unpacks to more than 10 bytes.*increase cache_size"):
         ShardCache(tmp_path / "cache", max_bytes=10).open(path)
     with ShardCache(tmp_path / "cache", max_bytes=len(data)).open(path) as stream:
         assert stream.read() == data
