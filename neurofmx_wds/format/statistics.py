@@ -268,7 +268,8 @@ def is_counted(dtype: np.dtype[Any], ndim: int) -> bool:
 def as_rows(value: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return an array of a sample as (rows, columns)."""
     pooled = value.ndim > 2 or value.shape[-1] > MOST_COLUMNS
-    return value.reshape(-1, 1) if pooled else value.reshape(-1, value.shape[-1])
+    columns = 1 if pooled else value.shape[-1]
+    return value.reshape(value.size // columns if columns else 0, columns)  # -1 needs a column to divide by
 
 
 def statistics_of(parts: Sequence[Mapping[str, Moments | None]], source: Mapping[str, Any]) -> dict[str, Any]:
