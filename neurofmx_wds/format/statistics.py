@@ -171,9 +171,18 @@ class _Counter:
         self._sums: tuple[npt.NDArray[Any], ...] | None = None  # total, squares, least and greatest
         self._others: Moments | None = None  # of chunks in which values are missing
 
+    def takes(self, value: Any) -> bool:
+        """Return whether a value can be counted as it is: an array (rows, columns) of the same dtype and columns."""
+        rows = self.rows
+        return type(value) is np.ndarray and value.dtype is rows.dtype and value.shape[1:] == rows.shape[1:]
+
     def add(self, rows: npt.NDArray[Any]) -> None:
         """Count values of shape (rows, columns)."""
-        start = 0
+        start, end = 0, self._filled + len(rows)
+        if end < len(self.rows):  # quickly: most values
+            self.rows[self._filled : end] = rows
+            self._filled = end
+            return
         while start < len(rows):
             n = min(len(rows) - start, len(self.rows) - self._filled)
             self.rows[self._filled : self._filled + n] = rows[start : start + n]
@@ -237,8 +246,12 @@ class Collector:
 
     def add(self, sample: Mapping[str, Any]) -> None:
         """Count the fields of a sample."""
+        known = self._counters
         for name, value in sample.items():
-            if isinstance(value, np.ndarray) and is_counted(value.dtype, value.ndim):
+            counter = known.get(name)
+            if counter is not None and counter.takes(value):  # quickly: most values
+                counter.add(value)
+            elif isinstance(value, np.ndarray) and is_counted(value.dtype, value.ndim):
                 self.add_rows(name, as_rows(value))
 
     def add_rows(self, name: str, rows: npt.NDArray[Any]) -> None:
