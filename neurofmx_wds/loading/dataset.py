@@ -12,12 +12,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..format.remote_shards import RemoteShardSet, open_remote_shards, urls_in
 from ..format.shards import ShardSet, open_shards
 from ..order.epoch import ORDER_VERSION
 from ..order.grouped import ResumableOrder
 from ..storage.cache import ShardCache
+from .flattening import ragged_fields
 from .interfaces import Reader
 from .mixture import MixedLabels
 from .options import OrderOptions, ReadOptions
@@ -46,6 +48,7 @@ class OpenDataset:
         parts: of a mixture, its datasets.
         normalization: what fields are normalized by: field → session → (mean, std).
         vocabulary: the one that was given for its indices; None: none was.
+        ragged: the fields that are read and whose arrays differ in length, by the manifest: an empty array of each.
     """
 
     reader: Reader
@@ -56,6 +59,7 @@ class OpenDataset:
     parts: tuple[OpenDataset, ...] = ()
     normalization: Mapping[str, Any] = field(default_factory=dict)
     vocabulary: Any = None
+    ragged: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def of_epoch(self, epoch: int) -> OpenDataset:
         """Return the dataset as it is read in an epoch."""
@@ -81,7 +85,10 @@ def open_dataset(read: ReadOptions, order: OrderOptions) -> OpenDataset:
     sessions = _sessions(reader, read)
     fingerprint = "".join(_fingerprint(each, selected, labels) for each in shards.fingerprints())
     block_size = _default_block_size(shards, order.buffer_size)
-    return OpenDataset(reader, order.order(reader.counts, block_size), fingerprint, labels, sessions)
+    ragged = ragged_fields(shards.manifest.modalities if shards.manifest else {})
+    ragged = {name: empty for name, empty in ragged.items() if name in reader.fields}
+    made = order.order(reader.counts, block_size)
+    return OpenDataset(reader, made, fingerprint, labels, sessions, ragged=ragged)
 
 
 def _only_in(

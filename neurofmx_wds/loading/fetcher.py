@@ -17,6 +17,7 @@ from ..order.cursor import BatchPlan
 from .collate import collate_webdataset
 from .dataset import OpenDataset
 from .expecting import expecting
+from .flattening import FlattenRagged
 from .interfaces import Order
 from .memory import BatchMemory, Memory
 from .options import ProcessingOptions
@@ -62,8 +63,10 @@ class Fetcher:
     @property
     def does_work(self) -> bool:
         """Whether making a batch is more than copying it (and replacing labels by those of a group)."""
-        changed = self.processing.batch_transform or self.processing.target_transform is not None
-        return bool(changed) or not self._as_stored or self.opened.reader.sample_bytes is None
+        functions = as_batch_transforms(self.processing.batch_transform)
+        changed = self.processing.target_transform is not None
+        changed |= not all(isinstance(function, FlattenRagged) for function in functions)
+        return changed or not self._as_stored or self.opened.reader.sample_bytes is None
 
     @property
     def _as_stored(self) -> bool:

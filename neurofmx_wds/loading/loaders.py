@@ -28,6 +28,7 @@ from .batch_by import BatchBy, batched_by
 from .batch_loader import BatchPipeline, WebDatasetDataLoader, as_dataloader
 from .collate import collate_webdataset
 from .filling import Fill, PadUnits
+from .flattening import RaggedForm
 from .labels import TargetTransform
 from .mixture import Weights
 from .normalizing import Normalize
@@ -365,6 +366,8 @@ def create_webdataset_dataloader(
     vocabulary: bool | Vocabulary = False,
     as_dtype: AsDtypes | None = None,
     batch_by: BatchBy | None = None,
+    ragged: RaggedForm = "list",
+    pad_to: int = 8,
 ) -> WebDatasetDataLoader:
     """Batches of a dataset, in a reproducible order, resumable after any of them.
 
@@ -414,6 +417,12 @@ def create_webdataset_dataloader(
             same length. Samples are rearranged inside each window of `buffer_size` positions, so their order depends on
             `batch_size` too; batches may have fewer samples than that (with tokens: another number), and the number of
             batches may differ from epoch to epoch. ``loader.padding`` reports what is saved.
+        ragged: what stored fields whose arrays differ in length are in batches: ``"list"``: a list of B tensors (one
+            tensor where they happen to be of one length); ``"flat"``: all one after the other, (n, …), and
+            ``<field>_offsets`` (B + 1,); ``"padded"``: (B, n, …), zeros at the end, and ``<field>_mask`` (B, n).
+            ``spike_times`` and ``spike_units`` share ``spike_offsets`` and ``spike_mask``, as with
+            :class:`~neurofmx_wds.Windows`. `batch_transform` gets batches of this form.
+        pad_to: the length of padded arrays is a multiple of this.
 
     Returns:
         An iterable of batches with ``len()``, ``state_dict()``, ``load_state_dict()``, ``set_epoch()`` and
@@ -444,15 +453,17 @@ def create_webdataset_dataloader(
         split=split, split_by=split_by, part=part, stratify=stratify, split_seed=split_seed, balance=balance,
     )  # fmt: skip
     order = OrderOptions(seed=seed, shuffle=shuffle, buffer_size=buffer_size, block_size=block_size)
+    opened = open_datasets(read, order)
     processing = ProcessingOptions(
         transform=transform, target_transform=target_transform, collate_fn=collate_fn, batch_transform=batch_transform,
-        handler=handler,
+        handler=handler, ragged=ragged, pad_to=pad_to,
     )  # fmt: skip
+    processing = processing.for_ragged(opened.ragged, opened.reader.where)
     batches = BatchOptions(batch_size=batch_size, drop_last=drop_last, rank=rank, world_size=world_size)
     worker_options = WorkerOptions(
         num_workers=num_workers, prefetch_factor=prefetch_factor, pin_memory=pin_memory, memory_limit=memory_limit,
         persistent_workers=persistent_workers, multiprocessing_context=multiprocessing_context, timeout=timeout,
         worker_init_fn=worker_init_fn, in_order=in_order, workers=workers, device=device,
     )  # fmt: skip
-    opened = batched_by(open_datasets(read, order), batch_by, batches.batch_size)
+    opened = batched_by(opened, batch_by, batches.batch_size)
     return as_dataloader(BatchPipeline(opened, processing, batches, worker_options))

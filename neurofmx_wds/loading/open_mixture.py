@@ -68,9 +68,9 @@ def open_mixture(read: ReadOptions, order: OrderOptions) -> OpenDataset:
     reader = MixtureReader(mixed, readers, [None] * len(opened), n_sources)
     fingerprint = _fingerprint(mixed, [each.fingerprint for each in opened])
     sessions = Sessions.joined([each.sessions for each in opened])
-    return OpenDataset(
-        reader, mixed, fingerprint, MixedLabels(mixed, labels) if labels else None, sessions, tuple(opened)
-    )
+    ragged = {name: empty for each in opened for name, empty in each.ragged.items()}
+    all_labels = MixedLabels(mixed, labels) if labels else None
+    return OpenDataset(reader, mixed, fingerprint, all_labels, sessions, tuple(opened), ragged=ragged)
 
 
 def _balanced(opened: OpenDataset, read: ReadOptions, column: str) -> OpenDataset:

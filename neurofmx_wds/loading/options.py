@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from multiprocessing.context import BaseContext
 from typing import Any, Literal, TypedDict, TypeVar
 
@@ -23,7 +23,9 @@ from ..order.epoch import EpochOrder
 from ..order.mixture import Length
 from ..storage.cache import DEFAULT_CACHE_SIZE
 from ..storage.objects import Objects, StorageOptions
+from .collate import collate_webdataset
 from .filling import Fill, PadUnits, check_filling
+from .flattening import RaggedForm, check_ragged, flattening
 from .labels import TargetTransform, as_target_transform
 from .mixture import Mixture, Part, Weights
 from .normalizing import Normalize, check_normalize
@@ -229,9 +231,12 @@ class ProcessingOptions:
         collate_fn: makes a batch of a list of samples; None: the list is the batch.
         batch_transform: of a batch; a tuple once the value is made.
         handler: asked about samples that cannot be read or transformed.
+        ragged: the form of fields whose arrays differ in length.
+        pad_to: the length of padded arrays is a multiple of this.
 
     Raises:
         TypeError: something that cannot be called.
+        ValueError: a form that there is not.
     """
 
     transform: Transform | None = None
@@ -239,8 +244,12 @@ class ProcessingOptions:
     collate_fn: Collate | None = None
     batch_transform: BatchTransform | Sequence[BatchTransform] | None = None
     handler: Handler = wds.reraise_exception
+    ragged: RaggedForm = "list"
+    pad_to: int = 8
 
     def __post_init__(self) -> None:
+        check_ragged(self.ragged)
+        _set_count(self, "pad_to", least=1)
         as_target_transform(self.target_transform)
         object.__setattr__(self, "batch_transform", as_batch_transforms(self.batch_transform))
         for name in ("transform", "collate_fn"):
@@ -248,6 +257,23 @@ class ProcessingOptions:
                 raise TypeError(f"{name} must be a function, not {getattr(self, name)!r}")
         if not callable(self.handler):
             raise TypeError(f"handler must be a function of an error, not {self.handler!r}")
+
+    def for_ragged(self, fields: Mapping[str, torch.Tensor], where: str) -> ProcessingOptions:
+        """Return the same with a first function of batches that brings ragged fields into their form.
+
+        Args:
+            fields: these fields, and an empty array of each.
+            where: the dataset, for errors.
+
+        Raises:
+            ValueError: there are none, or a function of the user's makes the batches.
+        """
+        if self.ragged == "list":
+            return self
+        if self.collate_fn is not collate_webdataset:
+            raise ValueError(f"ragged={self.ragged!r} is a form of batches that we make: leave it out, or collate_fn")
+        form = flattening(self.ragged, self.pad_to, fields, where)
+        return replace(self, batch_transform=(form, *as_batch_transforms(self.batch_transform)))
 
 
 @dataclass(frozen=True, kw_only=True)
