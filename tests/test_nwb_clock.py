@@ -11,11 +11,15 @@ from hypothesis import strategies as st
 
 from neurofmx_wds.nwb.clock import (
     MAX_NS,
+    NS_PER_S,
+    Aligned,
     Grid,
     Windows,
     difference,
+    inside,
     intersection,
     intervals_of,
+    main_span,
     stride_of,
     to_ns,
     union,
@@ -145,3 +149,53 @@ def test_windows_are_all_that_fit_and_none_crosses(
     covered = {k for w in expected for k in range(w, w + length)}
     assert {k for a, b in windows.spans() for k in range(a, b)} == covered
     assert windows.tail_bins() == len({k for a, b in segments for k in range(a, b)} - covered)
+
+
+def test_a_grid_begins_at_zero_by_default() -> None:
+    assert Grid(Fraction(10)).start_of(0) == 0 and Grid(Fraction(10)).bin_of(np.array([-1, 0, 10])).tolist() == [
+        -1,
+        0,
+        1,
+    ]
+
+
+@given(small_sets, small_sets)
+def test_inside_means_that_one_interval_holds_the_whole_span(a: list, b: list) -> None:
+    spans = np.array([(start, stop) for start, stop in a if start <= stop], np.int64).reshape(-1, 2)
+    intervals = union([np.array(b, np.int64).reshape(-1, 2)])
+    expected = [
+        any(low <= start and stop <= high for low, high in intervals.tolist()) for start, stop in spans.tolist()
+    ]
+    assert inside(spans, intervals).tolist() == expected
+
+
+def test_aligned_windows_span_their_bins() -> None:
+    aligned = Aligned(np.array([0, 4]), np.array([1000, 2000]), Fraction(10), first=-2, length=5)
+    assert aligned.spans().tolist() == [[980, 1030], [1980, 2030]]
+    assert aligned.within(np.array([[0, 1030], [1981, 3000]])).rows.tolist() == [0]
+
+
+HOURS, DAYS = 3600 * NS_PER_S, 86_400 * NS_PER_S
+
+
+@pytest.mark.parametrize(
+    ("times", "n_stray"),
+    [
+        ([0, 400 * DAYS], 0),  # of two times, nobody knows which one is wrong
+        ([0, NS_PER_S, NS_PER_S + 365 * DAYS], 0),
+        ([0, NS_PER_S, NS_PER_S + 365 * DAYS + 1], 1),
+        ([*range(0, 8 * NS_PER_S, NS_PER_S), 300 * DAYS], 0),  # 9 distinct times: a year
+        ([*range(0, 9 * NS_PER_S, NS_PER_S), 300 * DAYS], 1),  # 10: a day
+        ([*range(0, 9 * NS_PER_S, NS_PER_S), 8 * NS_PER_S + DAYS], 0),
+        ([*range(0, 9 * NS_PER_S, NS_PER_S), 8 * NS_PER_S + DAYS + 1], 1),
+        ([*range(0, 11 * HOURS, HOURS), (10 + 20 * 9) * HOURS], 0),  # 20 times the middle's span of 9 hours
+        ([*range(0, 11 * HOURS, HOURS), (10 + 20 * 9) * HOURS + 1], 1),
+        ([*range(0, 27 * NS_PER_S, NS_PER_S), 400 * DAYS, 401 * DAYS, 402 * DAYS], 3),  # a tenth of 30
+        ([*range(0, 10 * NS_PER_S, NS_PER_S), *[400 * DAYS] * 30], 30),  # one value, however often
+        ([*[0] * 20, *range(NS_PER_S, 10 * NS_PER_S, NS_PER_S)], 0),
+    ],
+)
+def test_stray_times_are_far_from_the_middle(times: list[int], n_stray: int) -> None:
+    n = len(times)
+    assert main_span(np.array(times)) == slice(0, n - n_stray)
+    assert main_span(-np.array(times)[::-1]) == slice(n_stray, n)
