@@ -239,6 +239,15 @@ def test_buckets(bucket: dict[str, str], dataset: Callable[..., Path], monkeypat
     assert [row for batch in loader for row in rows(batch)] == expected
 
 
+WRONG_OPTIONS = [{"nonsense": 1}, {"aws_allow_http": "true"}, {"region": object()}, {"proxy_url": "no address"}]
+
+
+@pytest.mark.parametrize("options", WRONG_OPTIONS, ids=str)
+def test_options_that_the_store_does_not_take_are_named(options: dict[str, Any]) -> None:
+    with pytest.raises(ShardError, match="s3://lab/data.*the object store cannot be opened"):
+        create_webdataset_dataloader("s3://lab/data", storage_options={"timeout": 1, **options})
+
+
 def test_addresses() -> None:
     path = ObjectPath("s3://bucket/some data/") / "shard_000000.tar.gz"
     assert (path.root, path.key, path.suffix) == ("s3://bucket", "some data/shard_000000.tar.gz", ".gz")

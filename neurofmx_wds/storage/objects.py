@@ -30,6 +30,7 @@ from .fork_lock import ForkLock
 SCHEMES = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss", "http", "https")
 DEFAULT_TIMEOUT = 120.0  # seconds for which a server may fail before that is an error
 _AT_ONCE = 64  # requests of a process
+_CLIENT_OPTIONS = frozenset({"allow_http", "allow_invalid_certificates", "connect_timeout", "proxy_url", "user_agent"})
 _PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0)  # seconds before the next attempt; the last one again and again
 _INSTALL = "pip install 'neurofmx-wds[cloud]'"
 _TRANSIENT = {408, 425, 429}  # and 5xx, but not
@@ -215,6 +216,7 @@ class Objects:
         options = dict(self.options)
         most = {"timeout": self.timeout, "connect_timeout": min(5, self.timeout), "read_timeout": min(30, self.timeout)}
         client: dict[str, Any] = {name: timedelta(seconds=value) for name, value in most.items()}
+        client |= {name: options.pop(name) for name in _CLIENT_OPTIONS & set(options)}
         client |= options.pop("client_options", {})
         if not path.root.startswith("https:"):  # an endpoint that the user or the environment gives may be http
             client.setdefault("allow_http", True)
@@ -223,7 +225,9 @@ class Objects:
         store = getattr(engine.classes, kind.get(path.root.partition(":")[0].lower(), "AzureStore"))
         try:
             return store.from_url(path.root, client_options=client, retry_config=retry, **options)
-        except Exception as error:
+        except BaseException as error:
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of Rust: a bad option
+                raise
             problem = f"the object store cannot be opened: {_reason(error)}"
             raise ShardError(problem, file=path, remedy="check the URL and storage_options") from error
 
