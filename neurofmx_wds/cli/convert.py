@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ..convert.config import Workers
 from ..convert.options import options_of
 from ..convert.settings_file import save_settings
-from ..errors import NeurofmxError
+from ..errors import NeurofmxError, OutputError
+from ..storage.objects import is_object_url
 from .options import INPUT_HELP, Request, add_options, as_usage, savable_options
 from .output import show, show_error, show_problems
 
@@ -104,6 +105,9 @@ def run(options: argparse.Namespace) -> int:
     except ValueError as error:
         options.usage_error(as_usage(error))
     given = request.given
+    if "validate" in given and is_object_url(os.fspath(request.output.directory)):
+        remedy = "leave out --validate, and read the dataset once with checksums=True"
+        raise OutputError("a dataset in a bucket cannot be validated yet", file=request.output.directory, remedy=remedy)
     if "save_config" in given:
         save_settings(given["save_config"], given, savable_options())
     if "link_group" in given:

@@ -12,6 +12,8 @@ from typing import Any
 
 from ..errors import OVERWRITE, REPAIR_DATASET, OutputError
 from ..format.manifest import MANIFEST_NAME, Manifest
+from ..storage.objects import ObjectPath, Objects, is_object_url
+from ..storage.uploading import exists
 from .config import Output
 from .plan import ConversionPlan, differences, identity_of
 
@@ -23,6 +25,8 @@ def is_finished(output: Output, parts: Iterable[str] = ("",)) -> bool:
         output: where to write.
         parts: the directories in it that are datasets; by default it is one itself.
     """
+    if is_object_url(output.directory):
+        return exists(ObjectPath(str(output.directory)) / MANIFEST_NAME, Objects())
     return not output.overwrite and all(Path(output.directory, part, MANIFEST_NAME).is_file() for part in parts)
 
 
@@ -33,7 +37,7 @@ def load_same(plan: ConversionPlan, directory: str | os.PathLike[str]) -> Manife
         OutputError: it is another one; the message names the settings and sources that differ. Or a shard is missing.
         ManifestError: its manifest is damaged.
     """
-    manifest = Manifest.load(Path(directory))
+    manifest, sizes = _load(directory)
     found = differences(manifest.config, plan.to_json()) or _source_differences(manifest.sources, plan.reports())
     if found:
         raise OutputError(
@@ -42,11 +46,20 @@ def load_same(plan: ConversionPlan, directory: str | os.PathLike[str]) -> Manife
             remedy=f"choose another directory, append to it, or {OVERWRITE}",
         )
     for record in manifest.shards:
-        path = Path(directory, record.shard_name)
-        if not path.is_file() or path.stat().st_size != record.n_bytes:
+        if sizes.get(record.shard_name) != record.n_bytes:
             problem = "the dataset is finished, but this shard is missing or damaged"
-            raise OutputError(problem, file=path, remedy=REPAIR_DATASET)
+            raise OutputError(problem, file=os.path.join(directory, record.shard_name), remedy=REPAIR_DATASET)
     return manifest
+
+
+def _load(directory: str | os.PathLike[str]) -> tuple[Manifest, dict[str, int]]:
+    """Return a dataset's manifest, and the size of each of its files."""
+    if not is_object_url(directory):
+        manifest = Manifest.load(Path(directory))
+        return manifest, {entry.name: entry.stat().st_size for entry in os.scandir(directory) if entry.is_file()}
+    objects, where = Objects(), ObjectPath(str(directory))
+    manifest = Manifest.from_bytes(objects.read(where / MANIFEST_NAME)[0], where / MANIFEST_NAME)
+    return manifest, objects.sizes(where)
 
 
 def _source_differences(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> list[str]:

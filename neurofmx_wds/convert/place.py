@@ -16,6 +16,8 @@ from ..errors import OVERWRITE, OutputError
 from ..format.manifest import MANIFEST_NAME, refuse_to_replace
 from ..storage.atomic import StagedDirectory
 from ..storage.location import is_url
+from ..storage.objects import is_object_url
+from ..storage.uploading import staged_directory
 from .config import Output
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -47,11 +49,12 @@ def staging(output: Output, shared: bool = False) -> contextlib.AbstractContextM
     """
     if output.overwrite:
         refuse_to_replace(output.directory)
-    elif Path(output.directory, MANIFEST_NAME).is_file():
+    elif not is_object_url(output.directory) and Path(output.directory, MANIFEST_NAME).is_file():
         remedy = f"use it, append to it, choose another directory, or {OVERWRITE}"
         raise OutputError("a finished dataset is there already", file=output.directory, remedy=remedy)
-    make = _SharedStaging if shared else StagedDirectory
-    return _held(make(output.directory, output.overwrite), empty=not shared)
+    if shared:
+        return _held(_SharedStaging(output.directory, output.overwrite), empty=False)
+    return _held(staged_directory(output.directory, MANIFEST_NAME, output.overwrite), empty=True)
 
 
 def staging_beside(dataset_dir: str | os.PathLike[str]) -> contextlib.AbstractContextManager[StagedDirectory]:

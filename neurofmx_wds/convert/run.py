@@ -24,6 +24,7 @@ from ..format.writer import shard_record
 from ..storage.atomic import StagedDirectory
 from ..storage.location import Given, on_disk
 from ..storage.progress import progress_bar
+from ..storage.uploading import UploadedDirectory
 from ..version import CREATED_BY
 from .config import Output, Task, Work, Workers
 from .finished import is_finished, load_same
@@ -113,7 +114,8 @@ def write_plan(plan: ConversionPlan, staged: StagedDirectory, work: Work = Work(
         if plan.n_samples:  # seen, but unreadable; what cannot even be seen may be there again tomorrow
             staged.discard()
         raise
-    remove_notes(staged.path)
+    if not isinstance(staged, UploadedDirectory):  # it keeps them until everything is uploaded
+        remove_notes(staged.path)
     staged.commit()
     return Conversion(plan, manifest.summary())
 

@@ -20,7 +20,7 @@ from .groups import linked_group
 from .manifest import SPIKE_COUNTS, Manifest
 from .modalities import modalities_of
 from .notes import ELSEWHERE, coverage_lines, note_lines
-from .shards import open_shards
+from .remote_shards import open_shards_anywhere
 from .statistics import Moments, merged, pooled
 
 _MOST_SOURCES = 20
@@ -31,7 +31,7 @@ class ShardedDatasetInfo:
     """Looks at a dataset without loading it. With a manifest, no shard is read.
 
     Args:
-        shard_dir: a directory, a shard, a pattern, or a list of shards.
+        shard_dir: a directory, a shard, a pattern, a list of shards, or a URL.
         shard_pattern: which files of a directory without a manifest are shards.
 
     Raises:
@@ -51,8 +51,8 @@ class ShardedDatasetInfo:
     def __init__(
         self, shard_dir: str | os.PathLike[str] | Sequence[str], shard_pattern: str = DEFAULT_SHARD_PATTERN
     ) -> None:
-        shards = open_shards(shard_dir, shard_pattern)
-        self.shard_dir = str(Path(shards.paths[0]).parent) if shards.paths else os.fspath(str(shard_dir))
+        shards = open_shards_anywhere(shard_dir, shard_pattern)
+        self.shard_dir = str(shards.paths[0].parent) if shards.paths else os.fspath(str(shard_dir))
         self._manifest = shards.manifest or Manifest(
             shard_size=max(record.n_samples for record in shards.records),
             compression=_compression_of(shards.paths),

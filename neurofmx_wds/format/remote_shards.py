@@ -28,7 +28,7 @@ from .finding import DEFAULT_SHARD_PATTERN, ShardDir
 from .index import INDEX_SUFFIX, ShardIndex, index_path
 from .manifest import MANIFEST_NAME, Manifest, ShardRecord
 from .plain import build_index, expand
-from .shards import ShardSet, check_index
+from .shards import ShardSet, check_index, open_shards
 
 _LISTING_REMEDY = f"give a list of shards, or a pattern such as …/shard_{{000000..000009}}.tar, or {CONVERT_FIRST}"
 _INDEXES_AT_ONCE = 64
@@ -264,6 +264,25 @@ def urls_in(shard_dir: ShardDir) -> list[str]:
     return urls
 
 
+def open_shards_anywhere(
+    shard_dir: ShardDir,
+    shard_pattern: str = DEFAULT_SHARD_PATTERN,
+    cache: ShardCache | None = None,
+    options: StorageOptions | None = None,
+) -> ShardSet:
+    """Open a dataset's shards, on this machine or behind URLs.
+
+    Raises:
+        FileNotFoundError, ShardError, ManifestError: as :func:`~neurofmx_wds.format.shards.open_shards` and
+            :func:`open_remote_shards`.
+    """
+    cache = cache or ShardCache()
+    urls = urls_in(shard_dir)
+    if urls:
+        return open_remote_shards(urls, shard_pattern, cache, options)
+    return open_shards(shard_dir, shard_pattern, cache.given_directory, cache.max_bytes)
+
+
 def open_remote_shards(
     urls: Sequence[str], shard_pattern: str, cache: ShardCache, options: StorageOptions | None
 ) -> RemoteShardSet:
@@ -309,7 +328,7 @@ def _open_directory(directory: ObjectPath, shard_pattern: str, parts: _Parts) ->
 def _listed(directory: ObjectPath, shard_pattern: str, objects: Objects) -> list[ObjectPath]:
     problem = f"No shards found: there is no {MANIFEST_NAME}"
     try:
-        names = objects.names(directory)
+        names = objects.sizes(directory)
     except (ShardError, FileNotFoundError) as error:
         raise ShardError(f"{problem}, and it cannot be listed", file=directory, remedy=_LISTING_REMEDY) from error
     paths = [directory / name for name in names if fnmatch.fnmatch(name, shard_pattern) and _is_shard_name(name)]

@@ -16,12 +16,14 @@ import numpy as np
 
 from ..errors import FieldError, OutputError
 from ..storage.atomic import StagedDirectory, warn_not_finalized
+from ..storage.objects import StorageOptions
 from ..storage.progress import progress_bar
+from ..storage.uploading import staged_directory
 from ..version import CREATED_BY
 from .decoding import decode_json
 from .encoding import FieldFormat, encode_json
 from .index import ShardIndex
-from .manifest import Manifest, ShardRecord, refuse_to_replace
+from .manifest import MANIFEST_NAME, Manifest, ShardRecord, refuse_to_replace
 from .modalities import modalities_of
 from .names import check_field_name
 from .shard_file import ShardFile
@@ -49,6 +51,8 @@ class WebDatasetWriter:
         modalities: further entries of the fields in the manifest, beside dtype and shape, such as
             ``{"spikes": {"unit": "count"}}``.
         overwrite: replace an existing dataset, in one step, when this one is finished.
+        storage_options: of a bucket, where `output_dir` is ``s3://…``, ``gs://…`` or ``az://…``, see
+            :class:`~neurofmx_wds.WebDatasetLoader`. Shards are made in the cache directory and uploaded at the end.
 
     Raises:
         OutputError: `output_dir` is not empty (or holds more than a dataset, if it is to be overwritten), is a file,
@@ -74,6 +78,7 @@ class WebDatasetWriter:
         field_format: FieldFormat = "npy",
         modalities: Mapping[str, Mapping[str, Any]] | None = None,
         overwrite: bool = False,
+        storage_options: StorageOptions | None = None,
     ) -> None:
         self.config = check_config(shard_size, shard_name_pattern, compression, field_format)
         self.shard_size = shard_size
@@ -88,7 +93,7 @@ class WebDatasetWriter:
         self._closer = ThreadPoolExecutor(1, "neurofmx_wds fsync")  # a shard reaches the disk while the next is made
         if overwrite:
             refuse_to_replace(output_dir)
-        self._staged = StagedDirectory(output_dir, overwrite)
+        self._staged = staged_directory(output_dir, MANIFEST_NAME, overwrite, storage_options)
         self._staged.clear()
         self._pid = os.getpid()
         self._forget = weakref.finalize(self, _forgotten, self._staged, self._closer, self._pid)

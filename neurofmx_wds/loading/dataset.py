@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..format.remote_shards import RemoteShardSet, open_remote_shards, urls_in
-from ..format.shards import ShardSet, open_shards
+from ..format.remote_shards import RemoteShardSet, open_shards_anywhere
+from ..format.shards import ShardSet
 from ..order.epoch import ORDER_VERSION
 from ..order.grouped import ResumableOrder
 from ..storage.cache import ShardCache
@@ -121,11 +121,8 @@ def _sessions(reader: ShardReader, read: ReadOptions) -> Sessions:
 
 
 def _open_shards(read: ReadOptions) -> ShardSet:
-    urls = urls_in(read.directory)
-    if urls:
-        cache = ShardCache(read.cache_dir, read.cache_size)
-        return open_remote_shards(urls, read.shard_pattern, cache, read.storage_options)
-    return open_shards(read.directory, read.shard_pattern, read.cache_dir, read.cache_size)
+    cache = ShardCache(read.cache_dir, read.cache_size)
+    return open_shards_anywhere(read.directory, read.shard_pattern, cache, read.storage_options)
 
 
 def _open_reader(

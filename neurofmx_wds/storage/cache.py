@@ -98,6 +98,7 @@ class ShardCache:
     """
 
     def __init__(self, directory: str | os.PathLike[str] | None = None, max_bytes: int = DEFAULT_CACHE_SIZE) -> None:
+        self.given_directory = directory
         self._directory = None if directory is None else Path(os.path.abspath(directory))
         self.max_bytes = max_bytes
 

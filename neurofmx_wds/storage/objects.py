@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -191,19 +192,61 @@ class Objects:
 
         return run(self._patiently(path, attempt))
 
-    def names(self, directory: ObjectPath) -> list[str]:
-        """Return the names of the objects directly below a prefix, sorted.
+    def sizes(self, directory: ObjectPath) -> dict[str, int]:
+        """Return the names of the objects directly below a prefix, sorted, and their sizes.
 
         Raises:
             ShardError: they cannot be listed, as on most web servers.
         """
 
-        async def attempt() -> list[str]:
+        async def attempt() -> dict[str, int]:
             engine = _engine_of_process()
             found = await engine.api.list_with_delimiter_async(self._store(directory), prefix=directory.key)
-            return sorted(each["path"].rpartition("/")[2] for each in found["objects"])
+            return dict(sorted((each["path"].rpartition("/")[2], int(each["size"])) for each in found["objects"]))
 
         return run(self._patiently(directory, attempt))
+
+    def put(self, path: ObjectPath, content: bytes | Path, create: bool = False) -> str:
+        """Write an object, whole or not at all.
+
+        Args:
+            path: its address.
+            content: its bytes, or a file that holds them.
+            create: refuse to replace an object.
+
+        Returns:
+            Its ETag.
+
+        Raises:
+            FileExistsError: there is such an object, with other content; only with `create`.
+            ShardError: it cannot be written.
+        """
+        mode = "create" if create else "overwrite"
+
+        async def attempt() -> str:
+            engine = _engine_of_process()
+            answer = await engine.api.put_async(self._store(path), path.key, content, mode=mode)
+            return str(answer.get("e_tag") or "")
+
+        try:
+            return run(self._patiently(path, attempt, "written"))
+        except FileExistsError:
+            if self.read(path)[0] != content:  # else it is ours: only the answer was lost
+                raise
+            return self.head(path).tag
+
+    def delete(self, path: ObjectPath) -> None:
+        """Delete an object.
+
+        Raises:
+            ShardError: it cannot be deleted.
+        """
+
+        async def attempt() -> None:
+            await _engine_of_process().api.delete_async(self._store(path), path.key)
+
+        with contextlib.suppress(FileNotFoundError):
+            run(self._patiently(path, attempt, "deleted"))
 
     def _store(self, path: ObjectPath) -> Any:
         engine = _engine_of_process()
@@ -231,8 +274,10 @@ class Objects:
             problem = f"the object store cannot be opened: {_reason(error)}"
             raise ShardError(problem, file=path, remedy="check the URL and storage_options") from error
 
-    async def _patiently(self, path: ObjectPath, attempt: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Make attempts until one succeeds, an error is final, or time is up."""
+    async def _patiently(
+        self, path: ObjectPath, attempt: Callable[[], Coroutine[Any, Any, T]], done: str = "read"
+    ) -> T:
+        """Make attempts until one succeeds, an error is final, or time is up; `done` is what then could not be."""
         deadline = time.monotonic() + self.timeout
         pauses = iter(_PAUSES)
         pause = 0.0
@@ -243,10 +288,10 @@ class Objects:
                 raise
             except Exception as error:
                 if not _is_transient(error):
-                    _refuse(path, error)
+                    _refuse(path, error, done)
                 pause = next(pauses, _PAUSES[-1])
                 if time.monotonic() + pause >= deadline:
-                    _give_up(path, error, self.timeout)
+                    _give_up(path, error, self.timeout, done)
             await asyncio.sleep(pause)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -291,16 +336,18 @@ def _reason(error: BaseException) -> str:
     return str(error).partition("\n")[0][:300] or type(error).__name__
 
 
-def _give_up(path: ObjectPath, error: Exception, timeout: float) -> NoReturn:
-    problem = f"the object could not be read for {timeout:g} s: {_reason(error)}"
+def _give_up(path: ObjectPath, error: Exception, timeout: float, done: str) -> NoReturn:
+    problem = f"the object could not be {done} for {timeout:g} s: {_reason(error)}"
     remedy = 'check the server and the network, or allow more time by storage_options={"timeout": seconds}'
     raise ShardError(problem, file=path, remedy=remedy) from error
 
 
-def _refuse(path: ObjectPath, error: Exception) -> NoReturn:
+def _refuse(path: ObjectPath, error: Exception, done: str) -> NoReturn:
     kind, status = type(error).__name__, _status(error)
     if isinstance(error, FileNotFoundError) or kind == "NotFoundError":
         raise FileNotFoundError(f"{path}: there is no such object") from error
+    if isinstance(error, FileExistsError) or kind == "AlreadyExistsError":
+        raise FileExistsError(f"{path}: there is such an object already") from error
     if kind in ("PermissionDeniedError", "UnauthenticatedError") or status in (401, 403):
         remedy = "check the credentials in the environment or in storage_options, and the clock"
         raise ShardError(f"access is denied: {_reason(error)}", file=path, remedy=remedy) from error
@@ -310,7 +357,7 @@ def _refuse(path: ObjectPath, error: Exception) -> NoReturn:
     if "ange request" in str(error):
         problem = "the server gives objects only as a whole, not by range"
         raise ShardError(problem, file=path, remedy="copy the shards to a local directory") from error
-    raise ShardError(f"cannot be read: {_reason(error)}", file=path, remedy="check the URL") from error
+    raise ShardError(f"cannot be {done}: {_reason(error)}", file=path, remedy="check the URL") from error
 
 
 class _Engine:
