@@ -20,10 +20,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import conversion, files, reading, stimulus, windows, writing
+from . import anywhere, conversion, files, reading, stimulus, windows, writing
 from .harness import Result, Setting, measure, number, table, to_json, verdict_line
 
-GROUPS = {**reading.GROUPS, **writing.GROUPS, **conversion.GROUPS, **files.GROUPS, **stimulus.GROUPS, **windows.GROUPS}
+_MODULES = (reading, writing, conversion, files, stimulus, windows, anywhere)
+GROUPS = {name: build for module in _MODULES for name, build in module.GROUPS.items()}
 _LIBRARIES = (
     "neurofmx-wds", "webdataset", "torch", "numpy", "h5py", "pynwb", "litdata", "torchdata", "mosaicml-streaming",
     "megatron-energon", "nvidia-dali-cuda120", "ffcv",

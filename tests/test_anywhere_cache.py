@@ -16,6 +16,7 @@ import pytest
 from loopback import Loopback
 
 from neurofmx_wds import create_shards_from_arrays, create_webdataset_dataloader
+from neurofmx_wds.cli.main import main
 from neurofmx_wds.order.epoch import EpochOrder
 from neurofmx_wds.storage.blocks import Blocks
 from neurofmx_wds.storage.claims import Claims
@@ -176,6 +177,18 @@ def test_an_old_dataset_leaves_for_a_new_one(server: Loopback, tmp_path: Path) -
     list(create_webdataset_dataloader(f"{server.url}/more", cache_dir=tmp_path, cache_size=size))
     assert on_disk(tmp_path) <= size
     assert not all(path.exists() for path in old)
+
+
+def test_the_command_fetch(server: Loopback, local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url, cache = f"{server.url}/data", str(tmp_path)
+    assert main(["fetch", url, "--cache-dir", cache]) == 0
+    assert "8 shards" in capsys.readouterr().out
+    fetched(server)
+    loader = create_webdataset_dataloader(url, cache_dir=cache, shuffle="full")
+    assert content(loader) == content(create_webdataset_dataloader(local, shuffle="full"))
+    assert [path for _, path, *_ in server.requests] == ["data/dataset_metadata.json"]
+    assert main(["fetch", url, "--cache-dir", cache, "--cache-size", "1000"]) == 1
+    assert "the cache may take 1000" in capsys.readouterr().err
 
 
 def test_without_a_disk_memory_is_used(server: Loopback, local: Path, tmp_path: Path) -> None:

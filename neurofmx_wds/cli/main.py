@@ -21,7 +21,7 @@ from typing import NoReturn
 from ..errors import NeurofmxError, hide_secrets, missing_package
 from ..storage.processes import do_without
 from ..version import __version__
-from . import check, completion, convert, datasets, demo, inspect, look, view
+from . import check, completion, convert, datasets, demo, fetch, inspect, look, view
 from .output import logging_to_stderr, show_error
 
 
@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"neurofmx_wds {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
-    for group in (inspect, convert, datasets, look, view, check, demo, completion):
+    for group in (inspect, convert, datasets, look, view, check, fetch, demo, completion):
         group.add_commands(commands)
     for command in commands.choices.values():
         command.formatter_class = argparse.RawDescriptionHelpFormatter  # keeps the examples as they are

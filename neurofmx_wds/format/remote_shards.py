@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, cast
 
-from ..errors import CONVERT_FIRST, ManifestError, NeurofmxError, ShardError, ShardIndexError
+from ..errors import CONVERT_FIRST, ManifestError, NeurofmxError, OutputError, ShardError, ShardIndexError
 from ..storage.atomic import write_atomic
 from ..storage.blocks import BLOCK, joined
-from ..storage.cache import ShardCache, decompressed, is_compressed, is_packed
+from ..storage.cache import DEFAULT_CACHE_SIZE, ShardCache, decompressed, is_compressed, is_packed
 from ..storage.fork_lock import ForkLock
 from ..storage.node_cache import CachedObject, NodeCache, drop, fetch
 from ..storage.objects import ObjectPath, Objects, StorageOptions, is_object_url, read_all
+from ..storage.progress import progress_bar
 from .columns import Column
 from .finding import DEFAULT_SHARD_PATTERN, ShardDir
 from .index import INDEX_SUFFIX, ShardIndex, index_path
@@ -281,6 +282,33 @@ def open_shards_anywhere(
     if urls:
         return open_remote_shards(urls, shard_pattern, cache, options)
     return open_shards(shard_dir, shard_pattern, cache.given_directory, cache.max_bytes)
+
+
+def fetch_dataset(url: str, cache_dir: str | None = None, cache_size: int = DEFAULT_CACHE_SIZE) -> tuple[int, int]:
+    """Fetch a dataset into the cache as a whole.
+
+    Returns:
+        How many shards it has, and their bytes.
+
+    Raises:
+        OutputError: it is larger than the cache, or the cache cannot be written.
+        ShardError, ManifestError: it cannot be fetched.
+    """
+    cache = ShardCache(cache_dir, cache_size)
+    shards = open_shards_anywhere(url, cache=cache)
+    if not isinstance(shards, RemoteShardSet):
+        raise ShardError("it is on this machine already", file=url, remedy="load it as it is")
+    n_bytes = sum(record.n_bytes for record in shards.records)
+    if n_bytes > cache_size or shards.node.directory is None:
+        problem = f"the dataset has {n_bytes} bytes, and the cache may take {cache_size}"
+        raise OutputError(problem, file=cache.directory, remedy="raise cache_size; or let jobs fetch what they need")
+    for i in progress_bar(range(len(shards.paths)), len(shards.paths), "shard", show=True):
+        entry = shards.entry(i)
+        if entry is None:
+            shards.open(i).close()
+        else:
+            fetch([(entry, (0, entry.blocks.n))])
+    return len(shards.paths), n_bytes
 
 
 def open_remote_shards(

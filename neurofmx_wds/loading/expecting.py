@@ -41,7 +41,7 @@ def expecting(items: Iterator[Planned], reader: Reader, order: Order) -> Iterato
             outlook = Outlook(order, first.start, last.start + last.n - first.start)
             expect(np.concatenate([ids for _, ids in group]), outlook if hasattr(order, "positions") else None)
             n_waiting += sum(len(ids) for _, ids in group)
-            size = min(4 * size, max(1, most // 2))
+            size = min(32 * size, max(1, most // 2))
         if not waiting:
             return
         item = waiting.popleft()
