@@ -17,7 +17,7 @@ from ..format.finding import ShardDir
 from ..order.mixture import Length, MixtureOrder, Stage, Weight, block_counts
 from .collate import MetadataList, stack
 from .memory import BatchMemory, Memory
-from .readers import ShardReader
+from .readers import JoinedShards, ShardReader
 from .window_reader import WindowReader
 
 DATASET = "__dataset__"  # the field with the name of the dataset of each sample
@@ -162,6 +162,23 @@ class MixtureReader:
         self._any_moves = bool(self._moves.any())
         self._names = np.array([*order.names, None], object)[:-1]
         self._memory = BatchMemory()
+        if not self._alike and any(isinstance(r, WindowReader) and r.windows.spikes != "dense" for r in self.readers):
+            raise ValueError("spikes that are not dense need the same windows= for all datasets of a mixture")
+        self._join()
+
+    def _join(self) -> None:
+        """See to it that stored samples of several datasets are read like those of one."""
+        self._shards: JoinedShards | None = None
+        self._numbers: np.ndarray | None = None  # of each sample among those of all readers; None: its id
+        stored = [reader for reader in self.readers if type(reader) is ShardReader]
+        if not self._alike or len(stored) < len(self.readers):
+            return
+        self._shards = JoinedShards(stored)
+        if self._any_chosen or any(reader.selected is not None for reader in stored):
+            self._numbers = np.concatenate([
+                stored[r].dataset_ids(np.arange(len(part)) if ids is None else ids) + self._shards.bases[r]
+                for part, ids, r in zip(self.order.parts, self._chosen, self._reader_of.tolist(), strict=True)
+            ])  # fmt: skip
 
     @property
     def where(self) -> str:
@@ -212,6 +229,13 @@ class MixtureReader:
         """
         if not len(ids):
             return {}
+        if self._shards is not None:
+            datasets, own = self.order.numbers(ids)
+            numbers = own if self._numbers is None else self._numbers[own]
+            joined = self._shards.read_batch(numbers, memory or self._memory)
+            if joined is not None:
+                joined[DATASET] = self._names[datasets].tolist()
+                return joined
         datasets, reads = self._reads(ids)
         batch = reads[0].reader.read_batch(reads[0].ids, memory) if len(reads) == 1 else self._joined(reads, memory)
         batch[DATASET] = self._names[datasets].tolist()
@@ -313,6 +337,7 @@ class MixtureReader:
     def __copy__(self) -> MixtureReader:
         twin = object.__new__(MixtureReader)
         twin.__dict__.update(self.__dict__, readers=[copy.copy(reader) for reader in self.readers])
+        twin._join()
         return twin
 
 

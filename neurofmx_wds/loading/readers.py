@@ -322,6 +322,46 @@ class ShardReader:
         self.__dict__.update(state, _compared=_flags(state["shards"].n_samples))
 
 
+class JoinedShards:
+    """The shards of several readers as those of one, so that a batch of samples of many costs no more than of one.
+
+    Args:
+        readers: of one kind.
+    """
+
+    def __init__(self, readers: Sequence[ShardReader]) -> None:
+        self._pools = [(reader._pool, i) for reader in readers for i in range(len(reader.shards.paths))]
+        self.bases = np.cumsum([0, *(reader.shards.n_samples for reader in readers)])
+        starts = [reader._starts[:-1] + base for reader, base in zip(readers, self.bases, strict=False)]
+        self._starts = np.concatenate(starts)
+        self._n_at_once = min(reader._pool.n_at_once for reader in readers)
+
+    def read_batch(self, numbers: np.ndarray, memory: Memory) -> dict[str, Any] | None:
+        """Read samples by their numbers, those of one reader counted after those of the other.
+
+        Args:
+            numbers: int64 (B,).
+            memory: where tensors are made.
+
+        Returns:
+            A batch; None where there may be payloads that have not been compared with their checksums yet, or too many
+            shards for one batch.
+
+        Raises:
+            ShardError: a shard is missing or damaged.
+        """
+        places = self._starts.searchsorted(numbers, side="right") - 1
+        rows = (numbers - self._starts[places]).tolist()
+        where = places.tolist()
+        opened: dict[int, OpenShard] = {}
+        for i in dict.fromkeys(where):
+            pool, own = self._pools[i]
+            opened[i] = pool.held.get(own) or pool[own]
+            if opened[i].to_check or len(opened) > self._n_at_once:
+                return None
+        return _read_rows(opened.values(), [opened[i] for i in where], rows, False, memory)
+
+
 def _read_rows(
     opened: Iterable[OpenShard],
     shards: Sequence[OpenShard],

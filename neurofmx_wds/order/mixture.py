@@ -163,7 +163,7 @@ class MixtureOrder:
     def _starts(self) -> np.ndarray:
         return np.concatenate([[0], np.cumsum([len(part) for part in self.parts])]).astype(np.int64)
 
-    @property
+    @functools.cached_property
     def _total(self) -> int:
         return int(self._starts[-1])
 
@@ -246,6 +246,11 @@ class MixtureOrder:
     def own_epochs(self) -> list[int]:
         """The own epoch that each dataset is in at the epoch's start."""
         return [drawn // max(1, len(part)) for drawn, part in zip(self._drawn(0), self.parts, strict=True)]
+
+    def numbers(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the dataset of each id, and its number among the samples of all datasets, both int64."""
+        numbers = ids % self._total
+        return self._starts.searchsorted(numbers, side="right") - 1, numbers
 
     def split(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the dataset of each id, its place in that, and own epochs begun before it in this epoch, all int64."""
