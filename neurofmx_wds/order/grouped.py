@@ -18,7 +18,7 @@ from .hashing import splitmix64
 from .mixture import MixtureOrder
 
 Values = Callable[[np.ndarray], np.ndarray]  # ids (n,) → a number of each, int64 (n,)
-_KEPT = 4  # arranged windows that are kept
+_KEPT = 32  # arranged windows that are kept
 
 
 @dataclass(frozen=True)
