@@ -16,7 +16,7 @@ from recordings import make_recording
 from neurofmx_wds.errors import SourceError
 from neurofmx_wds.nwb.clock import MAX_NS, Grid, main_span
 from neurofmx_wds.nwb.recording import Recording
-from neurofmx_wds.nwb.units import read_units, support_of
+from neurofmx_wds.nwb.units import _as_pairs, _on_clock, read_units, support_of
 
 
 class Table:
@@ -144,3 +144,31 @@ def test_counts_equal_pynapples(seed: int, width: float, first: int) -> None:
     group = nap.TsGroup({i: nap.Ts(t=s) for i, s in enumerate(spikes)}, time_support=nap.IntervalSet(0, 1001 * width))
     epoch = nap.IntervalSet(start=round(first * width, 9), end=round((first + n) * width, 9))
     np.testing.assert_array_equal(ours, group.count(width, ep=epoch).values[:n])
+
+
+@pytest.mark.parametrize(
+    ("values", "n"),
+    [
+        ([0.0, 1.0, 5.0, 6.0], 2),
+        ([[0.0, 1.0], [5.0, 6.0]], 2),
+        ([[5.0, 0.0], [6.0, 1.0]], 2),  # (2, n) with n = 2: a start that would be after its stop shows it
+        ([[0.0, 5.0, 8.0], [1.0, 6.0, 9.0]], 3),
+        ([[0.0, 1.0], [5.0, 6.0], [8.0, 9.0]], 3),
+    ],
+)
+def test_pairs_are_read_in_each_form(values: list[Any], n: int) -> None:
+    pairs = _as_pairs(np.array(values), n)
+    assert sorted(pairs.tolist()) == [[0.0, 1.0], [5.0, 6.0], [8.0, 9.0]][: len(pairs)] and len(pairs) == n
+
+
+@pytest.mark.parametrize("values", [[0.0, 1.0, 5.0], [[0.0], [1.0], [2.0]], [[[0.0, 1.0]]]])
+def test_what_is_not_pairs_is_rejected(values: list[Any]) -> None:
+    with pytest.raises(ValueError, match="not pairs of start and stop"):
+        _as_pairs(np.array(values), 2)
+
+
+def test_times_are_scaled_and_shifted() -> None:
+    times = np.array([0.0, 30_000.0, 45_000.0])
+    assert _on_clock(times, (Fraction(1, 30_000), Fraction(2))).tolist() == [2.0, 3.0, 3.5]
+    assert _on_clock(times, (Fraction(3, 1000), Fraction(0))).tolist() == [0.0, 90.0, 135.0]
+    assert _on_clock(times, (Fraction(1), Fraction(0))) is times
