@@ -58,6 +58,21 @@ def test_units_and_gaps_are_those_of_the_truth(seed: int, tmp_path: Path) -> Non
     assert series["start_s"] == 0 and series["stop_s"] == pytest.approx(times[-1] + 1 / rate, abs=1e-6)
 
 
+def test_units_are_grouped_by_region_and_quality(tmp_path: Path) -> None:
+    qualities = ["good", "mua", "good", "noise", "good"]
+
+    def rated(nwb: NWBFile) -> None:
+        nwb.units.add_column("quality", "of the unit", data=qualities)
+
+    spikes = [np.linspace(1, 9, n) for n in (10, 20, 30, 0, 50)]
+    make_recording(tmp_path / "a.nwb", spike_times=spikes, obs_intervals=[[[0, 10]]] * 5, extra=rated)
+    groups = inspect_file(tmp_path / "a.nwb")["recording"]["units"]["groups"]
+    told = {each["quality"]: (each["region"], each["n"], each["silent"], each["spikes"]) for each in groups}
+    assert told == {"good": ("CA1", 3, 0, 90), "mua": ("CA1", 1, 0, 20), "noise": ("CA1", 1, 1, 0)}
+    [good] = [each["rate_hz"] for each in groups if each["quality"] == "good"]
+    assert good == pytest.approx([1.0, 3.0, 5.0])
+
+
 def full(nwb: NWBFile) -> None:
     nwb.add_trial_column("outcome", "hit or miss")
     nwb.add_trial_column("delay", "s")

@@ -190,6 +190,19 @@ def test_arrays_images_and_texts(tmp_path: Path) -> None:
         assert image_of(pictures[0]).startswith(b"\x89PNG") and "<b>hello</b>" in pictures[0].caption
 
 
+def test_files_of_a_directory_are_images_and_texts(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    for i in range(3):
+        image.fromarray(np.full((5, 6, 3), i, "uint8")).save(tmp_path / f"a{i}.png")
+        (tmp_path / f"a{i}.txt").write_text(f"hello {i}")
+        (tmp_path / f"a{i}.dat").write_bytes(bytes(range(256)))
+    with pictures_of(tmp_path, None, None, format="files") as pictures:
+        picture = pictures[1]
+    [shown] = panels_of(picture, Matrix)
+    assert shown.values.shape == (5, 6, 3) and (shown.values == 1).all()
+    assert "txt: hello 1" in picture.caption and "dat: 256 bytes" in picture.caption
+
+
 class Tags(HTMLParser):
     def __init__(self) -> None:
         super().__init__()

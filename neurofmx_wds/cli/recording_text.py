@@ -196,12 +196,14 @@ def _conversion_lines(convert: Mapping[str, Any], width: int | None, most: int |
     if convert.get("empty"):
         yield f"\n{_INDENT}convert takes nothing of it: {convert['empty']}"
     else:
-        yield f"\n{_INDENT}convert makes {count(convert['samples'], 'sample')} of it, each with"
+        with_fields = ", each with" if convert["fields"] else ""
+        yield f"\n{_INDENT}convert makes {count(convert['samples'], 'sample')} of it{with_fields}"
         rows = [
             [name, about.get("dtype", ""), _shape(about.get("shape")), about.get("unit", "")]
             for name, about in convert["fields"].items()
         ]
-        yield table(["field", "dtype", "shape", "unit"], rows, width, _INDENT * 2)
+        if rows:
+            yield table(["field", "dtype", "shape", "unit"], rows, width, _INDENT * 2)
     yield from (f"{_INDENT}{n:,} windows dropped: {why}" for why, n in convert["dropped"].items())
     left = convert["not_taken"]
     if left:

@@ -12,6 +12,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from ..errors import NeurofmxError
 from ..format.pixels import decode_image
 from ..nwb.clock import NS_PER_S
 from .figure import Picture
@@ -155,8 +156,10 @@ def _spikes(sample: Sample, clock: _Clock, about: About) -> Iterator[Panel]:
 def _panels(name: str, value: Any, mask: Any, clock: _Clock | None, about: Mapping[str, Any]) -> list[Panel]:
     """Return the panel of a field; none of what cannot be drawn."""
     if isinstance(value, (bytes, bytearray)):
-        image = decode_image(bytes(value))
-        return [] if image is None else [Matrix(image, name)]
+        try:
+            return [Matrix(decode_image(bytes(value)), name)]
+        except NeurofmxError:  # no image
+            return []
     array = np.asarray(value)
     if array.dtype.kind not in "biuf" or array.size == 0 or array.ndim == 0:
         return []
@@ -230,7 +233,8 @@ def _coverage(source: Mapping[str, Any], clock: _Clock) -> list[Panel]:
 
 def _as_text(value: Any) -> str:
     if isinstance(value, (bytes, bytearray)):
-        return f"{len(value):,} bytes"
+        text = bytes(value[:2001]).decode(errors="ignore")
+        return text if text.isprintable() and len(value) <= 2000 else f"{len(value):,} bytes"
     if isinstance(value, (np.ndarray, np.generic)):
         return str(value) if value.size <= 16 else f"{' × '.join(map(str, value.shape))} {value.dtype}"
     text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
