@@ -23,6 +23,7 @@ from neurofmx_wds.convert import run
 from neurofmx_wds.convert.config import Output, Split
 from neurofmx_wds.convert.look import look_at
 from neurofmx_wds.convert.plan import ConversionPlan
+from neurofmx_wds.convert.merge import merge
 from neurofmx_wds.convert.run import convert
 from neurofmx_wds.convert.sources import SourceConfig
 from neurofmx_wds.convert.split import append_split, convert_split
@@ -483,3 +484,34 @@ def test_the_command_adds_to_splits(sessions: list[Path], tmp_path: Path, capsys
     with pytest.raises(SystemExit) as stopped:
         main(["convert", "-i", str(sessions[0]), *given, "--task", "0", "--tasks", "2"])
     assert stopped.value.code == 2 and "--split: not together with --task" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("by", ["session", "time"])
+def test_parts_share_no_key_and_merge(by: str, tmp_path: Path) -> None:
+    for i in range(3):
+        make_recording(tmp_path / f"{i}.nwb", seconds=9, seed=i, session_id=f"s{i}", identifier=f"{i}")
+    files, split = [tmp_path / f"{i}.nwb" for i in range(2)], Split({"train": 0.5, "val": 0.5}, by)
+    config, output = SourceConfig.of(sequence_length=20), Output(tmp_path / "sets")
+    made = convert_split(files, output, split, config)
+    again = convert_split(files, output, split, config)
+    assert all(each.existed for each in again.values())
+    added = append_split([tmp_path / "2.nwb"], output, split, config)
+    total = sum(each.summary["total_samples"] for each in added.values())
+    assert total > sum(each.summary["total_samples"] for each in made.values())
+    assert merge([tmp_path / "sets" / name for name in made], tmp_path / "all")["total_samples"] == total
+    urls = [str(path) for path in sorted((tmp_path / "all").glob("*.tar"))]
+    keys = [sample["__key__"] for sample in wds.WebDataset(urls, shardshuffle=False)]
+    assert len(set(keys)) == len(keys) == total and {key.split("_")[0] for key in keys} == {"train", "val"}
+
+
+def test_parts_made_when_they_had_equal_keys_grow_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_recording(tmp_path / "0.nwb", seconds=9)
+    make_recording(tmp_path / "1.nwb", seconds=9, seed=1, session_id="s1", identifier="1")
+    split, config, output = Split({"a": 0.5, "b": 0.5}, "time"), SourceConfig.of(), Output(tmp_path / "sets")
+    with monkeypatch.context() as before:
+        before.setattr("neurofmx_wds.convert.split_plan.with_own_keys", lambda plan, name: plan)
+        convert_split([tmp_path / "0.nwb"], output, split, config)
+    assert all(each.existed for each in convert_split([tmp_path / "0.nwb"], output, split, config).values())
+    append_split([tmp_path / "1.nwb"], output, split, config)
+    urls = [str(path) for path in sorted((tmp_path / "sets" / "a").glob("*.tar"))]
+    assert {sample["__key__"][:7] for sample in wds.WebDataset(urls, shardshuffle=False)} == {"sample_"}

@@ -11,7 +11,7 @@ from counting import some
 from recordings import read_all
 
 from neurofmx_wds.cli.main import main
-from neurofmx_wds.convert.sources import SourceConfig
+from neurofmx_wds.convert.sources import SourceConfig, open_source
 from neurofmx_wds.errors import SourceError
 from neurofmx_wds.format.info import ShardedDatasetInfo
 
@@ -106,3 +106,15 @@ def test_the_command_line_cuts_an_npy_into_windows(tmp_path: Path, capsys: pytes
     assert main(["convert", *arguments, "--bin-size-ms", "50", "--sequence-length", "20"]) == 0, capsys.readouterr()
     summary = ShardedDatasetInfo(tmp_path / "out").get_summary()
     assert summary["total_samples"] == (200 - 20) // 10 + 1 and summary["modalities"]["data"]["shape"] == [100, 2]
+
+
+@pytest.mark.parametrize("rate", [0.5, 30.0, 1000 / 3, 24414.0625])
+def test_a_bin_of_arrays_with_a_rate_is_a_row_unless_another_is_given(rate: float, tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((250, 3)).astype("float32")
+    np.save(tmp_path / "x.npy", rows)
+    source = open_source(tmp_path / "x.npy", SourceConfig.of(rate=rate, overlap=0))
+    samples = [fields["data"] for fields, _ in source.read(0, source.describe().n_samples)]
+    source.close()
+    np.testing.assert_array_equal(np.concatenate(samples), rows[:200])
+    assert SourceConfig.of(rate=rate, bin_size_ms=10).windows.bin_size_ms == 10
+    assert SourceConfig.of(rate=rate, layout="segments").windows.bin_size_ms == 10

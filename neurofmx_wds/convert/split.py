@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import OutputError, SourceError
-from ..format.manifest import Manifest
+from ..format.manifest import MANIFEST_NAME, Manifest
 from ..storage.atomic import StagedDirectory, fsync_path
 from ..storage.location import Given, on_disk
 from .append import append_plan, load_alike
@@ -24,7 +24,7 @@ from .place import refuse_inside, staging, staging_beside
 from .plan import ConversionPlan, PlannedSource, identity_of
 from .run import Conversion, NothingToWrite, build
 from .sources import SourceConfig
-from .split_plan import Entries, no_windows, split, split_by_group, split_by_time
+from .split_plan import Entries, no_windows, split, split_by_group, split_by_time, with_own_keys
 from .staged import remove_notes
 
 
@@ -65,6 +65,10 @@ def convert_split(
         parts = split(plan, how, work)
         if staged is None:
             places = {name: Path(output.directory, name) for name in parts}
+            old = {name: Manifest.load(place) for name, place in places.items()}
+            parts = {
+                name: with_own_keys(replace(part, storage=output), name, old[name]) for name, part in parts.items()
+            }
             return {name: Conversion(parts[name], load_same(parts[name], place).summary(), existed=True)
                     for name, place in places.items()}  # fmt: skip
         return _write_parts(parts, how, staged, work)
@@ -122,13 +126,13 @@ def append_split(
     """
     plan = ConversionPlan((), config, output)
     places = {name: Path(output.directory) / name for name in how.shares}
-    for place in places.values():
-        load_alike(place, plan)
+    for name, place in places.items():
+        _load_part(place, name, plan)
     with contextlib.ExitStack() as stack:
         names = stack.enter_context(on_disk(paths))
         staged = {name: stack.enter_context(staging_beside(place)) for name, place in places.items()}
         work = stack.enter_context(workers.start())
-        old = {name: load_alike(place, plan) for name, place in places.items()}
+        old = {name: _load_part(place, name, plan) for name, place in places.items()}
         plan = replace(plan, entries=look_at(names, config, work))
         parts = split_by_time(plan, how, work) if how.by == "time" else split_by_group(plan, how, old)
         _check_split_alike(old, parts, how.by, Path(output.directory))
@@ -137,12 +141,18 @@ def append_split(
         parts[first] = [*parts[first], *plan.failures]
         done = {}
         for name, manifest in old.items():
-            part = replace(plan, entries=tuple(parts[name]))
+            part = with_own_keys(replace(plan, entries=tuple(parts[name])), name, manifest)
             if name in wanted or part.failures:
                 done[name] = append_plan(part, staged[name], work)
             else:
                 done[name] = Conversion(replace(part, entries=()), manifest.summary())
     return done
+
+
+def _load_part(place: Path, name: str, plan: ConversionPlan) -> Manifest:
+    """Load the manifest of one of the datasets of a split, made with the settings of a plan."""
+    there = Manifest.load(place) if (place / MANIFEST_NAME).is_file() else None
+    return load_alike(place, with_own_keys(plan, name, there))
 
 
 def _n_samples(entry: PlannedSource | SourceError) -> int:

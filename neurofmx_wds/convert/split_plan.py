@@ -46,11 +46,25 @@ def split(plan: ConversionPlan, how: Split, work: Work = Work()) -> dict[str, Co
     parts = split_by_time(plan, how, work) if how.by == "time" else split_by_group(plan, how)
     first = next(iter(how.shares))
     parts[first] = [*parts[first], *plan.failures]
-    plans = {name: replace(plan, entries=tuple(parts[name])) for name in how.shares}
+    plans = {name: with_own_keys(replace(plan, entries=tuple(parts[name])), name) for name in how.shares}
     for name, part in plans.items():
         if not part.n_samples:
             raise no_windows(name, how.by)
     return plans
+
+
+def with_own_keys(plan: ConversionPlan, name: str, dataset: Manifest | None = None) -> ConversionPlan:
+    """Return the plan of a part, with keys that begin with its name: no other part has the same.
+
+    Args:
+        plan: what the part gets.
+        name: the part.
+        dataset: the part as it is there already; one that was made when parts had equal keys keeps these.
+    """
+    prefix = plan.storage.key_prefix
+    if dataset is not None and dataset.config.get("key_prefix") == prefix:
+        return plan
+    return replace(plan, storage=replace(plan.storage, key_prefix=f"{name}_{prefix}"))
 
 
 def no_windows(name: str, by: str) -> NothingToWrite:

@@ -5,12 +5,13 @@ Joins the settings of every kind. Knows nothing of files.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from ...errors import refuse_unknown
-from ..options import NamedOption, Number, Option, as_json, check_options, option, options_of, refused
+from ..options import NamedOption, Number, Option, as_json, check_options, exact, option, options_of, refused
 from .kinds import ARRAYS, FILE_FORMATS, FORMATS, TIMED
 from .settings import ArrayConfig, FilesConfig, ImageConfig
 from .windows import NEWER, WindowConfig
@@ -130,12 +131,18 @@ class SourceConfig:
     def of(cls, **given: Unpack[SourceOptions]) -> SourceConfig:
         """Make a configuration of settings by name; a setting that several kinds of input have is given to each.
 
+        Of arrays with a rate, a bin is a row, kept as it is, if no width of bins is given.
+
         Raises:
             TypeError: an unknown setting, with the name most like it.
             ValueError: a setting is out of range; the message begins with its name.
         """
         settings: dict[str, Any] = dict(given)
         refuse_unknown(cls.__name__, settings, (each.name for each in cls.options()))
+        if settings.get("rate") is not None and settings.get("layout") != "segments" and "bin_size_ms" not in settings:
+            with contextlib.suppress(ValueError, ZeroDivisionError):  # rates that cannot be are refused below
+                settings["bin_size_ms"] = 1000 / exact(settings["rate"])
+                settings.setdefault("lfp_method", "native")
         parts = {}
         for name, part in cls().parts.items():
             own = {each.name for each in options_of(part)} & settings.keys()
