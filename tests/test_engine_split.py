@@ -22,8 +22,8 @@ from neurofmx_wds.convert import append as append_module
 from neurofmx_wds.convert import run
 from neurofmx_wds.convert.config import Output, Split
 from neurofmx_wds.convert.look import look_at
-from neurofmx_wds.convert.plan import ConversionPlan
 from neurofmx_wds.convert.merge import merge
+from neurofmx_wds.convert.plan import ConversionPlan
 from neurofmx_wds.convert.run import convert
 from neurofmx_wds.convert.sources import SourceConfig
 from neurofmx_wds.convert.split import append_split, convert_split

@@ -28,13 +28,14 @@ def not_taken(
         For each object "path", "type", "why", and "take": the option that takes it, "" if there is none.
     """
     home = {each.path: name for name in reversed((*MODALITIES[1:], "video")) for each in of_modality(objects, name)}
+    has_sweeps = any(each.kind == "sweep" and each.path.startswith("acquisition/") for each in objects)
     found = []
     for each in objects:
         if each.path in paths or each.path == "intervals/invalid_times" or _describes_columns(each, objects, paths):
             continue
         why, take = left_out.get(each.path, ""), ""
         if not why:
-            why, take = _why(each, home.get(each.path, ""), modalities)
+            why, take = _why(each, home.get(each.path, ""), modalities, has_sweeps)
         found.append({"path": each.path, "type": each.type, "why": why, "take": take})
     known = {each.path for each in objects}
     found += [{"path": path, "type": "", "why": why, "take": ""} for path, why in left_out.items() if path not in known]
@@ -48,10 +49,13 @@ def reason_of(found: Found) -> str:
     )
 
 
-def _why(found: Found, modality: str, modalities: Sequence[str]) -> tuple[str, str]:
+def _why(found: Found, modality: str, modalities: Sequence[str], has_sweeps: bool) -> tuple[str, str]:
     """Return why an object is not taken, and the option that takes it."""
+    if found.kind == "sweep":
+        read = found.path.startswith("acquisition/") or (has_sweeps and found.path.startswith("stimulus/presentation/"))
+        return reason_of(found) + ("" if read else ", of acquisition only"), "--modalities icephys" if read else ""
     if not found.can_be_field:
-        return reason_of(found), "--modalities icephys" if found.kind == "sweep" else ""
+        return reason_of(found), ""
     if found.kind == "intervals":
         return "outside acquisition and processing", f"--align {shlex.quote(found.path)}"
     if found.kind == "units" and found.path != "units":

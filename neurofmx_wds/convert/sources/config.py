@@ -141,7 +141,7 @@ class SourceConfig:
         refuse_unknown(cls.__name__, settings, (each.name for each in cls.options()))
         if settings.get("rate") is not None and settings.get("layout") != "segments" and "bin_size_ms" not in settings:
             with contextlib.suppress(ValueError, ZeroDivisionError):  # rates that cannot be are refused below
-                settings["bin_size_ms"] = 1000 / exact(settings["rate"])
+                settings["bin_size_ms"] = (1000 / exact(settings["rate"])).limit_denominator(1_000_000)
                 settings.setdefault("lfp_method", "native")
         parts = {}
         for name, part in cls().parts.items():
