@@ -163,6 +163,18 @@ def test_indices_name_sessions_and_units(windows: Path) -> None:
     assert [subject["subject_id"] for subject in vocabulary.subjects] == ["mouse-1"]
 
 
+def test_stored_spikes_have_their_indices_in_every_form(recordings: list[Path], tmp_path: Path) -> None:
+    convert(recordings, Output(tmp_path / "out", shard_size=5), SourceConfig.of(spike_format="ragged", **BINS))
+    options: dict[str, Any] = {"vocabulary": True, "units": "column != 1", "batch_size": 5}
+    lists = load(tmp_path / "out", **options)
+    keys = [unit["key"] for unit in lists.vocabulary.units]
+    for batch, flat in zip(lists, load(tmp_path / "out", ragged="flat", **options), strict=True):
+        assert torch.cat(list(batch["unit_index"])).equal(flat["unit_index"]) and flat["unit_index"].ndim == 1
+        for about, units, index in zip(batch["metadata"], batch["spike_units"], batch["unit_index"], strict=True):
+            chosen = [unit for unit in range(4) if unit != 1]
+            assert [keys[i] for i in index] == [f"{about['session_id']}/{100 + chosen[unit]}" for unit in units]
+
+
 def indices(loader: Any) -> dict[str, tuple[int, list[int]]]:
     """Return the index of each session, and of its units, as batches say."""
     found = {}

@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from .dataset import OpenDataset
 from .filling import Filled, filling
 from .normalizing import Normalized, as_mapping, scales_of
 from .options import ReadOptions
 from .views import AsDtype, FromSource, TakeUnits, View, ViewedReader, dtypes_of
-from .vocabulary import Indexed, Indices, Vocabulary
+from .vocabulary import UNIT, Indexed, Indices, Vocabulary
 
 
 def with_views(opened: OpenDataset, read: ReadOptions) -> OpenDataset:
@@ -42,6 +44,8 @@ def with_views(opened: OpenDataset, read: ReadOptions) -> OpenDataset:
     if read.vocabulary is not False:
         opened = replace(opened, vocabulary=read.vocabulary if isinstance(read.vocabulary, Vocabulary) else None)
         views.append(Indexed(_indices(opened), width))
+        if "spike_units" in opened.ragged:  # of each of which there is one
+            opened = replace(opened, ragged={**opened.ragged, UNIT: torch.empty(0, dtype=torch.int64)})
     return replace(opened, reader=ViewedReader(_sourced(opened), views)) if views else opened
 
 
