@@ -459,11 +459,13 @@ def create_webdataset_dataloader(
         handler=handler, ragged=ragged, pad_to=pad_to,
     )  # fmt: skip
     processing = processing.for_ragged(opened.ragged, opened.reader.where)
-    batches = BatchOptions(batch_size=batch_size, drop_last=drop_last, rank=rank, world_size=world_size)
+    batches = BatchOptions(
+        batch_size=batch_size, drop_last=drop_last, rank=rank, world_size=world_size, batch_by=batch_by
+    )
     worker_options = WorkerOptions(
         num_workers=num_workers, prefetch_factor=prefetch_factor, pin_memory=pin_memory, memory_limit=memory_limit,
         persistent_workers=persistent_workers, multiprocessing_context=multiprocessing_context, timeout=timeout,
         worker_init_fn=worker_init_fn, in_order=in_order, workers=workers, device=device,
     )  # fmt: skip
-    opened = batched_by(opened, batch_by, batches.batch_size)
+    opened = batched_by(opened, batches.batch_by, batches.batch_size)
     return as_dataloader(BatchPipeline(opened, processing, batches, worker_options))

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from multiprocessing.context import BaseContext
-from typing import Any, Literal, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ from .transforms import BatchTransform, Transform, as_batch_transforms
 from .views import AsDtypes, torch_dtype_of
 from .vocabulary import Vocabulary
 from .windows import Windows
+
+if TYPE_CHECKING:
+    from .batch_by import BatchBy
 
 Shuffle = bool | Literal["full"]
 Collate = Callable[[Sequence[Any]], Any]
@@ -284,6 +287,7 @@ class BatchOptions:
         batch_size: samples per batch and rank.
         drop_last: whether samples that do not fill a batch on every rank are left out.
         rank, world_size: this process's share; None: as :func:`~neurofmx_wds.loading.ranks.find_rank` finds it.
+        batch_by: what the samples of a batch have in common; None: nothing.
 
     Raises:
         ValueError: a value that is not allowed.
@@ -293,6 +297,7 @@ class BatchOptions:
     drop_last: bool = False
     rank: int | None = None
     world_size: int | None = None
+    batch_by: BatchBy | None = None
 
     def __post_init__(self) -> None:
         _set_count(self, "batch_size", least=1)
