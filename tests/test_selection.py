@@ -7,10 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from loading import flip
 
 from neurofmx_wds import WebDatasetLoader, WebDatasetWriter
-from neurofmx_wds.errors import NeurofmxError
+from neurofmx_wds.errors import NeurofmxError, ShardError
+from neurofmx_wds.format.groups import Group
 from neurofmx_wds.format.manifest import MANIFEST_NAME
+from neurofmx_wds.format.shards import open_shards
+from neurofmx_wds.loading.selection import group_samples, values_of
 
 
 @pytest.fixture(params=[True, False], ids=["manifest", "no manifest"])
@@ -71,3 +75,23 @@ def test_a_name_of_two_classes_stands_for_neither_number(tmp_path: Path, label: 
     else:
         with pytest.raises(NeurofmxError, match="no sample has the label cat of the group 'g'"):
             WebDatasetLoader(tmp_path / "d", group="g", groups={"g": [label]})
+
+
+def test_values_are_names_of_labels_where_they_have_names(tmp_path: Path) -> None:
+    with WebDatasetWriter(tmp_path / "d", shard_size=2) as writer:
+        for about in ({"label": 3, "label_name": "left"}, {"label": 4}, {"label_name": "right"}, {"side": 1}):
+            writer.write_sample({"spikes": np.zeros(2)}, metadata=about)
+    shards = open_shards(tmp_path / "d")
+    assert values_of(shards, "label") == ["left", 4, "right", None]
+    assert values_of(shards, "side") == [None, None, None, 1]
+
+
+def test_stored_labels_are_compared_with_their_checksums_by_default(described: Path) -> None:
+    shards = open_shards(described)
+    group = Group("some", (1, 2))
+    assert group_samples(shards, group)[1][:4].tolist() == [0, 1, 0, 1]
+    column = shards.index(0).columns["label"]
+    flip(described / "shard_000000.tar", int(column.offset[1]) + int(column.size[1]) - 8)
+    with pytest.raises(ShardError, match="sample_000000001.*bytes have changed"):
+        group_samples(open_shards(described), group)
+    assert len(group_samples(open_shards(described), group, checksums=False)[0]) < 15
