@@ -166,7 +166,7 @@ def test_a_bad_file_is_named_in_the_end_with_status_1_and_the_rest_is_done(
     assert Manifest.load(tmp_path / "out").total_samples == 10
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/shards", "S3://bucket", "https://host:8080/a", "simplecache::s3://b/x"])
+@pytest.mark.parametrize("url", ["hf://bucket/shards", "S3://bucket", "https://host:8080/a", "simplecache::s3://b/x"])
 def test_nothing_is_written_to_a_url(
     url: str, npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

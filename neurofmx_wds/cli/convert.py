@@ -13,7 +13,7 @@ from ..convert.config import Workers
 from ..convert.options import options_of
 from ..convert.settings_file import save_settings
 from ..errors import NeurofmxError, OutputError
-from ..storage.objects import is_object_url
+from ..storage.objects import is_bucket_url
 from .options import INPUT_HELP, Request, add_options, as_usage, savable_options
 from .output import show, show_error, show_problems
 
@@ -105,7 +105,7 @@ def run(options: argparse.Namespace) -> int:
     except ValueError as error:
         options.usage_error(as_usage(error))
     given = request.given
-    if "validate" in given and is_object_url(os.fspath(request.output.directory)):
+    if "validate" in given and is_bucket_url(os.fspath(request.output.directory)):
         remedy = "leave out --validate, and read the dataset once with checksums=True"
         raise OutputError("a dataset in a bucket cannot be validated yet", file=request.output.directory, remedy=remedy)
     if "save_config" in given:

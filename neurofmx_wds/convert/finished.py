@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import OVERWRITE, REPAIR_DATASET, OutputError
 from ..format.manifest import MANIFEST_NAME, Manifest
-from ..storage.objects import ObjectPath, Objects, is_object_url
+from ..storage.objects import ObjectPath, Objects, is_bucket_url
 from ..storage.uploading import exists
 from .config import Output
 from .plan import ConversionPlan, differences, identity_of
@@ -25,7 +25,7 @@ def is_finished(output: Output, parts: Iterable[str] = ("",)) -> bool:
         output: where to write.
         parts: the directories in it that are datasets; by default it is one itself.
     """
-    if is_object_url(output.directory):
+    if is_bucket_url(output.directory):
         return exists(ObjectPath(str(output.directory)) / MANIFEST_NAME, Objects())
     return not output.overwrite and all(Path(output.directory, part, MANIFEST_NAME).is_file() for part in parts)
 
@@ -54,7 +54,7 @@ def load_same(plan: ConversionPlan, directory: str | os.PathLike[str]) -> Manife
 
 def _load(directory: str | os.PathLike[str]) -> tuple[Manifest, dict[str, int]]:
     """Return a dataset's manifest, and the size of each of its files."""
-    if not is_object_url(directory):
+    if not is_bucket_url(directory):
         manifest = Manifest.load(Path(directory))
         return manifest, {entry.name: entry.stat().st_size for entry in os.scandir(directory) if entry.is_file()}
     objects, where = Objects(), ObjectPath(str(directory))

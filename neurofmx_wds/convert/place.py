@@ -16,7 +16,7 @@ from ..errors import OVERWRITE, OutputError
 from ..format.manifest import MANIFEST_NAME, refuse_to_replace
 from ..storage.atomic import StagedDirectory
 from ..storage.location import is_url
-from ..storage.objects import is_object_url
+from ..storage.objects import is_bucket_url
 from ..storage.uploading import staged_directory
 from .config import Output
 
@@ -49,7 +49,7 @@ def staging(output: Output, shared: bool = False) -> contextlib.AbstractContextM
     """
     if output.overwrite:
         refuse_to_replace(output.directory)
-    elif not is_object_url(output.directory) and Path(output.directory, MANIFEST_NAME).is_file():
+    elif not is_bucket_url(output.directory) and Path(output.directory, MANIFEST_NAME).is_file():
         remedy = f"use it, append to it, choose another directory, or {OVERWRITE}"
         raise OutputError("a finished dataset is there already", file=output.directory, remedy=remedy)
     if shared:

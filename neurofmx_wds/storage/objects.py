@@ -28,7 +28,8 @@ from ..errors import NeurofmxError, ShardError
 from .blocks import Buffer
 from .fork_lock import ForkLock
 
-SCHEMES = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss", "http", "https")
+_BUCKETS = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss")
+SCHEMES = (*_BUCKETS, "http", "https")
 DEFAULT_TIMEOUT = 120.0  # seconds for which a server may fail before that is an error
 _AT_ONCE = 64  # requests of a process
 _CLIENT_OPTIONS = frozenset({"allow_http", "allow_invalid_certificates", "connect_timeout", "proxy_url", "user_agent"})
@@ -49,6 +50,16 @@ def is_object_url(text: object) -> bool:
         (True, False, False)
     """
     return isinstance(text, str) and text.partition("://")[0].lower() in SCHEMES and "://" in text
+
+
+def is_bucket_url(text: object) -> bool:
+    """Return whether this is the URL of a place in an object store, which can be written to.
+
+    Example:
+        >>> is_bucket_url("s3://bucket/data"), is_bucket_url("https://host/data")
+        (True, False)
+    """
+    return isinstance(text, str) and text.startswith(tuple(f"{scheme}://" for scheme in _BUCKETS))
 
 
 @dataclass(frozen=True, order=True)

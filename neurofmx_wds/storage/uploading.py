@@ -18,11 +18,10 @@ from typing import Any
 from ..errors import OutputError, ShardError
 from .atomic import StagedDirectory, write_atomic
 from .cache import default_cache_dir
-from .objects import ObjectPath, Objects, StorageOptions, is_object_url
+from .objects import ObjectPath, Objects, StorageOptions, is_bucket_url
 from .regular import file_sha256
 
 LOCK_NAME = ".neurofmx_wds.lock"
-_WRITABLE = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss")
 
 
 class UploadedDirectory(StagedDirectory):
@@ -38,14 +37,11 @@ class UploadedDirectory(StagedDirectory):
         options: of the object store.
 
     Raises:
-        OutputError: it exists already, cannot be reached or is on a web server, or another run is writing it.
+        OutputError: it exists already or cannot be reached, or another run is writing it.
     """
 
     def __init__(self, target: str, last: str, options: StorageOptions | None = None) -> None:
         self.address = ObjectPath(target.rstrip("/"))
-        if self.address.root.partition(":")[0].lower() not in _WRITABLE:
-            remedy = "give s3://, gs:// or az://, or write to a local directory and copy that there"
-            raise OutputError("nothing is written to a web server", file=target, remedy=remedy)
         self._last = last
         self._objects = Objects(options)
         if exists(self.address / last, self._objects):
@@ -155,7 +151,7 @@ def staged_directory(
     Raises:
         OutputError: as :class:`StagedDirectory` and :class:`UploadedDirectory`; or a URL is to be overwritten.
     """
-    if not is_object_url(target):
+    if not is_bucket_url(target):
         return StagedDirectory(target, overwrite)
     if overwrite:
         problem = "a dataset in a bucket cannot be replaced in one step: readers would see parts of both"
