@@ -62,7 +62,7 @@ def time_first(found: Found, warn: Callable[..., None], transposed: bool = False
     if n_times != shape[0] and _columns_said(found) != shape[1] and _is_too_wide(*shape):
         return (
             None,
-            f"data of shape {shape} would be {shape[1]} columns of {shape[0]} samples (--transposed {found.path})",
+            f"data of shape {shape} would be {shape[1]} columns of {shape[0]} samples (see --transposed {found.path})",
         )
     return data, ""
 

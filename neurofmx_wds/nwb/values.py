@@ -71,7 +71,11 @@ def _rounding(series: Series, seen: Seen) -> str:
     if max(-low, high) <= LARGEST_INTEGER:
         return ""
     by = float(np.spacing(np.float32(max(-low, high)))) / 2
-    remedy = f" (--scale {series.path} 1 {-low:.0f} counts from the lowest)" if high - low <= LARGEST_INTEGER else ""
+    remedy = (
+        f" (with --scale {series.path} 1 {-low:.0f} they count from the lowest)"
+        if high - low <= LARGEST_INTEGER
+        else ""
+    )
     return f"{series.path}: its integers, {low:.0f} to {high:.0f}, are rounded by up to {by:g} in float32{remedy}"
 
 
@@ -139,4 +143,4 @@ def scaling_doubt(path: str, scale: Any, offset: float) -> str:
     told += [f"its conversion is not a number in {odd} of {len(each)} columns" if len(each) > 1 else
              f"its conversion is {each[0]}, which makes all its values NaN"] if odd else []  # fmt: skip
     told += [] if np.isfinite(offset) else [f"its offset is {offset}, which makes all its values NaN"]
-    return f"{path}: {'; '.join(told)} (--scale {path} 1 0 takes them as stored)" if told else ""
+    return f"{path}: {'; '.join(told)} (with --scale {path} 1 0 they are taken as stored)" if told else ""
