@@ -231,10 +231,11 @@ class WindowedRecording:
         if missing or not asked:
             known = (*self.recording.modalities, *(found.path for found in self.recording.unused()))
             hints = [self.recording.why_not(name) or did_you_mean(name, known) for name in missing]
+            hints = [*filter(None, hints), "ask for what it has, by modality or by path in the file"]
             raise SourceError(
                 f"there is no {' and no '.join(missing or MODALITIES)} in it; it has {self.recording.contents}",
                 file=self.recording.path,
-                remedy="; ".join([*filter(None, hints), "ask for what it has, by modality or by path in the file"]),
+                remedy="; ".join(hints).replace("?;", "?"),
             )
         return tuple(dict.fromkeys(each for name in asked for each in self._usable(name)))
 
