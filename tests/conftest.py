@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 collect_ignore = ["fuzz_bytes.py"]  # a program that test_fuzz.py runs
 
 _CALM = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}
-settings.register_profile("same", max_examples=40, derandomize=True, **_CALM)
+settings.register_profile("same", max_examples=25, derandomize=True, **_CALM)
 settings.register_profile("random", max_examples=40, **_CALM)
 settings.register_profile("deep", max_examples=1000, **_CALM)
 

@@ -401,7 +401,7 @@ def test_splits_that_grow_keep_sessions_and_bins_apart(
         for m in metadata_of(out / name):
             spans.setdefault((m["session_id"], m["source"]), []).append((m["t_start_ns"], m["t_stop_ns"], name))
         keys = [sample["__key__"] for sample in wds.WebDataset(urls_of(out / name), shardshuffle=False)]
-        assert keys == [f"sample_{i:09d}" for i in range(len(keys))]
+        assert keys == [f"{name}_sample_{i:09d}" for i in range(len(keys))]
         assert verify(out / name, deep=True).ok
     assert {source for _, source in spans} == {path.name for path in sessions}
     for found in spans.values():

@@ -9,6 +9,7 @@ import resource
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -123,7 +124,8 @@ def test_shards_make_way_for_others(singles: Path, io: str) -> None:
 
 
 @BOTH
-def test_no_file_left_is_no_fault_of_a_sample(singles: Path, io: str) -> None:
+def test_no_file_left_is_no_fault_of_a_sample(singles: Path, io: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_pool, "_pools", weakref.WeakSet())  # nothing of other tests that could be closed
     asked: list[Exception] = []
     batches = loader(singles, io=io, handler=lambda error: asked.append(error) or True)
     gc.collect()

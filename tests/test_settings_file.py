@@ -105,7 +105,7 @@ def test_yaml_that_would_grow_or_run_is_refused(tmp_path: Path) -> None:
 
 def test_every_setting_survives(tmp_path: Path) -> None:
     samples: dict[str, Any] = {"shares": {"a": 0.25, "b": 0.75}, "intervals": [[0.5, 2.0], [3.0, 4.0]]}
-    samples |= {"modalities": ("x", "y")}
+    samples |= {"modalities": ("x", "y"), "field_format": "npy.gz"}
     for option in savable_options():
         value = samples.get(option.name)
         if value is None:

@@ -23,8 +23,8 @@ from .options import Option, check_options, integer, is_whole, option, refused
 
 
 def _field_format(text: str) -> FieldFormat:
-    """Parse what was typed after ``--field-compression``."""
-    formats: dict[str, FieldFormat] = {"none": "npy", "gz": "npy.gz"}
+    """Parse what was typed after ``--field-compression``, or is the name of a format in a file of settings."""
+    formats: dict[str, FieldFormat] = {"none": "npy", "gz": "npy.gz", **{name: name for name in FIELD_FORMATS}}
     if text not in formats:
         raise ValueError(f"must be none or gz, not {text!r}")
     return formats[text]

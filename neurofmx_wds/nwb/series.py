@@ -68,7 +68,7 @@ class Series:
     turn: float | None = None
     lowest: float | tuple[float, ...] = 0.0
     about: Mapping[str, list[Any]] = field(default_factory=dict)
-    _held: tuple[int, npt.NDArray[Any]] | None = None
+    _held: tuple[int, npt.NDArray[Any]] | None = field(default=None, init=False)  # not in a copy, whose data may differ
 
     @cached_property
     def scaling(self) -> tuple[bytes, float]:
