@@ -154,14 +154,15 @@ def _bytes_of(field: Any) -> Any:
     return field.numpy().tobytes()
 
 
-def test_opening_costs_the_manifest_and_an_epoch_each_byte_once(server: Loopback, tmp_path: Path) -> None:
+def test_opening_costs_the_manifest_and_later_epochs_nothing(server: Loopback, tmp_path: Path) -> None:
     local = write_dataset(tmp_path / "local", (20,) * 8)
     url = publish(server, local)
     loader = create_webdataset_dataloader(url)
     assert [path for _, path, *_ in server.requests] == ["data/dataset_metadata.json"]
     list(loader)
     fetched = remote_bytes(server)
-    assert fetched <= sum(path.stat().st_size for path in local.glob("*.tar"))
+    # What lies between two parts is fetched with them, and may be on its way with others already.
+    assert fetched <= 1.25 * sum(path.stat().st_size for path in local.glob("*.tar"))
     list(loader)
     list(create_webdataset_dataloader(url, shuffle="full"))
     assert remote_bytes(server) == fetched
