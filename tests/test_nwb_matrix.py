@@ -18,11 +18,12 @@ from hdmf.common import DynamicTable, VectorData
 from pynwb import TimeSeries, behavior, ecephys, icephys, image, misc, ophys
 from pynwb.base import Images
 from pynwb.epoch import TimeIntervals
-from pynwb.event import EventsTable
 from pynwb.ogen import OptogeneticSeries
 from recordings import make_recording, read_all
 
 from neurofmx_wds.errors import SourceError
+
+EventsTable = pytest.importorskip("pynwb.event", reason="tables of events need pynwb 4").EventsTable
 
 N = 1000
 AT = np.arange(N) / 100
