@@ -49,6 +49,13 @@ def lacks_filter(error: BaseException) -> bool:
     return True
 
 
+def why_failed(error: BaseException) -> str:
+    """Return why an object cannot be read, of the error that it raised."""
+    if lacks_filter(error):
+        return f"it is compressed with a filter that is not installed, perhaps one of hdf5plugin: {INSTALL_FILTERS}"
+    return f"it cannot be read: {type(error).__name__}: {error}"
+
+
 def _is_available(number: int) -> bool:
     if h5py.h5z.filter_avail(number):
         return True

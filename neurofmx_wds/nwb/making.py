@@ -16,7 +16,7 @@ import numpy as np
 from hdmf.common import DynamicTable
 from pynwb.behavior import BehavioralEvents
 
-from .access import why_unreadable
+from .access import why_failed, why_unreadable
 from .alignable import Events
 from .choosing import Choice, rows_fulfilling
 from .columns import about_columns, columns_of, region_of
@@ -74,7 +74,7 @@ class SeriesMaker:
         try:
             made = self._made_of(found)
         except (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
-            self._leave_out(found.path, f"it cannot be read: {type(error).__name__}: {error}")
+            self._leave_out(found.path, why_failed(error))
             return []
         chosen = [(name, self._with_chosen_columns(found, each)) for name, each in made]
         return [(name, each) for name, each in chosen if each is not None]
