@@ -113,7 +113,7 @@ def test_resuming_fetches_what_comes_after_the_cursor(server: Loopback, local: P
     loader = create_webdataset_dataloader(f"{server.url}/data", cache_dir=tmp_path, **options)
     loader.load_state_dict(state)
     assert len(content(loader)) == 50
-    assert 50 * SAMPLE <= fetched(server) <= 50 * (SAMPLE + 2048)
+    assert 50 * SAMPLE <= fetched(server) <= 1.25 * 50 * SAMPLE  # of 200; what lies between parts may come twice
 
 
 def test_ranks_and_jobs_fetch_each_byte_once(server: Loopback, local: Path, tmp_path: Path) -> None:
