@@ -710,3 +710,17 @@ def test_any_suffix_is_kept_and_nothing_runs(tmp_path: Path) -> None:
     with pytest.raises(UnsafeDataError, match="sample 'b', field 'pyd'.*touch"):
         next(samples)
     assert not ran.exists()
+
+
+def test_relative_addresses_of_mixtures_stay_where_they_were_given(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from neurofmx_wds import mix
+
+    monkeypatch.chdir(directory.parent)
+    parts = {"a": directory.name, "b": {"shard_dir": directory.name, "select": {"group": 1}}}
+    made = [NeuroDataModule(train=mix(parts)), NeuroDataModule(train=parts, weights={"a": 1, "b": 1})]
+    monkeypatch.chdir(tmp_path)
+    for data in made:
+        data.setup("fit")
+        assert len(next(iter(data.train_dataloader()))["__key__"]) == 32

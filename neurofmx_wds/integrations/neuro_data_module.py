@@ -29,6 +29,7 @@ from typing import Any
 from ..errors import refuse_unknown
 from ..loading.batch_loader import WebDatasetDataLoader
 from ..loading.loaders import create_webdataset_dataloader
+from ..loading.mixture import Mixture
 from ..loading.options import Datasets, Shuffle
 from ..loading.windows import Windows
 from .splits import Split, SplitModule, by_name
@@ -156,13 +157,22 @@ def _absolute(datasets: Any) -> Any:
         {'a': 's3://bucket/a', 'b': ['/data/{0..3}.tar']}
     """
     if isinstance(datasets, Mapping):
-        return {name: each if isinstance(each, Mapping) else _absolute(each) for name, each in datasets.items()}
+        return {name: _absolute_part(each) for name, each in datasets.items()}
+    if isinstance(datasets, Mixture):
+        return dataclasses.replace(datasets, datasets=_absolute(datasets.datasets))
     if isinstance(datasets, (list, tuple)):
         return [_absolute(each) for each in datasets]
     if not isinstance(datasets, (str, os.PathLike)):
         return datasets
     address = os.fspath(datasets)
     return address if ":" in address and not os.path.exists(address) else os.path.abspath(address)
+
+
+def _absolute_part(part: Any) -> Any:
+    """Return a dataset of a mixture, which may have options of its own, with local paths made absolute."""
+    if isinstance(part, Mapping):
+        return {**part, "shard_dir": _absolute(part["shard_dir"])} if "shard_dir" in part else part
+    return _absolute(part)
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
